@@ -1,0 +1,36 @@
+"""sampla: Bayesian error bars for large linear models and trained networks, by exact posterior samples."""
+
+from sampla._checks import ConvergenceWarning
+from sampla.em import EM, infer
+from sampla.features import DesignMatrix, NetworkFeatures
+from sampla.laplace import LinearisedLaplace
+from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.model import LinearModel
+from sampla.predictive import Predictive
+from sampla.priors import GPrior, Isotropic, Layerwise, Prior
+from sampla.solvers import SGD, BlockCG, Dense, Solver
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EM",
+    "SGD",
+    "Bernoulli",
+    "BlockCG",
+    "Categorical",
+    "ConvergenceWarning",
+    "Dense",
+    "DesignMatrix",
+    "GPrior",
+    "Gaussian",
+    "Isotropic",
+    "Layerwise",
+    "Likelihood",
+    "LinearModel",
+    "LinearisedLaplace",
+    "NetworkFeatures",
+    "Predictive",
+    "Prior",
+    "Solver",
+    "infer",
+]

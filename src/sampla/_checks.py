@@ -1,0 +1,47 @@
+"""Every "expected ..., got ..." message that more than one file needs."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+
+
+class ConvergenceWarning(UserWarning):
+    """A solve or an EM loop stopped before it reached the accuracy that was asked for."""
+
+
+def require(condition: bool, expected: str, got: str, remedy: str) -> None:
+    """Raise ValueError in the one form all messages have.
+
+    Raises:
+        ValueError: if ``condition`` is false.
+    """
+    if not condition:
+        raise ValueError(f"expected {expected}, got {got}. {remedy}")
+
+
+def require_finite(tensor: Tensor, what: str, remedy: str) -> None:
+    """Refuse NaN and infinity in a floating-point tensor (integers pass).
+
+    Raises:
+        ValueError: naming how many entries are not finite.
+    """
+    if not tensor.is_floating_point():
+        return
+    bad = int((~torch.isfinite(tensor)).sum())
+    require(bad == 0, f"finite {what}", f"{bad} NaN or infinite entries of {tensor.numel()}", remedy)
+
+
+def require_known(name: str, known: Iterable[str], what: str) -> None:
+    """Refuse a name that is not in ``known``, suggesting the nearest one.
+
+    Raises:
+        ValueError: if ``name`` is unknown.
+    """
+    names = list(known)
+    if name in names:
+        return
+    near = get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {what} {name!r}: expected one of {', '.join(map(repr, names))}.{hint}")

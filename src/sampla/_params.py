@@ -1,0 +1,51 @@
+"""K stacked parameter vectors: one flat (K, P) tensor, or a named view of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Names and shapes of the parameters, in the order in which they lie in a flat vector of P."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of entries of each parameter tensor."""
+        return tuple(prod(shape) for shape in self.shapes)
+
+    @property
+    def total(self) -> int:
+        """P, the number of parameters."""
+        return sum(self.sizes)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Named views (K, *shape) of a flat (K, P) tensor; nothing is copied."""
+        ends = list(accumulate(self.sizes))
+        starts = [0, *ends[:-1]]
+        rows = flat.shape[0]
+        return {
+            name: flat[:, start:end].view(rows, *shape)
+            for name, shape, start, end in zip(self.names, self.shapes, starts, ends, strict=True)
+        }
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of ``views``: one new (K, P) tensor."""
+        return torch.cat([tensors[name].flatten(1) for name in self.names], dim=1)
+
+    def tensor_index(self, device: torch.device) -> Tensor:
+        """(P,) int64: for each parameter the number of the tensor it belongs to."""
+        counts = torch.tensor(self.sizes, device=device)
+        return torch.repeat_interleave(torch.arange(len(self.sizes), device=device), counts)
+
+
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """(K,) inner products of matching rows of two (K, P) tensors."""
+    return torch.linalg.vecdot(a, b)

@@ -1,0 +1,19 @@
+"""The letters used everywhere, and the types that cross floors.
+
+N  data (observations)            C  outputs per datum (after flattening, unless said otherwise)
+P  parameters of the linear model K  posterior samples (columns solved together)
+M  sum_n phi_n' B_n phi_n, the (P, P) curvature of the data; A the prior precision; H = M + A
+
+A stack of K parameter vectors is one tensor of shape (K, P): rows are samples.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+"""What the network is called with: ``model(x)``, ``model(*x)`` or ``model(**x)``."""
+
+Loader: TypeAlias = Iterable[Any]
+"""A re-iterable of (inputs, targets) batches, such as a torch DataLoader or a list."""

@@ -1,0 +1,272 @@
+"""From features, likelihood, prior and data to posterior samples: the EM loop around the solver.
+
+E-step: K samples (and the mean) of the posterior at the present hyperparameters, one block solve, warm-started.
+M-step: MacKay's updates from the same samples and the mode of the linear model. The noise draws are kept, so the
+loop is deterministic and settles; a new prior precision costs no new pass for the right-hand sides.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from time import perf_counter
+from typing import Any
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+from sampla._checks import ConvergenceWarning, require
+from sampla.evidence import effective_dimension, relative_change, updated_precision
+from sampla.features import ScaledFeatures
+from sampla.likelihoods import Gaussian
+from sampla.model import LinearModel, NoiseDraw
+from sampla.noise import PRIOR, standard_normal
+from sampla.priors import BoundPrior, Prior
+from sampla.solvers import LinearSystem, RightHandSide, Solution, Solver, linear_mode, solve
+
+
+@dataclass(frozen=True)
+class EM:
+    """When the loop stops and how accurate it works.
+
+    Args:
+        tolerance: largest relative change of any prior or noise precision at which EM has settled.
+        max_steps: EM steps at most.
+        solve_tolerance: function-space error of the E-steps (gamma is off by about its square).
+        mode_tolerance: relative error of the linear mode.
+    """
+
+    tolerance: float = 0.02
+    max_steps: int = 30
+    solve_tolerance: float = 0.05
+    mode_tolerance: float = 0.005
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "solve_tolerance", "mode_tolerance"):
+            require(0 < getattr(self, name) < 1, f"EM {name} in (0, 1)", f"{getattr(self, name)}", "Try 0.02.")
+        require(self.max_steps >= 1, "at least one EM step", f"{self.max_steps}", "Fix the prior with learn=False.")
+
+
+@dataclass(frozen=True)
+class EMStep:
+    """One row of the trace."""
+
+    precision: list[float]
+    """alpha of each prior group that the E-step used."""
+    noise_precision: Any
+    """The noise precision that the E-step used; None if the likelihood has none."""
+    effective_dimension: list[float]
+    effective_dimension_error: list[float]
+    """Standard error of the estimate; zero when exact."""
+    mode_norm: float
+    """|mode|_A at the alpha used."""
+    change: float
+    """Largest |log ratio| of new to old precisions."""
+    passes: int
+    solve_error: float
+    mode_error: float
+    seconds: float
+
+
+@dataclass
+class EMState:
+    """All that an interrupted loop needs to go on as if nothing had happened."""
+
+    prior: BoundPrior
+    model: LinearModel
+    solution: Solution | None = None
+    mode: Tensor | None = None
+    trace: list[EMStep] = field(default_factory=list)
+    settled: bool = False
+
+
+@dataclass(frozen=True)
+class Inference:
+    """The posterior of a linear model in the coordinates of its parameters theta."""
+
+    samples: Tensor
+    """(K, P) zero-mean posterior samples of theta - mean."""
+    mean: Tensor | None
+    """(P,) posterior mean of the linear model: exact for Gaussian, the mode found in EM otherwise (None if fixed)."""
+    prior: BoundPrior
+    model: LinearModel
+    solution: Solution
+    effective_dimension: Tensor
+    effective_dimension_error: Tensor
+    trace: list[EMStep]
+    settled: bool
+
+
+def infer(
+    model: LinearModel,
+    prior: Prior,
+    solver: Solver[Any],
+    *,
+    num_samples: int,
+    seed: int,
+    em: EM,
+    tolerance: float = 0.02,
+    max_passes: int = 200,
+    say: Callable[[str], None] = lambda text: None,
+    restore: Callable[[EMState], EMState] = lambda state: state,
+    keep: Callable[[EMState], None] = lambda state: None,
+) -> Inference:
+    """Posterior samples of a linear model, with its hyperparameters found by EM where they are to be learnt.
+
+    Args:
+        model: features, likelihood and data.
+        prior: bound to the features' parameters here, with the diagonal of M that the noise pass estimates.
+        solver: for H Z = B.
+        num_samples: K.
+        seed: of all noise.
+        em: when and how the loop stops.
+        tolerance: function-space error of the final samples.
+        max_passes: of each solve.
+        say: called with one line at every stage.
+        restore: may replace the first state by a stored one.
+        keep: called with the state after every EM step.
+
+    Returns:
+        The Inference. Warnings say if EM or a solve stopped short.
+    """
+    say("checking the data")
+    survey = model.survey()
+    likelihood = model.likelihood
+    if isinstance(likelihood, Gaussian) and survey.residual is not None:
+        model = model.replaced(likelihood=likelihood.started(survey.residual, survey.entries))
+    say("drawing the noise")
+    draw = model.draw_noise(seed, num_samples)
+    bound = prior.bind(model.features.layout, draw.diagonal)
+    model = model.replaced(features=ScaledFeatures(model.features, bound.scale))
+    loop = _Loop(solver, em, seed, num_samples, survey.entries, max_passes, say, _scaled(draw, bound.scale))
+    state = restore(EMState(bound, model))
+    if state.model is not model:
+        loop.redraw(state)
+    learns = bound.learn or model.likelihood.learns_noise
+    while learns and not state.settled and len(state.trace) < em.max_steps:
+        state = loop.step(state)
+        keep(state)
+    if learns and not state.settled:
+        _warn_unsettled(em, state.trace)
+    solution = loop.e_step(state, tolerance, quiet=False)
+    gamma, gamma_error = effective_dimension(solution, num_samples, state.prior)
+    quadratic = state.model.likelihood.is_quadratic
+    mean = solution.value[num_samples] if quadratic else None if state.mode is None else state.mode[0]
+    return Inference(
+        solution.value[:num_samples] * bound.scale,
+        None if mean is None else mean * bound.scale,
+        state.prior, state.model, solution, gamma, gamma_error, state.trace, state.settled or not learns,
+    )  # fmt: skip
+
+
+@dataclass
+class _Loop:
+    """What stays the same over the EM steps of one fit."""
+
+    solver: Solver[Any]
+    em: EM
+    seed: int
+    num_samples: int
+    entries: int
+    max_passes: int
+    say: Callable[[str], None]
+    draw: NoiseDraw
+    target_part: Tensor | None = None
+
+    def step(self, state: EMState) -> EMState:
+        """E-step, mode, M-step."""
+        start, number = perf_counter(), len(state.trace) + 1
+        solution = self.e_step(state, self.em.solve_tolerance, quiet=True, label=f"EM {number}: samples, ")
+        mode, mode_error = self._mode(state, solution, f"EM {number}: ")
+        gamma, gamma_error = effective_dimension(solution, self.num_samples, state.prior)
+        prior = state.prior
+        if prior.learn:
+            prior = prior.with_precision(updated_precision(prior, gamma, mode[0]))
+        model, noise_change = self._noise_step(state, solution, mode, float(gamma.sum()))
+        change = max(relative_change(state.prior.precision, prior.precision), noise_change)
+        likelihood = state.model.likelihood
+        row = EMStep(
+            precision=state.prior.precision.tolist(),
+            noise_precision=likelihood.noise_precision.tolist() if isinstance(likelihood, Gaussian) else None,  # type: ignore[union-attr]
+            effective_dimension=gamma.tolist(),
+            effective_dimension_error=gamma_error.tolist(),
+            mode_norm=float((state.prior.diagonal * mode[0].square()).sum()) ** 0.5,
+            change=change,
+            passes=solution.passes,
+            solve_error=solution.error,
+            mode_error=mode_error,
+            seconds=perf_counter() - start,
+        )
+        following = EMState(prior, model, solution, mode, [*state.trace, row], change <= self.em.tolerance)
+        if model is not state.model:
+            self.redraw(following)
+        return following
+
+    def e_step(self, state: EMState, tolerance: float, quiet: bool, label: str = "final samples, ") -> Solution:
+        """K samples, and for a quadratic likelihood the mean, as one block of right-hand sides."""
+        prior, model = state.prior, state.model
+        root = prior.diagonal.sqrt()
+        size = (model.num_parameters,)
+        prior_part = root * standard_normal(self.seed, PRIOR, range(self.num_samples), 0, size, root)
+        data_part = self.draw.data_part
+        if model.likelihood.is_quadratic:
+            if self.target_part is None:
+                self.target_part = -model.loss_gradient(torch.zeros_like(data_part[:1]))[1]
+            data_part = torch.cat([data_part, self.target_part])
+            prior_part = torch.cat([prior_part, torch.zeros_like(prior_part[:1])])
+        rhs = RightHandSide(data_part, prior_part, self.num_samples, self.seed)
+        return solve(
+            self.solver, self._system(state), rhs, tolerance=tolerance, max_passes=self.max_passes,
+            guess=state.solution, say=lambda text: self.say(label + text), quiet=quiet,
+        )  # fmt: skip
+
+    def redraw(self, state: EMState) -> None:
+        """The right-hand sides again after the likelihood's noise has changed, from the same standard normals."""
+        diagonal = state.model.draw_noise(self.seed, self.num_samples)
+        self.draw, self.target_part = diagonal, None
+        if state.solution is not None:  # its M z belongs to the old noise: keep z only as far as it can be checked
+            state.solution = replace(
+                state.solution, curvature_value=state.model.curvature_product(state.solution.value), reusable=None
+            )
+
+    def _system(self, state: EMState) -> LinearSystem:
+        return LinearSystem(state.model, state.prior.diagonal, self.draw.diagonal)
+
+    def _mode(self, state: EMState, solution: Solution, label: str) -> tuple[Tensor, float]:
+        if state.model.likelihood.is_quadratic:
+            return solution.value[self.num_samples :], solution.error
+        found = linear_mode(
+            state.model, state.prior.diagonal, self.draw.diagonal,
+            guess=state.mode, tolerance=self.em.mode_tolerance, say=lambda text: self.say(label + text),
+        )  # fmt: skip
+        return found.value, found.error
+
+    def _noise_step(self, state: EMState, solution: Solution, mode: Tensor, gamma: float) -> tuple[LinearModel, float]:
+        likelihood = state.model.likelihood
+        if not (isinstance(likelihood, Gaussian) and likelihood.learns_noise):
+            return state.model, 0.0
+        residual, function = state.model.noise_moments(mode, solution.value[: self.num_samples])
+        updated = likelihood.updated(residual, function, gamma, self.entries)
+        old, new = likelihood.noise_precision, updated.noise_precision
+        assert old is not None and new is not None
+        if old.ndim == 2:
+            old, new = old.diagonal(), new.diagonal()
+        return state.model.replaced(likelihood=updated), relative_change(old, new)
+
+
+def _scaled(draw: NoiseDraw, scale: Tensor) -> NoiseDraw:
+    return NoiseDraw(draw.data_part * scale, draw.diagonal * scale.square())
+
+
+def _warn_unsettled(em: EM, trace: list[EMStep]) -> None:
+    warn(
+        f"EM was asked to settle within {em.tolerance:.0%}, and after {len(trace)} steps the hyperparameters still "
+        f"change by {trace[-1].change:.1%} a step: see report_.trace, raise EM(max_steps=...), or fix the prior "
+        "with learn=False.",
+        ConvergenceWarning,
+        stacklevel=3,
+    )
+
+
+def trace_rows(trace: list[EMStep]) -> list[dict[str, Any]]:
+    """The trace as plain dicts, for JSON."""
+    return [asdict(step) for step in trace]

@@ -1,0 +1,43 @@
+"""How much the data have determined, and what that says about the hyperparameters (MacKay 1992)."""
+
+import torch
+from torch import Tensor
+
+from sampla.model import effective_dimensions
+from sampla.priors import BoundPrior
+from sampla.solvers import Solution
+
+_BOUNDS = 1e-12, 1e12
+"""Where a prior precision is stopped: beyond, the data say nothing about it, or everything."""
+
+
+def effective_dimension(solution: Solution, num_samples: int, prior: BoundPrior) -> tuple[Tensor, Tensor]:
+    """gamma_g = tr_g(H^-1 M) for every prior group (method.md section 3).
+
+    Returns:
+        (G,) gamma and (G,) its standard error: from the solver if it knows it exactly (error zero), otherwise the mean
+        over posterior samples of sum_i z_i (M z)_i, with the spread of that mean.
+    """
+    if solution.effective_dimension is not None:
+        gamma = prior.group_sum(solution.effective_dimension)
+        return gamma, torch.zeros_like(gamma)
+    parts = effective_dimensions(solution.value[:num_samples], solution.curvature_value[:num_samples])
+    each = torch.stack([prior.group_sum(row) for row in parts])
+    return each.mean(0), each.std(0) / num_samples**0.5
+
+
+def updated_precision(prior: BoundPrior, gamma: Tensor, mode: Tensor) -> Tensor:
+    """MacKay's update alpha_g <- gamma_g / |mode|_g^2, mode (P,) in the coordinates of the prior's scale.
+
+    A group with nothing to go by (gamma and mode both zero, as for a dead layer) keeps its alpha.
+    """
+    size = prior.group_sum(mode.square())
+    gamma = gamma.clamp_min(0)
+    known = (gamma > 0) & (size > 0)
+    ratio = gamma / size.clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(known, ratio.clamp(*_BOUNDS), prior.precision)
+
+
+def relative_change(old: Tensor, new: Tensor) -> float:
+    """The largest |log(new / old)| over groups: 0.02 is a change of 2 %."""
+    return float((new / old).log().abs().max())

@@ -1,0 +1,18 @@
+"""Feature maps phi: anything that can say phi v (jvp) and phi' u (vjp) for one batch of inputs."""
+
+from sampla.features._base import Features, Linearisation, adjoint_error, check_adjoint
+from sampla.features.compose import ScaledFeatures
+from sampla.features.matrix import DesignMatrix
+from sampla.features.network import NetworkFeatures, functional_state, select_parameters
+
+__all__ = [
+    "DesignMatrix",
+    "Features",
+    "Linearisation",
+    "NetworkFeatures",
+    "ScaledFeatures",
+    "adjoint_error",
+    "check_adjoint",
+    "functional_state",
+    "select_parameters",
+]

@@ -1,0 +1,77 @@
+"""What every feature map offers, and the identity that makes it trustworthy."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from sampla._params import ParameterLayout, row_dot
+from sampla._typing import Inputs
+from sampla.noise import ADJOINT, standard_normal
+
+
+class Linearisation(ABC):
+    """The features phi of one batch of n data: a linear map from P parameters to (n, *out) outputs."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> Tensor:
+        """(n, *out): the outputs at which the likelihood's curvature B is taken."""
+
+    @abstractmethod
+    def jvp(self, vectors: Tensor) -> Tensor:
+        """phi v for K vectors: (K, P) -> (K, n, *out)."""
+
+    @abstractmethod
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        """phi' u for K cotangents, summed over the batch: (K, n, *out) -> (K, P)."""
+
+
+class Features(ABC):
+    """A feature map phi: x -> (C, P), never formed; only its products are used."""
+
+    layout: ParameterLayout
+    """Names and shapes of the P parameters."""
+    like: Tensor
+    """An empty tensor with the dtype and device in which the products are computed."""
+
+    @abstractmethod
+    def linearise(self, inputs: Inputs) -> Linearisation:
+        """The features of one batch."""
+
+
+def adjoint_error(linearisation: Linearisation, num_parameters: int, seed: int = 0) -> float:
+    """Relative error of <phi v, u> = <v, phi' u> for one random pair (u, v).
+
+    Returns:
+        |<phi v, u> - <v, phi' u>| / (|phi v| |u|), about the rounding error of the dtype if all is well.
+    """
+    out = linearisation.outputs
+    v = standard_normal(seed, ADJOINT, range(1), 0, (num_parameters,), out)
+    u = standard_normal(seed, ADJOINT, range(1), num_parameters, tuple(out.shape), out)
+    pushed, pulled = linearisation.jvp(v).double(), linearisation.vjp(u).double()
+    u, v = u.double(), v.double()
+    left, right = (pushed * u).sum(), row_dot(pulled, v).sum()
+    size = pushed.norm() * u.norm() + pulled.norm() * v.norm()
+    return float((left - right).abs() / size) if size > 0 else 0.0
+
+
+def check_adjoint(linearisation: Linearisation, num_parameters: int) -> float:
+    """Refuse a feature map whose two products are not adjoint to each other.
+
+    Returns:
+        The relative error found.
+
+    Raises:
+        ValueError: if it is larger than rounding explains.
+    """
+    dtype = linearisation.outputs.dtype
+    error = adjoint_error(linearisation, num_parameters)
+    bound = 100 * torch.finfo(dtype).eps
+    if not error <= bound:
+        raise ValueError(
+            f"expected <phi v, u> = <v, phi' u> up to rounding ({bound:.0e} relative in {dtype}), got a relative "
+            f"difference of {error:.1e}. Some operation has a wrong derivative (a custom autograd function, "
+            "a detach() or an in-place change); the posterior would be wrong."
+        )
+    return error

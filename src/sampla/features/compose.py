@@ -1,0 +1,32 @@
+"""Feature maps made from feature maps."""
+
+from torch import Tensor
+
+from sampla._typing import Inputs
+from sampla.features._base import Features, Linearisation
+
+
+class ScaledFeatures(Features):
+    """phi diag(s): columns scaled by s, of shape (P,). Parameters become theta / s."""
+
+    def __init__(self, base: Features, scale: Tensor) -> None:
+        self.layout, self.like = base.layout, base.like
+        self._base, self._scale = base, scale
+
+    def linearise(self, inputs: Inputs) -> Linearisation:
+        return _Scaled(self._base.linearise(inputs), self._scale)
+
+
+class _Scaled(Linearisation):
+    def __init__(self, base: Linearisation, scale: Tensor) -> None:
+        self._base, self._scale = base, scale
+
+    @property
+    def outputs(self) -> Tensor:
+        return self._base.outputs
+
+    def jvp(self, vectors: Tensor) -> Tensor:
+        return self._base.jvp(vectors * self._scale)
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        return self._base.vjp(cotangents) * self._scale

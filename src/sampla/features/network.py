@@ -1,0 +1,178 @@
+"""The Jacobian of a network as a feature map: phi(x) = d f(w, x) / d w at the trained weights w."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sampla._batches import describe_inputs
+from sampla._checks import require_known
+from sampla._params import ParameterLayout
+from sampla._typing import Inputs
+from sampla.features._base import Features, Linearisation
+
+Selection: TypeAlias = None | str | Sequence[str] | Callable[[str, nn.Parameter], bool]
+
+_NORMALISATION = (
+    nn.modules.batchnorm._NormBase,  # BatchNorm and InstanceNorm, every dimension
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+def select_parameters(model: nn.Module, selection: Selection = None) -> tuple[list[str], dict[str, str]]:
+    """Which parameters form theta.
+
+    Args:
+        model: the network.
+        selection: None for all that require grad except those of normalisation layers; names or shell patterns
+            ("head.*"); or a predicate (name, parameter) -> bool. A selection made by the user is taken as it is.
+
+    Returns:
+        The chosen names in the model's order, and for every parameter left out the reason.
+
+    Raises:
+        ValueError: if a name or pattern matches nothing, or nothing is left.
+    """
+    every = dict(model.named_parameters())
+    if selection is None:
+        normalisation = {
+            id(p) for m in model.modules() if isinstance(m, _NORMALISATION) for p in m.parameters(recurse=False)
+        }
+        excluded = {
+            name: "normalisation layer" if id(p) in normalisation else "does not require grad"
+            for name, p in every.items()
+            if id(p) in normalisation or not p.requires_grad
+        }
+    else:
+        chosen = _matching(every, selection)
+        excluded = {name: "not selected" for name in every if name not in chosen}
+    names = [name for name in every if name not in excluded]
+    if not names:
+        reasons = ", ".join(sorted(set(excluded.values()))) or "the model has none"
+        raise ValueError(
+            f"expected at least one parameter to be uncertain about, got none of {len(every)} ({reasons}). "
+            "Set requires_grad=True on some, or pass parameters=[...] with names or patterns."
+        )
+    return names, excluded
+
+
+def _matching(every: Mapping[str, nn.Parameter], selection: Selection) -> set[str]:
+    if callable(selection):
+        return {name for name, parameter in every.items() if selection(name, parameter)}
+    assert selection is not None
+    chosen: set[str] = set()
+    for pattern in [selection] if isinstance(selection, str) else selection:
+        found = {name for name in every if fnmatchcase(name, pattern)}
+        if not found:
+            require_known(pattern, every, "parameter")
+        chosen |= found
+    return chosen
+
+
+def functional_state(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers of the network, detached (parameters shared, buffers copied)."""
+    state: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
+    state.update({name: b.detach().clone() for name, b in model.named_buffers()})
+    return state
+
+
+class NetworkFeatures(Features):
+    """J(x) = d f(w, x) / d w for the named parameters, by jvp and vjp; the network itself is never changed.
+
+    Args:
+        model: any torch.nn.Module in evaluation mode.
+        names: the parameters that form theta, as ``select_parameters`` gives them.
+
+    Raises:
+        TypeError: if the network does not return one floating-point tensor.
+        RuntimeError: if the network cannot be called on the inputs, or has no forward-mode derivative.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self._model = model
+        state = functional_state(model)
+        self._point = {name: state.pop(name) for name in names}
+        self._rest = state
+        self.layout = ParameterLayout(tuple(names), tuple(tuple(p.shape) for p in self._point.values()))
+        self.like = next(iter(self._point.values())).new_empty(0)
+
+    def linearise(self, inputs: Inputs) -> Linearisation:
+        return _NetworkAt(self, inputs)
+
+    def call(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        """f(point, inputs), leaving the user's module as it is."""
+        args, kwargs = _call_arguments(inputs)
+        with _math_attention(), _explained(inputs):
+            outputs = functional_call(self._model, {**self._rest, **point}, args, kwargs)
+        if not (isinstance(outputs, Tensor) and outputs.is_floating_point()):
+            raise TypeError(
+                f"expected the network to return one floating-point tensor, got {type(outputs).__name__}. "
+                "Wrap it in a module that returns the tensor the likelihood is about."
+            )
+        return outputs
+
+    @property
+    def point(self) -> dict[str, Tensor]:
+        """The trained values of the chosen parameters."""
+        return self._point
+
+
+class _NetworkAt(Linearisation):
+    def __init__(self, features: NetworkFeatures, inputs: Inputs) -> None:
+        self._features, self._inputs = features, inputs
+        self._pulled: tuple[Tensor, Callable[..., Any]] | None = None
+
+    def _forward(self, point: Mapping[str, Tensor]) -> Tensor:
+        return self._features.call(point, self._inputs)
+
+    def _pullback(self) -> tuple[Tensor, Callable[..., Any]]:
+        if self._pulled is None:
+            outputs, pull = vjp(self._forward, self._features.point)
+            self._pulled = outputs.detach(), pull
+        return self._pulled
+
+    @property
+    def outputs(self) -> Tensor:
+        return self._pullback()[0]
+
+    def jvp(self, vectors: Tensor) -> Tensor:
+        tangents = self._features.layout.views(vectors)
+        push = vmap(lambda tangent: jvp(self._forward, (self._features.point,), (tangent,))[1])
+        pushed: Tensor = push(tangents)
+        return pushed.detach()
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        (pulled,) = vmap(self._pullback()[1])(cotangents)
+        return self._features.layout.flatten(pulled).detach()
+
+
+def _call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {}
+
+
+@contextmanager
+def _math_attention() -> Iterator[None]:
+    """Flash attention has no forward-mode derivative; the mathematical form has."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def _explained(inputs: Inputs) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        raise RuntimeError(
+            f"the network could not be called on inputs of shape and dtype {describe_inputs(inputs)}: {error}\n"
+            "Call model(x) on one batch of the loader: shapes, dtypes and devices must fit, and the network must "
+            "be deterministic (no random operation inside)."
+        ) from error

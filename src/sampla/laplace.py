@@ -1,0 +1,302 @@
+"""The front door: error bars for a trained network."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sampla._batches import Batch, CheckedLoader, describe_inputs, fingerprint
+from sampla._checks import require, require_known
+from sampla._progress import Progress
+from sampla._typing import Inputs, Loader
+from sampla.em import EM, EMState, Inference, infer
+from sampla.features import NetworkFeatures, check_adjoint, select_parameters
+from sampla.features.network import Selection
+from sampla.fitreport import FitReport, build_report
+from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.model import LinearModel
+from sampla.posterior import Posterior, load_posterior
+from sampla.predictive import Predictive
+from sampla.priors import GPrior, Isotropic, Layerwise, Prior
+from sampla.resume import keep_state, restore_state
+from sampla.solvers import SGD, BlockCG, Dense, Solver
+
+LIKELIHOODS = {"categorical": Categorical, "gaussian": Gaussian, "bernoulli": Bernoulli}
+PRIORS = {"g-prior": GPrior, "isotropic": Isotropic, "layerwise": Layerwise}
+SOLVERS = {"block-cg": BlockCG, "dense": Dense, "sgd": SGD}
+_DENSE_UP_TO = 500
+"""P at which solver="auto" changes from dense to block conjugate gradients."""
+
+
+class LinearisedLaplace:
+    """Linearised Laplace with exact posterior samples (Antoran et al. 2023; method.md section 5).
+
+    Args:
+        model: any torch.nn.Module in evaluation mode; never changed.
+        likelihood: "categorical", "gaussian" (noise learnt), "bernoulli", or a Likelihood.
+        prior: "g-prior", "isotropic", "layerwise", or a Prior; its precision is learnt unless it says learn=False.
+        parameters: None for all that require grad except normalisation layers; names, patterns or a predicate.
+        num_samples: K, at least 2; a standard deviation is known to about 1 / sqrt(2 K) of itself.
+        solver: "auto", "block-cg", "dense", "sgd", or a Solver.
+        seed: of all noise.
+        tolerance: function-space error of the samples, |phi(z - z*)|_B / |phi z*|_B.
+        max_passes: products per sample at most, for each solve.
+        em: when the loop over hyperparameters stops.
+        progress: show a bar on anything over two seconds.
+
+    Raises:
+        ValueError: for unknown names, K < 2, or a model in train mode.
+
+    Example:
+        >>> import torch, sampla
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.linspace(-1, 1, 40)[:, None]
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).eval()
+        >>> la = sampla.LinearisedLaplace(net, likelihood="gaussian").fit([(x, torch.sin(3 * x))])
+        >>> la.predict(x[:2]).std.shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood = "categorical",
+        prior: str | Prior = "g-prior",
+        parameters: Selection = None,
+        num_samples: int = 16,
+        solver: str | Solver[Any] = "auto",
+        seed: int = 0,
+        *,
+        tolerance: float = 0.02,
+        max_passes: int = 200,
+        em: EM | None = None,
+        progress: bool = True,
+    ) -> None:
+        require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, "Pass the trained network.")
+        require(num_samples >= 2, "num_samples of at least 2", f"{num_samples}", "16 to 64 are usual.")
+        require(0 < tolerance < 1, "a tolerance in (0, 1)", f"{tolerance}", "The default is 0.02.")
+        require(max_passes >= 1, "max_passes of at least 1", f"{max_passes}", "The default is 200.")
+        self.model = model
+        self.likelihood = _named(likelihood, LIKELIHOODS, "likelihood")
+        self.prior = _named(prior, PRIORS, "prior")
+        self.names, self.excluded = select_parameters(model, parameters)
+        size = sum(p.numel() for name, p in model.named_parameters() if name in set(self.names))
+        if solver == "auto":
+            solver = "dense" if size <= _DENSE_UP_TO else "block-cg"
+        self.solver: Solver[Any] = _named(solver, SOLVERS, "solver")
+        self.num_samples, self.seed, self.tolerance, self.max_passes = num_samples, seed, tolerance, max_passes
+        self.em = em or EM()
+        self._progress = Progress(progress)
+        self._posterior: Posterior | None = None
+        self._inference: Inference | None = None
+        self._report: FitReport | None = None
+
+    def fit(self, loader: Loader, checkpoint: str | Path | None = None) -> "LinearisedLaplace":
+        """Find the hyperparameters and draw the samples.
+
+        Args:
+            loader: re-iterable of (x, y): the data the network was trained on, without augmentation. x is a tensor, a
+                tuple or a dict of tensors.
+            checkpoint: a folder in which the state after every EM step is kept; a fit that finds one goes on there.
+
+        Returns:
+            self.
+
+        Raises:
+            ValueError: for data that do not fit, NaN, an empty loader, a loader whose data change, or a network in
+                train mode, with active dropout or with wrong derivatives. The network and earlier results stay.
+        """
+        start = perf_counter()
+        with untouched(self.model):
+            check_evaluation_mode(self.model)
+            features = NetworkFeatures(self.model, self.names)
+            device = features.like.device
+            first = next(iter(CheckedLoader(loader, device, Progress(False))), None)
+            require(
+                first is not None, "a loader with at least one batch", "an empty one",
+                "Check the data set, and that the loader can be read more than once (a list or DataLoader, no generator).",
+            )  # fmt: skip
+            assert first is not None
+            adjoint = _check_network(features, first)
+            data = CheckedLoader(loader, device, self._progress)
+            model = LinearModel(features, self.likelihood, data)
+            identity = self._identity()
+            inference = infer(
+                model, self.prior, self.solver,
+                num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
+                max_passes=self.max_passes, say=self._say,
+                restore=lambda state: restore_state(checkpoint, state, identity),
+                keep=lambda state: keep_state(checkpoint, state, identity),
+            )  # fmt: skip
+        report = build_report(inference, data, self.excluded, adjoint, perf_counter() - start)
+        self._inference, self._report = inference, report
+        self._posterior = Posterior(features, inference.model.likelihood, inference.samples, report.to_dict())
+        return self
+
+    def predict(self, x: Inputs, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
+        """The posterior predictive at new inputs; see ``Predictive`` for what it offers.
+
+        Args:
+            x: inputs as the network takes them, first axis n.
+            method: "monte-carlo" or "probit", how class probabilities are averaged.
+            num_draws: draws of a Monte Carlo average.
+        """
+        with untouched(self.model):
+            check_evaluation_mode(self.model)
+            return self._fitted().predict(x, method, num_draws)
+
+    @property
+    def prior_precision_(self) -> Tensor:
+        """(G,) alpha of each prior group (G = 1 for isotropic and g-prior)."""
+        return torch.tensor(self._facts()["prior_precision"], dtype=torch.float64)
+
+    @property
+    def noise_precision_(self) -> Tensor | None:
+        """Noise precision of a Gaussian likelihood: (), (C,) or (C, C); None for others."""
+        likelihood = self._fitted().likelihood
+        return likelihood.noise_precision if isinstance(likelihood, Gaussian) else None
+
+    @property
+    def effective_dimension_(self) -> Tensor:
+        """(G,) gamma: how many parameters the data determine, for each prior group."""
+        return torch.tensor(self._facts()["effective_dimension"], dtype=torch.float64)
+
+    @property
+    def samples_(self) -> dict[str, Tensor]:
+        """Parameter name -> (K, *shape): zero-mean posterior samples, to be added to the trained weights."""
+        return self._fitted().layout.views(self._fitted().samples)
+
+    @property
+    def linear_mean_(self) -> dict[str, Tensor] | None:
+        """Parameter name -> shape: the mode of the linear model itself, which the hyperparameter update uses."""
+        inference = self._inference
+        if inference is None or inference.mean is None:
+            return None
+        return {name: value[0] for name, value in self._fitted().layout.views(inference.mean[None]).items()}
+
+    @property
+    def report_(self) -> FitReport:
+        """What the fit did, cost and reached. ``print(la.report_)``."""
+        if self._report is None:
+            self._report = FitReport.from_dict(self._fitted().facts)
+        return self._report
+
+    def save(self, path: str | Path) -> None:
+        """Write the posterior to one safetensors file.
+
+        Raises:
+            RuntimeError: before fit.
+            OSError: if it cannot be written; an older file at ``path`` stays.
+        """
+        self._fitted().save(path, self.model)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module, likelihood: Likelihood | None = None) -> "LinearisedLaplace":
+        """A fitted LinearisedLaplace from its file and the network it was fitted to.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged, foreign, or belongs to another network or other weights.
+        """
+        posterior = load_posterior(path, model, likelihood)
+        loaded = cls(
+            model, posterior.likelihood, parameters=list(posterior.layout.names), num_samples=len(posterior.samples)
+        )
+        loaded.excluded = posterior.facts["excluded_parameters"]
+        loaded._posterior = posterior
+        return loaded
+
+    def _fitted(self) -> Posterior:
+        if self._posterior is None:
+            raise RuntimeError("this LinearisedLaplace is not fitted yet: call fit(loader) first")
+        return self._posterior
+
+    def _facts(self) -> dict[str, Any]:
+        return self._fitted().facts
+
+    def _say(self, stage: str) -> None:
+        self._progress.stage = stage
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to belong to this fit."""
+        return {
+            "network": fingerprint(self.model.state_dict()),
+            "parameters": self.names,
+            "likelihood": self.likelihood.config(),
+            "prior": [type(self.prior).__name__, self.prior.precision, self.prior.learn],
+            "solver": repr(self.solver),
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+        }
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Give the network back exactly as it was, whatever happens inside: also after an exception or Ctrl-C."""
+    modules = [
+        (m, m.training, dict(m._parameters), dict(m._buffers), dict(m._forward_hooks), dict(m._forward_pre_hooks))
+        for m in model.modules()
+    ]
+    leaves = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, training, parameters, buffers, hooks, pre_hooks in modules:
+            module.training = training
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+            for live, kept in ((module._forward_hooks, hooks), (module._forward_pre_hooks, pre_hooks)):
+                live.clear()
+                live.update(kept)
+        for parameter, requires_grad, grad in leaves:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+
+
+def check_evaluation_mode(model: nn.Module) -> None:
+    """Refuse a network whose output is not a function of its input alone.
+
+    Raises:
+        ValueError: if any module is in train mode.
+    """
+    training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
+    require(
+        not training,
+        "a model in evaluation mode",
+        f"{len(training)} module(s) in train mode, such as {training[0] if training else ''!r}",
+        "Call model.eval() first: dropout and batch statistics would change the function between passes.",
+    )
+
+
+def _check_network(features: NetworkFeatures, batch: Batch) -> float:
+    """Deterministic, and its two products adjoint; returns the adjoint error."""
+    with torch.no_grad():
+        once, again = (features.call(features.point, batch.inputs) for _ in range(2))
+    same = once.shape == again.shape and torch.equal(once.nan_to_num(), again.nan_to_num())
+    require(
+        same,
+        f"the same outputs twice for the same inputs {describe_inputs(batch.inputs)}",
+        "different ones",
+        "Something in the network is random even in evaluation mode (dropout with training=True?): switch it off.",
+    )
+    require(
+        once.ndim > 0 and once.shape[0] == batch.size,
+        f"outputs with first axis {batch.size}, one row per datum",
+        f"shape {tuple(once.shape)}",
+        "The network must not sum or average over the batch.",
+    )
+    if not bool(torch.isfinite(once).all()):
+        return float("nan")  # the survey of all data says where
+    piece = next(batch.pieces(8))
+    return check_adjoint(features.linearise(piece.inputs), features.layout.total)
+
+
+def _named(given: Any, known: dict[str, Any], what: str) -> Any:
+    if not isinstance(given, str):
+        return given
+    require_known(given, ["auto", *known] if what == "solver" else known, what)
+    return known[given]()

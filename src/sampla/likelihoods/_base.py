@@ -1,0 +1,46 @@
+"""What a likelihood must say; write one by subclassing and giving the three abstract methods."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+
+class Likelihood(ABC):
+    """p(y | f) for one datum with outputs f = (*out), all data independent given f.
+
+    ``outputs`` is (n, *out); ``vectors`` is a stack (K, n, *out). B_n = -d2 log p(y_n | f_n) / df df' must not
+    depend on y_n and must be positive semi-definite (for other likelihoods use the Fisher matrix instead).
+    """
+
+    is_quadratic = False
+    """True if log_prob is quadratic in f with B independent of f: the mean then solves a linear system."""
+    learns_noise = False
+    """True if EM is to update parameters of the likelihood."""
+
+    @abstractmethod
+    def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(n,) log p(y_n | f_n) in nats, summed over the inner axes of one datum; differentiable by autograd."""
+
+    @abstractmethod
+    def curvature_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
+        """B u for each of K vectors: (K, n, *out) -> (K, n, *out)."""
+
+    @abstractmethod
+    def curvature_root_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
+        """S xi with S S' = B for each of K vectors: (K, n, *out) -> (K, n, *out)."""
+
+    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError if the targets do not belong to these outputs. Accepts everything unless overridden."""
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Class probabilities of given outputs.
+
+        Raises:
+            TypeError: if the likelihood is not about classes.
+        """
+        raise TypeError(f"{type(self).__name__} has no class probabilities: use pred.mean and pred.variance instead.")
+
+    def config(self) -> dict[str, Any]:
+        """What ``from_config`` needs beside tensors to rebuild a built-in likelihood; JSON only."""
+        return {"name": type(self).__name__}

@@ -1,0 +1,145 @@
+"""Regression with Gaussian noise: scalar, per-output or full precision, fixed or learnt."""
+
+from math import log, pi
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sampla._checks import require, require_finite, require_known
+from sampla.likelihoods._base import Likelihood
+
+Structure = Literal["scalar", "diagonal", "full"]
+
+
+class Gaussian(Likelihood):
+    """y ~ N(f, B^-1), outputs (n, ..., C) or, for scalar noise, of any shape; targets of the same shape.
+
+    Args:
+        noise_precision: B as a number, a vector (C,) or a matrix (C, C), in units of 1 / target^2. None: learnt by
+            EM, starting from the precision of the residuals.
+        structure: "scalar", "diagonal" or "full"; read from the shape when noise_precision is given.
+        learn: whether EM updates B; by default only when noise_precision is None.
+
+    Raises:
+        ValueError: if the precision is not positive (definite), or its shape does not fit the outputs.
+    """
+
+    is_quadratic = True
+
+    def __init__(
+        self,
+        noise_precision: float | Tensor | None = None,
+        structure: Structure = "scalar",
+        learn: bool | None = None,
+    ) -> None:
+        require_known(structure, ("scalar", "diagonal", "full"), "noise structure")
+        self.learns_noise = noise_precision is None if learn is None else learn
+        self.noise_precision: Tensor | None = None
+        self.structure: Structure = structure
+        if noise_precision is not None:
+            self.noise_precision = torch.as_tensor(noise_precision, dtype=torch.float64)
+            self.structure = ("scalar", "diagonal", "full")[min(self.noise_precision.ndim, 2)]  # type: ignore[assignment]
+            self._root = _root(self.noise_precision)
+
+    def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        residual = (targets - outputs).unsqueeze(0)
+        squared = (residual * self.curvature_product(outputs, residual)).squeeze(0)
+        per_datum = squared.reshape(squared.shape[0], -1)
+        constant = per_datum.shape[1] * log(2 * pi) - self.log_determinant(outputs)
+        return -0.5 * (per_datum.sum(1) + constant)
+
+    def log_determinant(self, outputs: Tensor) -> float:
+        """log det B of one datum of the given outputs, all inner axes together."""
+        precision = self._precision()
+        entries = outputs[0].numel()
+        if precision.ndim == 0:
+            return entries * float(precision.log())
+        rows = entries // precision.shape[0]
+        diagonal = self._root.diagonal() ** 2 if precision.ndim == 2 else precision
+        return rows * float(diagonal.log().sum())
+
+    def curvature_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
+        precision = self._precision().to(vectors)
+        return vectors @ precision if precision.ndim == 2 else vectors * precision
+
+    def curvature_root_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
+        root = self._root.to(vectors)
+        return vectors @ root.mT if root.ndim == 2 else vectors * root
+
+    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        require(
+            targets.shape == outputs.shape,
+            f"targets of shape {tuple(outputs.shape)}, like the outputs",
+            f"{tuple(targets.shape)}",
+            "Reshape one of them: broadcasting would pair every target with every output.",
+        )
+        require_finite(targets, "targets", "Remove or impute them.")
+        size = outputs.shape[-1]
+        precision = self.noise_precision
+        require(
+            precision is None or precision.ndim == 0 or precision.shape[-1] == size,
+            f"a noise precision for {size} outputs",
+            f"one for {0 if precision is None else precision.shape[-1]}" if precision is not None else "",
+            "Give a number, a vector (C,) or a matrix (C, C).",
+        )
+
+    def second_moment(self, residuals: Tensor) -> Tensor:
+        """Sum over the stack of r r', reduced to the noise's structure: (), (C,) or (C, C), in float64."""
+        flat = residuals.reshape(-1, residuals.shape[-1]).double()
+        if self.structure == "full":
+            return flat.mT @ flat
+        squared = flat.square()
+        return squared.sum(0) if self.structure == "diagonal" else squared.sum()
+
+    def updated(self, residual: Tensor, function: Tensor, effective_dimension: float, entries: int) -> "Gaussian":
+        """The M-step for the noise (method.md section 3; MacKay 1992 for scalar noise).
+
+        Args:
+            residual: second moment of y - phi mean, summed over all data.
+            function: posterior second moment of phi z, summed over all data.
+            effective_dimension: gamma.
+            entries: N C, the number of observed numbers.
+        """
+        if self.structure == "scalar":
+            precision = max(entries - effective_dimension, 1e-3 * entries) / residual.clamp_min(1e-300)
+        else:
+            rows = entries / residual.shape[-1]
+            covariance = (residual + function) / rows
+            precision = covariance.reciprocal() if covariance.ndim == 1 else torch.linalg.inv(covariance)
+            precision = precision if precision.ndim == 1 else (precision + precision.mT) / 2
+        return Gaussian(precision.cpu(), learn=self.learns_noise)
+
+    def started(self, residual: Tensor, entries: int) -> "Gaussian":
+        """This likelihood with a first noise precision, the inverse of the residuals' second moment."""
+        if self.noise_precision is not None:
+            return self
+        mean_square = residual / (entries if self.structure == "scalar" else entries / residual.shape[-1])
+        if mean_square.ndim == 2:
+            mean_square = mean_square + 1e-6 * mean_square.diagonal().mean() * torch.eye(len(mean_square))
+            return Gaussian(torch.linalg.inv(mean_square.cpu()), learn=self.learns_noise)
+        return Gaussian(mean_square.clamp_min(1e-12).reciprocal().cpu(), learn=self.learns_noise)
+
+    def config(self) -> dict[str, Any]:
+        precision = None if self.noise_precision is None else self.noise_precision.tolist()
+        return {"name": "Gaussian", "noise_precision": precision, "learn": self.learns_noise}
+
+    def _precision(self) -> Tensor:
+        if self.noise_precision is None:
+            raise RuntimeError("the noise precision is not known before fit: call fit, or give noise_precision=...")
+        return self.noise_precision
+
+
+def _root(precision: Tensor) -> Tensor:
+    fix = "Give 1 / variance, a vector of them, or the inverse of the noise covariance."
+    require_finite(precision, "noise precision", fix)
+    if precision.ndim < 2:
+        low = float(precision.min())
+        require(low > 0, "a positive noise precision", f"{low:g}", fix)
+        return precision.sqrt()
+    square = precision.ndim == 2 and precision.shape[0] == precision.shape[1]
+    require(square, "a square noise precision matrix", f"{tuple(precision.shape)}", fix)
+    symmetric = torch.allclose(precision, precision.mT, rtol=1e-6)
+    root, info = torch.linalg.cholesky_ex(precision)
+    require(symmetric and int(info) == 0, "a symmetric positive definite noise precision", "one that is not", fix)
+    return root

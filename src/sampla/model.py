@@ -1,0 +1,220 @@
+"""The linear model y_n = phi_n theta + noise: every quantity that takes a pass over the data.
+
+The cost of everything is counted in products: one product is M times one vector over all data.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sampla._batches import Batch, CheckedLoader, describe_inputs, input_tensors
+from sampla._checks import require_finite
+from sampla._params import row_dot
+from sampla.features import Features, Linearisation
+from sampla.likelihoods import Gaussian, Likelihood
+from sampla.noise import DATA, standard_normal
+
+_BLOCK = 32
+"""Data whose noisy gradients are summed before they are squared; fixed, so that results do not depend on batches."""
+_COLUMNS = 64
+"""Vectors pushed through the network at once."""
+_ROWS_TIMES_COLUMNS = 512
+"""Data times vectors in flight: what fits the caches of a CPU best (NOTES.md)."""
+
+
+@dataclass
+class Ledger:
+    """What has been spent on a fit: products with M (a jvp or a vjp alone counts half)."""
+
+    products: float = 0.0
+
+
+@dataclass(frozen=True)
+class NoiseDraw:
+    """The data part of K right-hand sides, and what the same pass says about M."""
+
+    data_part: Tensor
+    """(K, P): sum_n phi_n' S_n xi_n, distributed as N(0, M)."""
+    diagonal: Tensor
+    """(P,): unbiased estimate of the diagonal of M, relative error sqrt(2 / (blocks * K))."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a first look at the data tells."""
+
+    num_data: int
+    entries: int
+    """N C: the number of outputs over all data."""
+    residual: Tensor | None
+    """Second moment of y - f for a Gaussian likelihood."""
+
+
+@dataclass(frozen=True)
+class LinearBatch:
+    """A few data with their features: the place where features and likelihood meet."""
+
+    features: Linearisation
+    likelihood: Likelihood
+    targets: Tensor
+    start: int
+    stop: int
+    first_output: int
+    """Position of the first output among all outputs of the pass: the key of its noise."""
+
+    def curvature_product(self, vectors: Tensor) -> Tensor:
+        """sum_n phi_n' B_n phi_n v over the batch: (K, P) -> (K, P)."""
+        weighted = self.likelihood.curvature_product(self.features.outputs, self.features.jvp(vectors))
+        return self.features.vjp(weighted)
+
+    def noise_gradient(self, seed: int, samples: range) -> Tensor:
+        """sum_n phi_n' S_n xi_n over the batch, (K, P), with xi keyed by the position of the outputs."""
+        outputs = self.features.outputs
+        xi = standard_normal(seed, DATA, samples, self.first_output, tuple(outputs.shape), outputs)
+        return self.features.vjp(self.likelihood.curvature_root_product(outputs, xi))
+
+    def loss_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """-sum log p(y | phi theta) and its gradient, both in theta: (1, P) -> (), (1, P)."""
+        outputs = self.features.jvp(theta).requires_grad_()
+        with torch.enable_grad():
+            loss = -self.likelihood.log_prob(outputs[0], self.targets).sum()
+            (cotangent,) = torch.autograd.grad(loss, outputs)
+        return loss.detach(), self.features.vjp(cotangent)
+
+    def newton_product(self, theta: Tensor, vector: Tensor) -> Tensor:
+        """sum_n phi_n' B(phi_n theta) phi_n v over the batch: (1, P), (1, P) -> (1, P)."""
+        at, pushed = self.features.jvp(torch.cat([theta, vector])).split(1)
+        return self.features.vjp(self.likelihood.curvature_product(at[0], pushed))
+
+
+class LinearModel:
+    """Features, a likelihood and data; the prior enters through the features' scale and the linear system."""
+
+    def __init__(
+        self, features: Features, likelihood: Likelihood, data: CheckedLoader, ledger: Ledger | None = None
+    ) -> None:
+        self.features, self.likelihood, self.data = features, likelihood, data
+        self.ledger = ledger or Ledger()
+
+    @property
+    def num_parameters(self) -> int:
+        """P."""
+        return self.features.layout.total
+
+    def replaced(self, features: Features | None = None, likelihood: Likelihood | None = None) -> "LinearModel":
+        """The same data and ledger with other features or another likelihood."""
+        return LinearModel(features or self.features, likelihood or self.likelihood, self.data, self.ledger)
+
+    def batches(self, columns: int) -> Iterator[LinearBatch]:
+        """One pass, in pieces that suit products with this many vectors at once."""
+        rows = max(1, _ROWS_TIMES_COLUMNS // max(1, min(columns, _COLUMNS)))
+        yield from self._pieces(rows)
+
+    def _pieces(self, rows: int) -> Iterator[LinearBatch]:
+        first_output = 0
+        for batch in self.data:
+            for piece in batch.pieces(rows):
+                features = self.features.linearise(piece.inputs)
+                stop = piece.position + piece.size
+                yield LinearBatch(features, self.likelihood, piece.targets, piece.position, stop, first_output)
+                if first_output >= 0:
+                    first_output += features.outputs.numel()
+
+    def survey(self) -> Survey:
+        """One forward pass that checks all data and, for Gaussian noise, measures the residuals.
+
+        Raises:
+            ValueError: for NaN in inputs, outputs or targets, or targets that do not fit the outputs.
+        """
+        entries, residual = 0, None
+        for batch in self.data:
+            _check_batch(batch)
+            outputs = self.features.linearise(batch.inputs).outputs
+            where = f"network outputs on inputs {describe_inputs(batch.inputs)} (data from {batch.position})"
+            require_finite(outputs, where, "Check the scaling of the inputs and the trained weights.")
+            self.likelihood.check_targets(outputs, batch.targets)
+            entries += outputs.numel()
+            if isinstance(self.likelihood, Gaussian):
+                moment = self.likelihood.second_moment((batch.targets - outputs).unsqueeze(0))
+                residual = moment if residual is None else residual + moment
+        return Survey(self.data.num_data, entries, residual)
+
+    def draw_noise(self, seed: int, num_samples: int) -> NoiseDraw:
+        """One pass of K vjps: the data part of the right-hand sides and the diagonal of M (method.md 2 and 4)."""
+        total = self.features.like.new_zeros(num_samples, self.num_parameters)
+        diagonal = total.new_zeros(self.num_parameters)
+        block = torch.zeros_like(total)
+        for batch in self._pieces(_BLOCK):
+            for samples in _column_ranges(num_samples):
+                block[samples.start : samples.stop] += batch.noise_gradient(seed, samples)
+            if batch.stop % _BLOCK == 0 or batch.stop == self._known_size():
+                total += block
+                diagonal += block.square().mean(0)
+                block.zero_()
+        self.ledger.products += num_samples / 2
+        return NoiseDraw(total, diagonal)
+
+    def _known_size(self) -> int:
+        return self.data.num_data
+
+    def curvature_product(self, vectors: Tensor) -> Tensor:
+        """M v for K vectors in one pass: (K, P) -> (K, P)."""
+        total = torch.zeros_like(vectors)
+        for batch in self.batches(vectors.shape[0]):
+            for columns in _column_ranges(vectors.shape[0]):
+                part = slice(columns.start, columns.stop)
+                total[part] += batch.curvature_product(vectors[part])
+        self.ledger.products += vectors.shape[0]
+        return total
+
+    def loss_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
+        """The loss -sum log p(y_n | phi_n theta) and its gradient: (1, P) -> float, (1, P)."""
+        loss, gradient = 0.0, torch.zeros_like(theta)
+        for batch in self.batches(1):
+            part, slope = batch.loss_gradient(theta)
+            loss += float(part)
+            gradient += slope
+        self.ledger.products += 1
+        return loss, gradient
+
+    def newton_product(self, theta: Tensor, vector: Tensor) -> Tensor:
+        """The Hessian of the loss at theta times a vector: (1, P), (1, P) -> (1, P)."""
+        total = torch.zeros_like(vector)
+        for batch in self.batches(2):
+            total += batch.newton_product(theta, vector)
+        self.ledger.products += 1.5
+        return total
+
+    def noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Second moments of y - phi mean and of phi z (mean over the K samples), for the noise's M-step."""
+        assert isinstance(self.likelihood, Gaussian)
+        columns = torch.cat([mean, samples])
+        residual = function = torch.zeros((), dtype=torch.float64, device=mean.device)
+        for batch in self.batches(len(columns)):
+            pushed = torch.cat([batch.features.jvp(part) for part in columns.split(_COLUMNS)])
+            residual = residual + self.likelihood.second_moment(batch.targets.unsqueeze(0) - pushed[:1])
+            function = function + self.likelihood.second_moment(pushed[1:])
+        self.ledger.products += len(columns) / 2
+        return residual, function / len(samples)
+
+
+def effective_dimensions(samples: Tensor, curvature_samples: Tensor) -> Tensor:
+    """(K, P): z * M z for each sample; sums over parameters are unbiased for gamma = tr(H^-1 M)."""
+    return samples * curvature_samples
+
+
+def curvature_norm(vectors: Tensor, curvature_vectors: Tensor) -> Tensor:
+    """(K,) |phi v|_B = sqrt(v' M v), the size of a vector in function space."""
+    return row_dot(vectors, curvature_vectors).clamp_min(0).sqrt()
+
+
+def _column_ranges(count: int) -> list[range]:
+    return [range(start, min(start + _COLUMNS, count)) for start in range(0, count, _COLUMNS)]
+
+
+def _check_batch(batch: Batch) -> None:
+    for tensor in input_tensors(batch.inputs):
+        require_finite(tensor, f"inputs (data from {batch.position})", "Remove or impute them.")
+    require_finite(batch.targets, f"targets (data from {batch.position})", "Remove or impute them.")

@@ -1,0 +1,122 @@
+"""The posterior over a network's parameters: its samples, what they predict, and their file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sampla import checkpoint
+from sampla._batches import check_inputs, fingerprint, input_tensors, map_inputs
+from sampla._checks import require, require_finite, require_known
+from sampla._params import ParameterLayout
+from sampla._typing import Inputs
+from sampla.features import NetworkFeatures
+from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.predictive import Predictive
+
+_BUILT_IN = {"Categorical": Categorical, "Bernoulli": Bernoulli}
+_PIECE = 512
+"""Data times samples in flight when predicting."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """N(w, H^-1) over the named parameters, held as K zero-mean samples."""
+
+    features: NetworkFeatures
+    likelihood: Likelihood
+    samples: Tensor
+    """(K, P)."""
+    facts: dict[str, Any]
+    """What else is known of the fit: JSON only."""
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Names and shapes of the P parameters."""
+        return self.features.layout
+
+    def predict(self, inputs: Inputs, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
+        """The predictive at the given inputs, by K jvps.
+
+        Args:
+            inputs: a tensor, tuple or dict, as the network takes them; first axis n.
+            method: "monte-carlo" or "probit", how class probabilities are averaged.
+            num_draws: draws of a Monte Carlo average.
+
+        Raises:
+            ValueError: for NaN in the inputs or outputs, or an unknown method.
+        """
+        size = check_inputs(inputs, "predict")
+        inputs = map_inputs(lambda t: t.to(self.samples.device), inputs)
+        for tensor in input_tensors(inputs):
+            require_finite(tensor, "inputs", "Remove or impute them.")
+        rows = max(1, _PIECE // len(self.samples))
+        means, deviations = [], []
+        for start in range(0, size, rows):
+            piece = map_inputs(lambda t, a=start: t[a : a + rows], inputs)  # type: ignore[misc]
+            with torch.no_grad():
+                means.append(self.features.call(self.features.point, piece).detach())
+            deviations.append(self.features.linearise(piece).jvp(self.samples))
+        mean = torch.cat(means)
+        require_finite(mean, "network outputs", "Check the scaling of the inputs.")
+        return Predictive(mean, torch.cat(deviations, dim=1), self.likelihood, method, num_draws)
+
+    def save(self, path: str | Path, network: nn.Module) -> None:
+        """Write samples, likelihood and facts to one safetensors file (no pickle)."""
+        tensors = {"samples": self.samples}
+        facts = {
+            "names": self.layout.names,
+            "shapes": self.layout.shapes,
+            "likelihood": self.likelihood.config(),
+            "network": fingerprint(network.state_dict()),
+            "fit": self.facts,
+        }
+        checkpoint.save(path, tensors, facts)
+
+
+def load_posterior(path: str | Path, network: nn.Module, likelihood: Likelihood | None = None) -> Posterior:
+    """Read a posterior and put it on the network it was fitted to.
+
+    Args:
+        path: a file written by ``Posterior.save``.
+        network: the same network with the same weights.
+        likelihood: needed only for a likelihood of your own.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, foreign, or belongs to another network.
+    """
+    tensors, facts = checkpoint.load(path)
+    names, shapes = tuple(facts["names"]), tuple(tuple(s) for s in facts["shapes"])
+    own = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    wrong = [name for name, shape in zip(names, shapes, strict=True) if own.get(name) != shape]
+    require(
+        not wrong,
+        f"the network that {path} was fitted to",
+        f"another one: {wrong[0]!r} is {own.get(wrong[0], 'missing')} here" if wrong else "",
+        "Build the same architecture before loading.",
+    )
+    require(
+        fingerprint(network.state_dict()) == facts["network"],
+        f"the weights that {path} was fitted to",
+        "the same architecture with other weights",
+        "Load the network's own state_dict first: a posterior is about one set of trained weights.",
+    )
+    features = NetworkFeatures(network, names)
+    samples = tensors["samples"].to(features.like)
+    return Posterior(features, likelihood or _rebuilt(facts["likelihood"], path), samples, facts["fit"])
+
+
+def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
+    if config["name"] == "Gaussian":
+        precision = torch.tensor(config["noise_precision"], dtype=torch.float64)
+        return Gaussian(precision, learn=config["learn"])
+    if config["name"] not in _BUILT_IN:
+        raise ValueError(
+            f"{path} was fitted with your own likelihood {config['name']}: pass load(..., likelihood=...)."
+        )
+    require_known(config["name"], _BUILT_IN, "likelihood")
+    likelihood: Likelihood = _BUILT_IN[config["name"]]()
+    return likelihood

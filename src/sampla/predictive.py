@@ -1,0 +1,172 @@
+"""What the posterior says about new data: pure functions of the mean and K zero-mean function samples.
+
+K samples define the Gaussian N(mean, (1/K) sum_k d_k d_k'). Monte Carlo averages use many draws from it,
+d = sum_k xi_k d_k / sqrt(K) with xi standard normal, which cost no further pass through the network.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log, pi
+
+import torch
+from torch import Tensor
+
+from sampla._checks import require, require_known
+from sampla.likelihoods import Gaussian, Likelihood
+from sampla.noise import PREDICTIVE, standard_normal
+
+_ENTRIES = 2**24
+"""Numbers in flight in a Monte Carlo average."""
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """The posterior predictive at n inputs."""
+
+    mean: Tensor
+    """(n, *out) outputs of the trained network."""
+    deviations: Tensor
+    """(K, n, *out) J(x) z_k: zero-mean samples of the function."""
+    likelihood: Likelihood
+    method: str = "monte-carlo"
+    """How ``probs`` averages: "monte-carlo" or "probit"."""
+    num_draws: int = 512
+    """Draws in a Monte Carlo average."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_known(self.method, ("monte-carlo", "probit"), "predictive method")
+
+    @property
+    def samples(self) -> Tensor:
+        """(K, n, *out) joint samples of the outputs: each k is one function over all n inputs."""
+        return self.mean + self.deviations
+
+    @property
+    def variance(self) -> Tensor:
+        """(n, *out) posterior variance of the outputs, in output units squared, without observation noise.
+
+        Its relative standard error is sqrt(2 / K).
+        """
+        return self.deviations.square().mean(0)
+
+    @property
+    def std(self) -> Tensor:
+        """(n, *out) square root of ``variance``."""
+        return self.variance.sqrt()
+
+    @property
+    def probs(self) -> Tensor:
+        """Class probabilities, (n, ..., C) or for Bernoulli (n, *out).
+
+        Monte Carlo: E[p(f)]. Probit: p(mean / sqrt(1 + pi/8 variance)) (MacKay 1992).
+        """
+        if self.method == "probit":
+            return self.likelihood.probabilities(self.mean / (1 + pi / 8 * self.variance).sqrt())
+        return self._average(self.likelihood.probabilities)
+
+    @property
+    def entropy(self) -> Tensor:
+        """(n, ...) entropy in nats of the averaged class probabilities: total uncertainty."""
+        return self._entropy_of(self._average(self.likelihood.probabilities))
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """(n, ...) entropy minus expected entropy, in nats: what knowing the parameters would tell about y."""
+        expected = self._average(lambda f: self._entropy_of(self.likelihood.probabilities(f)))
+        return (self.entropy - expected).clamp_min(0)
+
+    def log_prob(self, targets: Tensor) -> Tensor:
+        """(n,) log predictive density of each datum's target in nats, all its outputs jointly.
+
+        Exact given the K-sample covariance for Gaussian likelihoods; for others log of the averaged likelihood
+        (or of the probit probabilities, with that method).
+        """
+        self.likelihood.check_targets(self.mean, targets)
+        if isinstance(self.likelihood, Gaussian):
+            return self._gaussian(targets, torch.arange(len(targets), device=targets.device))
+        if self.method == "probit":
+            return self.likelihood.log_prob(self.likelihood_outputs(self.probs), targets)
+        each = self.sample_log_prob(targets)
+        return each.logsumexp(0) - log(len(each))
+
+    def joint_log_prob(self, targets: Tensor, group: Tensor) -> Tensor:
+        """Log density of the targets of each group of data, jointly (one function explains a whole group).
+
+        Args:
+            targets: as for ``log_prob``.
+            group: (n,) int64 group number of each datum, 0 .. G - 1.
+
+        Returns:
+            (G,) in nats. For non-Gaussian likelihoods a Monte Carlo average over ``num_draws`` functions.
+        """
+        self.likelihood.check_targets(self.mean, targets)
+        require(
+            group.shape == targets.shape[:1] and not group.is_floating_point(),
+            f"integer group numbers of shape {tuple(targets.shape[:1])}",
+            f"{tuple(group.shape)} {group.dtype}",
+            "Give one number per datum.",
+        )
+        if isinstance(self.likelihood, Gaussian):
+            return self._gaussian(targets, group)
+        each = self.sample_log_prob(targets)
+        joint = each.new_zeros(len(each), int(group.max()) + 1).index_add(1, group, each)
+        return joint.logsumexp(0) - log(len(joint))
+
+    def sample_log_prob(self, targets: Tensor) -> Tensor:
+        """(num_draws, n) log likelihood of each target under each drawn function."""
+        parts = [
+            torch.vmap(lambda f, y=y: self.likelihood.log_prob(f, y))(draws)  # type: ignore[misc]
+            for draws, y in zip(self._drawn(), targets.split(self._rows()), strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def likelihood_outputs(self, probs: Tensor) -> Tensor:
+        """Outputs (logits) that have the given probabilities."""
+        tiny = torch.finfo(probs.dtype).tiny
+        log_p = probs.clamp_min(tiny).log()
+        return log_p if self._sums_to_one() else log_p - (1 - probs).clamp_min(tiny).log()
+
+    def _sums_to_one(self) -> bool:
+        ones = self.likelihood.probabilities(torch.zeros_like(self.mean[:1])).sum(-1)
+        return self.mean.shape[-1] > 1 and bool(torch.allclose(ones, torch.ones_like(ones)))
+
+    def _entropy_of(self, probs: Tensor) -> Tensor:
+        plogp = torch.special.entr(probs)
+        return plogp.sum(-1) if self._sums_to_one() else plogp + torch.special.entr(1 - probs)
+
+    def _rows(self) -> int:
+        return max(1, _ENTRIES // (self.num_draws * max(1, self.mean[0].numel())))
+
+    def _drawn(self) -> list[Tensor]:
+        """Draws (num_draws, rows, *out) of the outputs, a few data at a time, the same functions for all."""
+        count = len(self.deviations)
+        mix = standard_normal(self.seed, PREDICTIVE, range(count), 0, (self.num_draws,), self.mean) / count**0.5
+        rows = self._rows()
+        pairs = zip(self.mean.split(rows), self.deviations.split(rows, dim=1), strict=True)
+        return [mean + torch.tensordot(mix, deviations, dims=([0], [0])) for mean, deviations in pairs]
+
+    def _average(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.cat([function(draws).mean(0) for draws in self._drawn()])
+
+    def _gaussian(self, targets: Tensor, group: Tensor) -> Tensor:
+        """log N(y; mean, noise + (1/K) D'D) for each group, by Woodbury in K x K."""
+        assert isinstance(self.likelihood, Gaussian)
+        residual = (targets - self.mean).unsqueeze(0)
+        weighted = self.likelihood.curvature_product(self.mean, residual)
+        pushed = self.likelihood.curvature_product(self.mean, self.deviations)
+        count, groups = len(self.deviations), int(group.max()) + 1
+
+        def grouped(each: Tensor) -> Tensor:
+            return each.new_zeros(groups, *each.shape[1:]).index_add(0, group, each)
+
+        flat = lambda t: t.flatten(2).movedim(0, -1)  # noqa: E731  (k, n, out) -> (n, out, k)
+        inner = grouped(flat(self.deviations).mT @ flat(pushed)) / count  # (G, K, K)
+        cross = grouped(flat(self.deviations).mT @ flat(weighted)) / count**0.5  # (G, K, 1)
+        square = grouped((flat(residual) * flat(weighted)).sum((1, 2)))
+        root = torch.linalg.cholesky(inner + torch.eye(count).to(inner))
+        explained = torch.cholesky_solve(cross, root).mul(cross).sum((1, 2))
+        log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
+        size = grouped(torch.ones_like(square))
+        constant = self.mean[0].numel() * log(2 * pi) - self.likelihood.log_determinant(self.mean)
+        return -0.5 * (square - explained + log_det + size * constant)

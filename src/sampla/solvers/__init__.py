@@ -1,0 +1,21 @@
+"""Solvers of H z = b for many right-hand sides, behind one interface and one loop."""
+
+from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, solve
+from sampla.solvers.block_cg import BlockCG
+from sampla.solvers.dense import Dense
+from sampla.solvers.newton import Mode, linear_mode
+from sampla.solvers.sgd import SGD
+
+__all__ = [
+    "SGD",
+    "BlockCG",
+    "Dense",
+    "LinearSystem",
+    "Mode",
+    "RightHandSide",
+    "Solution",
+    "Solver",
+    "Status",
+    "linear_mode",
+    "solve",
+]

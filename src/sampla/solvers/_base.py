@@ -1,0 +1,179 @@
+"""One loop for every solver of H Z = B, H = M + A: init, step until done, a Solution that says how far it came."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Generic, TypeVar
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+from sampla._checks import ConvergenceWarning
+from sampla.model import LinearModel
+
+
+class Status(Enum):
+    """How a solve ended, each with the sentence a user needs."""
+
+    CONVERGED = "reached the tolerance"
+    MAX_PASSES = "stopped at max_passes before reaching the tolerance: allow more passes, or ask for less accuracy"
+    STAGNATED = "stopped because rounding allows no more progress: use float64, or ask for less accuracy"
+    BROKE_DOWN = (
+        "met NaN, infinity or a curvature that is not positive: check the likelihood's curvature and the scaling "
+        "of the data; for SGD, lower step_size"
+    )
+
+
+@dataclass(frozen=True)
+class LinearSystem:
+    """H = M + diag(precision), in the coordinates of the model's features."""
+
+    model: LinearModel
+    precision: Tensor
+    """(P,) the diagonal of A."""
+    diagonal: Tensor
+    """(P,) an estimate of the diagonal of M, for preconditioning."""
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """H v: (K, P) -> (K, P), one pass over the data."""
+        return self.model.curvature_product(vectors) + self.precision * vectors
+
+
+@dataclass(frozen=True)
+class RightHandSide:
+    """b = data part + A theta0, the two kept apart (method.md 2), and the mean's columns behind the samples'."""
+
+    data_part: Tensor
+    """(K, P) sum_n phi_n' S_n xi_n; for a column of the mean sum_n phi_n' B_n y_n."""
+    prior_part: Tensor
+    """(K, P) A theta0 = A^(1/2) xi; zero for the mean."""
+    num_samples: int
+    """How many columns (the first ones) are posterior samples."""
+    seed: int
+    """Of the noise, so that a solver may regenerate the noise of each datum."""
+
+    @property
+    def total(self) -> Tensor:
+        """(K, P) the right-hand side b."""
+        return self.data_part + self.prior_part
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Z with H Z close to B, what it cost, and how close."""
+
+    value: Tensor
+    """(K, P)."""
+    curvature_value: Tensor
+    """(K, P) M Z as the solver knows it."""
+    status: Status
+    passes: int
+    error: float
+    """Estimate of |phi(z - z*)|_B / |phi z*|_B, the root mean square over the columns."""
+    history: list[float] = field(default_factory=list)
+    """The error estimate after each pass."""
+    effective_dimension: Tensor | None = None
+    """(P,) diagonal of H^-1 M, where the solver knows it exactly."""
+    reusable: Any = None
+    """What the same solver can use again when only A has changed."""
+
+
+State = TypeVar("State")
+
+
+class Solver(ABC, Generic[State]):
+    """Frozen hyperparameters and three methods; all that changes lives in the state."""
+
+    @abstractmethod
+    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> State:
+        """The state before the first step, starting from zero or from an earlier solution."""
+
+    @abstractmethod
+    def step(self, system: LinearSystem, rhs: RightHandSide, state: State) -> State:
+        """One more pass over the data."""
+
+    @abstractmethod
+    def error(self, state: State) -> float:
+        """The error estimate of the present iterate; NaN when the iteration has broken down."""
+
+    @abstractmethod
+    def solution(self, system: LinearSystem, rhs: RightHandSide, state: State) -> Solution:
+        """The present iterate, as a Solution whose status and history the loop fills in."""
+
+    def stagnated(self, state: State) -> bool:
+        """Whether rounding makes further steps useless."""
+        return False
+
+
+def solve(
+    solver: Solver[State],
+    system: LinearSystem,
+    rhs: RightHandSide,
+    *,
+    tolerance: float = 0.02,
+    max_passes: int = 100,
+    guess: Solution | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    quiet: bool = False,
+) -> Solution:
+    """Iterate until the estimated function-space error is at most ``tolerance``.
+
+    Args:
+        solver: any Solver.
+        system: H.
+        rhs: B.
+        tolerance: relative error |phi(z - z*)|_B / |phi z*|_B asked for.
+        max_passes: products with M per column at most.
+        guess: an earlier solution of a nearby system.
+        say: called with one line before each pass.
+        quiet: give no warning (the status still tells).
+
+    Returns:
+        The Solution; if it is not converged a ConvergenceWarning says what was asked and what was reached.
+    """
+    state = solver.init(system, rhs, guess)
+    history: list[float] = []
+    status = Status.MAX_PASSES
+    for number in range(1, max_passes + 1):
+        say(f"pass {number}" + (f", error {history[-1]:.1%}" if history else ""))
+        following = solver.step(system, rhs, state)
+        error = solver.error(following)
+        if error != error:  # NaN: keep the last good iterate
+            status = Status.BROKE_DOWN
+            break
+        state = following
+        history.append(error)
+        if error <= tolerance:
+            status = Status.CONVERGED
+            break
+        if solver.stagnated(state):
+            status = Status.STAGNATED
+            break
+    found = solver.solution(system, rhs, state)
+    reached = history[-1] if history else float("inf")
+    if status is not Status.CONVERGED and not quiet:
+        warn(
+            f"{type(solver).__name__} was asked for a relative error of {tolerance:.1e}, reached an estimated "
+            f"{reached:.1e} in {len(history)} passes and {status.value}.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return Solution(
+        found.value, found.curvature_value, status, len(history), reached, history,
+        found.effective_dimension, found.reusable,
+    )  # fmt: skip
+
+
+def relative_rms(numerator: Tensor, denominator: Tensor) -> float:
+    """Root mean square of a over that of b: one number for the accuracy of a block of columns."""
+    top, bottom = float(numerator.square().mean().sqrt()), float(denominator.square().mean().sqrt())
+    if bottom == 0:
+        return 0.0 if top == 0 else float("inf")
+    return top / bottom
+
+
+def jacobi_root(system: LinearSystem) -> Tensor:
+    """(P,) (diag M + A)^(-1/2): scales H to a nearly constant diagonal."""
+    return (system.diagonal + system.precision).clamp_min(torch.finfo(system.precision.dtype).tiny).rsqrt()

@@ -1,0 +1,119 @@
+"""The paper's solver: stochastic gradients with Nesterov momentum and averaging (Antoran et al. 2023, section 4).
+
+Here as the reference that the others are measured against; its step size comes from a power iteration.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sampla._checks import require
+from sampla.model import LinearBatch, curvature_norm
+from sampla.noise import PROBE, standard_normal
+from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, relative_rms
+
+
+@dataclass(frozen=True)
+class SGDState:
+    """Iterate, momentum and average, all (K, P)."""
+
+    value: Tensor
+    velocity: Tensor
+    average: Tensor
+    step_size: float
+    epoch: int = 0
+    change: float = 1.0
+
+
+@dataclass(frozen=True)
+class SGD(Solver[SGDState]):
+    """Minibatch gradient descent on the sample-then-optimise objective; one step of the loop is one epoch.
+
+    Args:
+        objective: "regulariser" puts the noise into the regulariser, once: 1/2 |phi z|_B^2 + 1/2 |z - theta_n|_A^2
+            (low variance); "targets" regenerates noisy targets for every datum: 1/2 |phi z - eps|_B^2 + 1/2
+            |z - theta0|_A^2, and needs a loader with a fixed order.
+        momentum: Nesterov's.
+        step_size: None: 1 / (2 lambda), lambda the largest eigenvalue of a minibatch's estimate of H.
+        power_iterations: for lambda.
+
+    Its error estimate is the change of the average from one epoch to the next, in the norm of diag M.
+    """
+
+    objective: Literal["regulariser", "targets"] = "regulariser"
+    momentum: float = 0.9
+    step_size: float | None = None
+    power_iterations: int = 10
+
+    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> SGDState:
+        require(
+            self.objective == "regulariser" or system.model.data.fixed_order,
+            "a loader with a fixed order for objective='targets', whose noise is keyed by position",
+            "a shuffled one",
+            "Use objective='regulariser' (the default), or a loader that does not shuffle.",
+        )
+        start = torch.zeros_like(rhs.data_part) if guess is None else guess.value
+        step_size = self.step_size or self._automatic_step(system)
+        return SGDState(start, torch.zeros_like(start), start, step_size)
+
+    def _automatic_step(self, system: LinearSystem) -> float:
+        """1 / (2 lambda) by power iteration on a few minibatches: what one noisy step can amplify most."""
+        largest = 0.0
+        for number, batch in enumerate(system.model.batches(1)):
+            vector = standard_normal(0, PROBE, range(1), 0, (system.model.num_parameters,), system.precision)
+            for _ in range(self.power_iterations):
+                vector = vector / vector.norm()
+                pushed = _scaled_product(system, batch, vector)
+                size, vector = float((vector * pushed).sum()), pushed
+            largest = max(largest, size)
+            if number == 3:
+                break
+        return 0.5 / largest
+
+    def step(self, system: LinearSystem, rhs: RightHandSide, state: SGDState) -> SGDState:
+        value, velocity = state.value, state.velocity
+        total, count = torch.zeros_like(value), 0
+        for batch in system.model.batches(len(value)):
+            ahead = value + self.momentum * velocity
+            gradient = _scaled_product(system, batch, ahead) - self._pull(system, rhs, batch)
+            velocity = self.momentum * velocity - state.step_size * gradient
+            value = value + velocity
+            total, count = total + value, count + 1
+        system.model.ledger.products += len(value)
+        return self._averaged(system, replace(state, value=value, velocity=velocity), total / count)
+
+    def _averaged(self, system: LinearSystem, state: SGDState, epoch_mean: Tensor) -> SGDState:
+        """Geometric average over epochs, weight 1/2 on the newest: forgets the way there, keeps the noise down."""
+        average = epoch_mean if state.epoch == 0 else (state.average + epoch_mean) / 2
+        weight = system.diagonal
+        change = curvature_norm(average - state.average, weight * (average - state.average))
+        size = curvature_norm(average, weight * average)
+        return replace(state, average=average, epoch=state.epoch + 1, change=relative_rms(change, size))
+
+    def _pull(self, system: LinearSystem, rhs: RightHandSide, batch: LinearBatch) -> Tensor:
+        """What the gradient is compared with: all of b, or this batch's share of its data part."""
+        if self.objective == "regulariser":
+            return rhs.total
+        pull = rhs.prior_part.clone()
+        noise = batch.noise_gradient(rhs.seed, range(rhs.num_samples))
+        pull[: rhs.num_samples] += _weight(system, batch) * noise
+        pull[rhs.num_samples :] += rhs.data_part[rhs.num_samples :]
+        return pull
+
+    def error(self, state: SGDState) -> float:
+        return state.change if bool(state.value.isfinite().all()) else float("nan")
+
+    def solution(self, system: LinearSystem, rhs: RightHandSide, state: SGDState) -> Solution:
+        curvature_value = system.model.curvature_product(state.average)
+        return Solution(state.average, curvature_value, Status.MAX_PASSES, state.epoch, 0.0)
+
+
+def _weight(system: LinearSystem, batch: LinearBatch) -> float:
+    return system.model.data.num_data / (batch.stop - batch.start)
+
+
+def _scaled_product(system: LinearSystem, batch: LinearBatch, vectors: Tensor) -> Tensor:
+    """An unbiased estimate of H v from one minibatch."""
+    return _weight(system, batch) * batch.curvature_product(vectors) + system.precision * vectors
