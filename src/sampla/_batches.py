@@ -4,7 +4,7 @@ Every pass sums a hash of each datum (inputs and targets). The sum does not depe
 shuffled loader passes; random augmentation, or shuffling with drop_last, changes it and is explained.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Batch:
         start = 0
         while start < self.size:
             stop = min(self.size, start + rows - (self.position + start) % rows)
-            inputs = map_inputs(lambda t, a=start, b=stop: t[a:b], self.inputs)  # type: ignore[misc]
+            inputs = map_inputs(lambda t, a=start, b=stop: t[a:b], self.inputs)
             yield Batch(inputs, self.targets[start:stop], self.position + start, stop - start)
             start = stop
 
@@ -111,6 +111,11 @@ class CheckedLoader:
     """The user's loader, checked: the same data on every pass, in any order."""
 
     def __init__(self, loader: Loader, device: torch.device, progress: Progress) -> None:
+        if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
+            raise TypeError(
+                "expected a loader that can be read many times (a DataLoader, or a list of (inputs, targets) batches), "
+                f"got {type(loader).__name__}. Wrap it in list(...) if it fits into memory."
+            )
         self._loader = loader
         self._device = device
         self._progress = progress

@@ -48,4 +48,5 @@ class ParameterLayout:
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:
     """(K,) inner products of matching rows of two (K, P) tensors."""
-    return torch.linalg.vecdot(a, b)
+    products: Tensor = torch.linalg.vecdot(a, b)
+    return products

@@ -53,7 +53,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     if metadata.get("format") != FORMAT:
         raise ValueError(
-            f"expected a file of format {FORMAT!r}, got {metadata.get('format')!r} in {path}: it was written by another "
-            "program or another version of sampla."
+            f"expected a file of format {FORMAT!r}, got {metadata.get('format')!r} in {path}: it was "
+            "written by another program or another version of sampla."
         )
     return tensors, json.loads(metadata["facts"])

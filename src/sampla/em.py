@@ -106,9 +106,9 @@ def infer(
     em: EM,
     tolerance: float = 0.02,
     max_passes: int = 200,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda _: None,
     restore: Callable[[EMState], EMState] = lambda state: state,
-    keep: Callable[[EMState], None] = lambda state: None,
+    keep: Callable[[EMState], None] = lambda _: None,
 ) -> Inference:
     """Posterior samples of a linear model, with its hyperparameters found by EM where they are to be learnt.
 
@@ -247,7 +247,8 @@ class _Loop:
         residual, function = state.model.noise_moments(mode, solution.value[: self.num_samples])
         updated = likelihood.updated(residual, function, gamma, self.entries)
         old, new = likelihood.noise_precision, updated.noise_precision
-        assert old is not None and new is not None
+        assert old is not None
+        assert new is not None
         if old.ndim == 2:
             old, new = old.diagonal(), new.diagonal()
         return state.model.replaced(likelihood=updated), relative_change(old, new)

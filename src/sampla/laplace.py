@@ -13,7 +13,7 @@ from sampla._batches import Batch, CheckedLoader, describe_inputs, fingerprint
 from sampla._checks import require, require_known
 from sampla._progress import Progress
 from sampla._typing import Inputs, Loader
-from sampla.em import EM, EMState, Inference, infer
+from sampla.em import EM, Inference, infer
 from sampla.features import NetworkFeatures, check_adjoint, select_parameters
 from sampla.features.network import Selection
 from sampla.fitreport import FitReport, build_report
@@ -116,11 +116,7 @@ class LinearisedLaplace:
             features = NetworkFeatures(self.model, self.names)
             device = features.like.device
             first = next(iter(CheckedLoader(loader, device, Progress(False))), None)
-            require(
-                first is not None, "a loader with at least one batch", "an empty one",
-                "Check the data set, and that the loader can be read more than once (a list or DataLoader, no generator).",
-            )  # fmt: skip
-            assert first is not None
+            assert first is not None, "an empty loader is refused when it is read to its end"
             adjoint = _check_network(features, first)
             data = CheckedLoader(loader, device, self._progress)
             model = LinearModel(features, self.likelihood, data)

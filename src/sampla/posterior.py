@@ -55,7 +55,7 @@ class Posterior:
         rows = max(1, _PIECE // len(self.samples))
         means, deviations = [], []
         for start in range(0, size, rows):
-            piece = map_inputs(lambda t, a=start: t[a : a + rows], inputs)  # type: ignore[misc]
+            piece = map_inputs(lambda t, a=start: t[a : a + rows], inputs)
             with torch.no_grad():
                 means.append(self.features.call(self.features.point, piece).detach())
             deviations.append(self.features.linearise(piece).jvp(self.samples))

@@ -116,7 +116,7 @@ class Predictive:
     def sample_log_prob(self, targets: Tensor) -> Tensor:
         """(num_draws, n) log likelihood of each target under each drawn function."""
         parts = [
-            torch.vmap(lambda f, y=y: self.likelihood.log_prob(f, y))(draws)  # type: ignore[misc]
+            torch.vmap(lambda f, y=y: self.likelihood.log_prob(f, y))(draws)
             for draws, y in zip(self._drawn(), targets.split(self._rows()), strict=True)
         ]
         return torch.cat(parts, dim=1)
@@ -132,7 +132,7 @@ class Predictive:
         return self.mean.shape[-1] > 1 and bool(torch.allclose(ones, torch.ones_like(ones)))
 
     def _entropy_of(self, probs: Tensor) -> Tensor:
-        plogp = torch.special.entr(probs)
+        plogp: Tensor = torch.special.entr(probs)
         return plogp.sum(-1) if self._sums_to_one() else plogp + torch.special.entr(1 - probs)
 
     def _rows(self) -> int:
@@ -160,7 +160,9 @@ class Predictive:
         def grouped(each: Tensor) -> Tensor:
             return each.new_zeros(groups, *each.shape[1:]).index_add(0, group, each)
 
-        flat = lambda t: t.flatten(2).movedim(0, -1)  # noqa: E731  (k, n, out) -> (n, out, k)
+        def flat(each: Tensor) -> Tensor:
+            return each.flatten(2).movedim(0, -1)  # (k, n, *out) -> (n, out, k)
+
         inner = grouped(flat(self.deviations).mT @ flat(pushed)) / count  # (G, K, K)
         cross = grouped(flat(self.deviations).mT @ flat(weighted)) / count**0.5  # (G, K, 1)
         square = grouped((flat(residual) * flat(weighted)).sum((1, 2)))
@@ -169,4 +171,5 @@ class Predictive:
         log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
         size = grouped(torch.ones_like(square))
         constant = self.mean[0].numel() * log(2 * pi) - self.likelihood.log_determinant(self.mean)
-        return -0.5 * (square - explained + log_det + size * constant)
+        density: Tensor = -0.5 * (square - explained + log_det + size * constant)
+        return density

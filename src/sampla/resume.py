@@ -19,7 +19,8 @@ def keep_state(folder: str | Path | None, state: EMState, identity: dict[str, An
     """Write the state after an EM step; does nothing without a folder."""
     if folder is None:
         return
-    assert state.solution is not None and state.mode is not None
+    assert state.solution is not None
+    assert state.mode is not None
     Path(folder).mkdir(parents=True, exist_ok=True)
     tensors = {
         "precision": state.prior.precision,

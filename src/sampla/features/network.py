@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,7 +15,7 @@ from sampla._params import ParameterLayout
 from sampla._typing import Inputs
 from sampla.features._base import Features, Linearisation
 
-Selection: TypeAlias = None | str | Sequence[str] | Callable[[str, nn.Parameter], bool]
+Selection: TypeAlias = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
 
 _NORMALISATION = (
     nn.modules.batchnorm._NormBase,  # BatchNorm and InstanceNorm, every dimension
@@ -134,7 +133,7 @@ class _NetworkAt(Linearisation):
 
     def _pullback(self) -> tuple[Tensor, Callable[..., Any]]:
         if self._pulled is None:
-            outputs, pull = vjp(self._forward, self._features.point)
+            outputs, pull, *_ = vjp(self._forward, self._features.point)
             self._pulled = outputs.detach(), pull
         return self._pulled
 

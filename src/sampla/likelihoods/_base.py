@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sampla._checks import require
+
 
 class Likelihood(ABC):
     """p(y | f) for one datum with outputs f = (*out), all data independent given f.
@@ -31,7 +33,13 @@ class Likelihood(ABC):
         """S xi with S S' = B for each of K vectors: (K, n, *out) -> (K, n, *out)."""
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise ValueError if the targets do not belong to these outputs. Accepts everything unless overridden."""
+        """Refuse targets that do not belong to these outputs; only their number is checked unless overridden.
+
+        Raises:
+            ValueError: saying what was expected of the targets.
+        """
+        count = outputs.shape[0]
+        require(targets.shape[:1] == (count,), f"{count} targets", f"{tuple(targets.shape)}", "Give one per datum.")
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Class probabilities of given outputs.

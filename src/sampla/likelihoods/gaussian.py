@@ -39,7 +39,7 @@ class Gaussian(Likelihood):
         self.structure: Structure = structure
         if noise_precision is not None:
             self.noise_precision = torch.as_tensor(noise_precision, dtype=torch.float64)
-            self.structure = ("scalar", "diagonal", "full")[min(self.noise_precision.ndim, 2)]  # type: ignore[assignment]
+            self.structure = ("scalar", "diagonal", "full")[min(self.noise_precision.ndim, 2)]
             self._root = _root(self.noise_precision)
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -140,6 +140,7 @@ def _root(precision: Tensor) -> Tensor:
     square = precision.ndim == 2 and precision.shape[0] == precision.shape[1]
     require(square, "a square noise precision matrix", f"{tuple(precision.shape)}", fix)
     symmetric = torch.allclose(precision, precision.mT, rtol=1e-6)
+    root: Tensor
     root, info = torch.linalg.cholesky_ex(precision)
     require(symmetric and int(info) == 0, "a symmetric positive definite noise precision", "one that is not", fix)
     return root

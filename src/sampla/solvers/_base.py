@@ -115,7 +115,7 @@ def solve(
     tolerance: float = 0.02,
     max_passes: int = 100,
     guess: Solution | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda _: None,
     quiet: bool = False,
 ) -> Solution:
     """Iterate until the estimated function-space error is at most ``tolerance``.

@@ -37,7 +37,7 @@ def linear_mode(
     tolerance: float = 0.005,
     max_steps: int = 50,
     max_inner: int = 50,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Mode:
     """Minimise the penalised loss of the linear model.
 
@@ -70,7 +70,7 @@ def linear_mode(
         error = decrement * max(residual, 1 - taken, min(1.0, decrement / max(size, 1e-30))) / max(size, 1e-30)
         if error <= tolerance:
             break
-    converged = error <= tolerance or found is None and decrement <= 1e-3 * max(1.0, abs(objective)) ** 0.5
+    converged = error <= tolerance or (found is None and decrement <= 1e-3 * max(1.0, abs(objective)) ** 0.5)
     if not converged:
         warn(
             f"the mode of the linear model was asked for a relative error of {tolerance:.1e}, reached an estimated "

@@ -1,0 +1,33 @@
+# Two commands are enough on a fresh machine: `make demo` and `make test` make .venv and install all they need.
+# With several indexes or a proxy, configure pip as usual (pip.conf or PIP_* variables): nothing here names a host.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint figures clean
+
+demo: $(INSTALLED)
+	$(BIN)/sampla demo --out sampla-demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# The picture and the numbers of docs/architecture.md.
+figures: $(INSTALLED)
+	$(BIN)/python docs/figures/gprior_invariance.py
+
+# torch first and by its exact version, so that pip never considers another (much larger) build for the rest.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist src/*.egg-info sampla-demo
