@@ -1,0 +1,245 @@
+"""The house (docs/architecture.md): every module has a floor and imports only from the floors below it.
+
+The rules are read off the source with ast, so that imports inside functions count as well.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import sampla
+
+FLOORS = (
+    # Top floor last. A folder stands for all its modules; "" is the package's own __init__, the public names.
+    ("no statistics", "_typing _checks _params _progress noise checkpoint"),
+    ("the user's data", "_batches"),
+    ("nouns", "features likelihoods priors"),
+    ("the linear model, and what samples say about new data", "model predictive metrics"),
+    ("verbs", "solvers"),
+    ("what follows from samples", "evidence posterior"),
+    ("the loop", "em"),
+    ("what a fit leaves behind", "fitreport resume"),
+    ("front door", "laplace"),
+    ("public names", ""),
+)
+MOST_LINES = 400
+ONE_USER = {"safetensors": "checkpoint", "torch.distributed": "distributed"}
+UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {"torch.load", "torch.save", "torch.jit.load", "numpy.load"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name: "features.network" if it is the package's own, otherwise as written."""
+
+    name: str
+    own: bool
+
+
+@dataclass(frozen=True)
+class House:
+    """A package as source text; modules are named relative to it ("features.network", "" for its __init__)."""
+
+    root: Path
+
+    def files(self) -> dict[str, Path]:
+        parts = {path: path.relative_to(self.root).with_suffix("").parts for path in sorted(self.root.rglob("*.py"))}
+        return {".".join(p[:-1] if p[-1] == "__init__" else p): path for path, p in parts.items()}
+
+    def imports(self, module: str) -> set[Import]:
+        path = self.files()[module]
+        return {i for node in ast.walk(ast.parse(path.read_text())) for i in self._of_node(node, module)}
+
+    def graph(self) -> dict[str, set[str]]:
+        """Module -> modules of the package that it imports."""
+        return {m: {i.name for i in self.imports(m) if i.own} - {m} for m in self.files()}
+
+    def _of_node(self, node: ast.AST, module: str) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield self._resolved(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                source = ".".join(filter(None, [*self._package_of(module, node.level), source]))
+            for alias in node.names:
+                longer = self._resolved(f"{source}.{alias.name}")
+                known = not longer.own or longer.name in self.files()
+                yield longer if known else self._resolved(source)
+
+    def _package_of(self, module: str, level: int) -> list[str]:
+        is_package = self.files()[module].name == "__init__.py"
+        parts = [self.root.name, *filter(None, module.split("."))]
+        return parts[: len(parts) - level + (1 if is_package else 0)]
+
+    def _resolved(self, dotted: str) -> Import:
+        first, _, rest = dotted.partition(".")
+        return Import(rest, own=True) if first == self.root.name else Import(dotted, own=False)
+
+
+def floor_of(module: str, floors: tuple[tuple[str, str], ...]) -> int | None:
+    """The floor of the module, or of the nearest folder around it that the table lists."""
+    table = {name: number for number, (_, names) in enumerate(floors) for name in names.split() or [""]}
+    while module not in table and "." in module:
+        module = module.rpartition(".")[0]
+    return table.get(module)
+
+
+def floor_violations(house: House, floors: tuple[tuple[str, str], ...]) -> list[str]:
+    """Imports that do not point strictly down, apart from a folder's own _base and __init__."""
+    found = []
+    for module, targets in house.graph().items():
+        here = floor_of(module, floors)
+        if here is None:
+            found.append(f"{module} has no floor: add it to FLOORS")
+            continue
+        for target in sorted(targets):
+            there = floor_of(target, floors)
+            if there is not None and there >= here and not _inside_folder(module, target, house):
+                found.append(f"{module} (floor {here}) imports {target} (floor {there})")
+    return found
+
+
+def _inside_folder(module: str, target: str, house: House) -> bool:
+    """A folder's __init__ may import its modules, and they may import the folder's private ones."""
+    if house.files()[module].name == "__init__.py" and module:
+        return target.startswith(f"{module}.")
+    folder, _, name = target.rpartition(".")
+    return bool(folder) and folder == module.rpartition(".")[0] and name.startswith("_")
+
+
+def ghosts(house: House, floors: tuple[tuple[str, str], ...]) -> list[str]:
+    """Names in the table that no module has."""
+    return [name for _, names in floors for name in names.split() if name not in house.files()]
+
+
+def cycle(house: House) -> list[str]:
+    """The modules of one import cycle, or nothing."""
+    try:
+        TopologicalSorter(house.graph()).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def unsafe(house: House) -> list[str]:
+    """Anything that could unpickle, and any use of a library that only one module may touch."""
+    found = []
+    for module, path in house.files().items():
+        names = {i.name for i in house.imports(module) if not i.own}
+        found += [f"{module} imports {n}" for n in sorted(names) if n.partition(".")[0] in UNSAFE_MODULES]
+        found += [f"{module} uses {n}" for n in sorted(names | _attributes(path)) if n in UNSAFE_CALLS]
+        for library, owner in ONE_USER.items():
+            if module != owner and any(f"{n}.".startswith(f"{library}.") for n in names | _attributes(path)):
+                found.append(f"{module} uses {library}, which only {owner} may")
+    return found
+
+
+def _attributes(path: Path) -> set[str]:
+    """Dotted expressions such as torch.load, with np written out."""
+    chains = [ast.unparse(n) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)]
+    return {f"numpy.{c[3:]}" if c.startswith("np.") else c for c in chains}
+
+
+def too_long(house: House, most: int = MOST_LINES) -> list[str]:
+    """Files with more than ``most`` lines."""
+    lengths = {m: len(path.read_text().splitlines()) for m, path in house.files().items()}
+    return [f"{m or '__init__'} has {n} lines" for m, n in lengths.items() if n > most]
+
+
+SAMPLA = House(Path(sampla.__file__).parent)
+
+
+def test_imports_point_strictly_down() -> None:
+    assert floor_violations(SAMPLA, FLOORS) == []
+
+
+def test_table_names_only_what_exists() -> None:
+    assert ghosts(SAMPLA, FLOORS) == []
+
+
+def test_no_import_cycles() -> None:
+    assert cycle(SAMPLA) == []
+
+
+def test_nothing_unpickles_and_one_module_owns_each_file_format() -> None:
+    assert unsafe(SAMPLA) == []
+
+
+def test_files_are_short() -> None:
+    assert too_long(SAMPLA) == []
+
+
+# The checker itself: a made-up package that keeps every rule, and one change for each rule that breaks it.
+
+GOOD = {
+    "__init__.py": "from toy.top import door\n",
+    "ground.py": "import json\n",
+    "checkpoint.py": "from safetensors import safe_open\n",
+    "nouns/__init__.py": "from toy.nouns.one import One\n",
+    "nouns/_base.py": "from toy import ground\n",
+    "nouns/one.py": "from toy.nouns._base import Base\nimport torch\n",
+    "nouns/two.py": "from ._base import Base\nfrom .. import ground\n",
+    "top.py": "from toy.nouns import One\nimport toy.ground\n",
+}
+TOY_FLOORS = (("ground", "ground checkpoint"), ("nouns", "nouns"), ("top", "top"), ("names", ""))
+
+
+def _toy(folder: Path, changes: dict[str, str]) -> House:
+    for name, text in {**GOOD, **changes}.items():
+        path = folder / "toy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return House(folder / "toy")
+
+
+def _all_findings(house: House) -> list[str]:
+    return [*floor_violations(house, TOY_FLOORS), *ghosts(house, TOY_FLOORS), *unsafe(house), *too_long(house)]
+
+
+def test_checker_accepts_a_good_house(tmp_path: Path) -> None:
+    house = _toy(tmp_path, {})
+    assert _all_findings(house) == []
+    assert cycle(house) == []
+    assert house.graph()["nouns.two"] == {"nouns._base", "ground"}
+    assert house.graph()["top"] == {"nouns", "ground"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "finding"),
+    [
+        ("ground.py", "import toy.top\n", "ground (floor 0) imports top (floor 2)"),
+        ("ground.py", "from .nouns import One\n", "ground (floor 0) imports nouns (floor 1)"),
+        ("ground.py", "def f():\n    from toy import top\n", "ground (floor 0) imports top (floor 2)"),
+        ("ground.py", "import toy\n", "ground (floor 0) imports  (floor 3)"),
+        ("checkpoint.py", "from toy import ground\n", "checkpoint (floor 0) imports ground (floor 0)"),
+        ("nouns/two.py", "from toy.nouns.one import One\n", "nouns.two (floor 1) imports nouns.one (floor 1)"),
+        ("nouns/two.py", "from . import one\n", "nouns.two (floor 1) imports nouns.one (floor 1)"),
+        ("attic.py", "", "attic has no floor: add it to FLOORS"),
+        ("top.py", "import safetensors.torch\n", "top uses safetensors, which only checkpoint may"),
+        ("top.py", "def f():\n    import pickle\n", "top imports pickle"),
+        ("top.py", "import torch\ntorch.load('x')\n", "top uses torch.load"),
+        ("top.py", "from torch import save\n", "top uses torch.save"),
+        ("top.py", "import numpy as np\nnp.load('x')\n", "top uses numpy.load"),
+        ("top.py", "import torch.distributed\n", "top uses torch.distributed, which only distributed may"),
+        ("top.py", "\n" * (MOST_LINES + 1), f"top has {MOST_LINES + 1} lines"),
+    ],
+)  # fmt: skip
+def test_checker_finds(tmp_path: Path, name: str, text: str, finding: str) -> None:
+    assert _all_findings(_toy(tmp_path, {name: text})) == [finding]
+
+
+def test_checker_finds_ghosts(tmp_path: Path) -> None:
+    house = _toy(tmp_path, {})
+    assert ghosts(house, (*TOY_FLOORS, ("attic", "attic"))) == ["attic"]
+
+
+def test_checker_finds_cycles_made_inside_functions(tmp_path: Path) -> None:
+    house = _toy(
+        tmp_path, {"ground.py": "def f():\n    from toy import checkpoint\n", "checkpoint.py": "import toy.ground\n"}
+    )
+    assert set(cycle(house)) == {"ground", "checkpoint"}
