@@ -80,7 +80,7 @@ class Gaussian(Likelihood):
         require(
             precision is None or precision.ndim == 0 or precision.shape[-1] == size,
             f"a noise precision for {size} outputs",
-            f"one for {0 if precision is None else precision.shape[-1]}" if precision is not None else "",
+            f"one for {0 if precision is None else (1, *precision.shape)[-1]}",
             "Give a number, a vector (C,) or a matrix (C, C).",
         )
 
