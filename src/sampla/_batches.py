@@ -81,7 +81,7 @@ def check_inputs(inputs: Any, where: str) -> int:
     sizes = {t.shape[0] if t.ndim else 0 for t in input_tensors(inputs)}
     require(
         len(sizes) == 1 and 0 not in sizes,
-        f"{where}: inputs that share a first axis of n > 0 data",
+        f"inputs that share a first axis of n > 0 data in {where}",
         describe_inputs(inputs) or "no tensor",
         "Give every input tensor the shape (n, ...).",
     )
@@ -100,7 +100,7 @@ def _as_batch(item: Any, index: int, position: int, device: torch.device) -> Bat
     size = check_inputs(inputs, where)
     require(
         isinstance(targets, Tensor) and targets.ndim > 0 and targets.shape[0] == size,
-        f"{where}: targets as a tensor with first axis {size}, like the inputs",
+        f"targets as a tensor with first axis {size}, like the inputs, in {where}",
         f"{tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__,
         "Give one target per datum.",
     )

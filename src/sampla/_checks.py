@@ -6,6 +6,9 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
+_SHOWN = 12
+"""Names listed in a message, at most."""
+
 
 class ConvergenceWarning(UserWarning):
     """A solve or an EM loop stopped before it reached the accuracy that was asked for."""
@@ -44,4 +47,5 @@ def require_known(name: str, known: Iterable[str], what: str) -> None:
         return
     near = get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {what} {name!r}: expected one of {', '.join(map(repr, names))}.{hint}")
+    shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    raise ValueError(f"unknown {what} {name!r}: expected one of {shown}.{hint}")

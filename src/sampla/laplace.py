@@ -77,17 +77,18 @@ class LinearisedLaplace:
         progress: bool = True,
     ) -> None:
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, "Pass the trained network.")
-        require(num_samples >= 2, "num_samples of at least 2", f"{num_samples}", "16 to 64 are usual.")
+        enough = isinstance(num_samples, int) and num_samples >= 2
+        require(enough, "num_samples as an integer of at least 2", f"{num_samples}", "16 to 64 are usual.")
         require(0 < tolerance < 1, "a tolerance in (0, 1)", f"{tolerance}", "The default is 0.02.")
         require(max_passes >= 1, "max_passes of at least 1", f"{max_passes}", "The default is 200.")
         self.model = model
-        self.likelihood = _named(likelihood, LIKELIHOODS, "likelihood")
-        self.prior = _named(prior, PRIORS, "prior")
+        self.likelihood = _named(likelihood, LIKELIHOODS, Likelihood)
+        self.prior = _named(prior, PRIORS, Prior)
         self.names, self.excluded = select_parameters(model, parameters)
         size = sum(p.numel() for name, p in model.named_parameters() if name in set(self.names))
         if solver == "auto":
             solver = "dense" if size <= _DENSE_UP_TO else "block-cg"
-        self.solver: Solver[Any] = _named(solver, SOLVERS, "solver")
+        self.solver: Solver[Any] = _named(solver, SOLVERS, Solver)
         self.num_samples, self.seed, self.tolerance, self.max_passes = num_samples, seed, tolerance, max_passes
         self.em = em or EM()
         self._progress = Progress(progress)
@@ -287,12 +288,31 @@ def _check_network(features: NetworkFeatures, batch: Batch) -> float:
     )
     if not bool(torch.isfinite(once).all()):
         return float("nan")  # the survey of all data says where
-    piece = next(batch.pieces(8))
-    return check_adjoint(features.linearise(piece.inputs), features.layout.total)
+    piece = next(batch.pieces(min(8, max(1, batch.size // 2))))
+    few = features.linearise(piece.inputs)
+    _require_own_outputs(few.outputs, once[: piece.size])
+    return check_adjoint(few, features.layout.total)
 
 
-def _named(given: Any, known: dict[str, Any], what: str) -> Any:
-    if not isinstance(given, str):
-        return given
-    require_known(given, ["auto", *known] if what == "solver" else known, what)
-    return known[given]()
+def _require_own_outputs(alone: Tensor, together: Tensor) -> None:
+    """Refuse a network whose output for one datum depends on the rest of the batch; rounding is let pass."""
+    scale = float(together.abs().max())
+    shift = float((alone - together).abs().max()) if alone.shape == together.shape else float("inf")
+    require(
+        shift <= torch.finfo(together.dtype).eps ** 0.5 * max(scale, 1e-30),
+        "the same outputs for a datum whatever else is in its batch",
+        f"a difference of {shift:.2g} (outputs up to {scale:.2g}) when the batch is cut",
+        "Normalisation by batch statistics (track_running_stats=False?) or a mean over the batch does that.",
+    )
+
+
+def _named(given: Any, known: dict[str, Any], kind: type) -> Any:
+    """An object of the given kind as it is; a name as an object with its defaults."""
+    what = kind.__name__.lower()
+    if isinstance(given, str):
+        require_known(given, ["auto", *known] if kind is Solver else known, what)
+        return known[given]()
+    if not isinstance(given, kind):
+        got = f"the class {given.__name__}: write {given.__name__}()" if isinstance(given, type) else repr(given)
+        raise TypeError(f"expected a sampla.{kind.__name__} or one of {', '.join(map(repr, known))}, got {got}.")
+    return given

@@ -89,6 +89,7 @@ def load_posterior(path: str | Path, network: nn.Module, likelihood: Likelihood 
         ValueError: if the file is damaged, foreign, or belongs to another network.
     """
     tensors, facts = checkpoint.load(path)
+    require("names" in facts, f"a posterior in {path}", "another file of sampla's", "Give a file written by save().")
     names, shapes = tuple(facts["names"]), tuple(tuple(s) for s in facts["shapes"])
     own = {name: tuple(p.shape) for name, p in network.named_parameters()}
     wrong = [name for name, shape in zip(names, shapes, strict=True) if own.get(name) != shape]

@@ -152,7 +152,7 @@ class Predictive:
     def _gaussian(self, targets: Tensor, group: Tensor) -> Tensor:
         """log N(y; mean, noise + (1/K) D'D) for each group, by Woodbury in K x K."""
         assert isinstance(self.likelihood, Gaussian)
-        residual = (targets - self.mean).unsqueeze(0)
+        residual = (targets.to(self.mean) - self.mean).unsqueeze(0)
         weighted = self.likelihood.curvature_product(self.mean, residual)
         pushed = self.likelihood.curvature_product(self.mean, self.deviations)
         count, groups = len(self.deviations), int(group.max()) + 1
@@ -161,7 +161,7 @@ class Predictive:
             return each.new_zeros(groups, *each.shape[1:]).index_add(0, group, each)
 
         def flat(each: Tensor) -> Tensor:
-            return each.flatten(2).movedim(0, -1)  # (k, n, *out) -> (n, out, k)
+            return each.reshape(*each.shape[:2], -1).movedim(0, -1)  # (k, n, *out) -> (n, out, k)
 
         inner = grouped(flat(self.deviations).mT @ flat(pushed)) / count  # (G, K, K)
         cross = grouped(flat(self.deviations).mT @ flat(weighted)) / count**0.5  # (G, K, 1)

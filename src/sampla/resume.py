@@ -44,6 +44,7 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
     if folder is None or not (Path(folder) / _FILE).exists():
         return state
     tensors, facts = checkpoint.load(Path(folder) / _FILE)
+    require("trace" in facts, f"an EM state in {folder}", "another file of sampla's", "Use another folder.")
     different = sorted(k for k in identity if facts["identity"].get(k) != identity[k])
     require(
         not different,

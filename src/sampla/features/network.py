@@ -25,6 +25,24 @@ _NORMALISATION = (
 )
 
 
+_CALL_IT = "Call model(x) on one batch of the loader: shapes, dtypes and devices must fit."
+_NO_FORWARD_MODE = (
+    "The network works, but one of its operations has no derivative that torch.func can take in forward and reverse "
+    "mode: write it with ordinary torch operations, or give the autograd.Function setup_context, jvp and "
+    "generate_vmap_rule = True."
+)
+_REMEDIES = {
+    "must have the same dtype": "Convert the inputs to the dtype of the network, x.to(next(model.parameters()).dtype).",
+    "setup_context": _NO_FORWARD_MODE,
+    "the jvp function": _NO_FORWARD_MODE,
+    "forward AD": _NO_FORWARD_MODE,
+    "generate_vmap_rule": _NO_FORWARD_MODE,
+    "mutate a captured Tensor": "The network changes one of its buffers in place in evaluation mode: leave that out.",
+    "called random operation": "The network must be deterministic in evaluation mode: take the random operation out.",
+}
+"""What torch's message contains -> what to do."""
+
+
 def select_parameters(model: nn.Module, selection: Selection = None) -> tuple[list[str], dict[str, str]]:
     """Which parameters form theta.
 
@@ -169,9 +187,8 @@ def _math_attention() -> Iterator[None]:
 def _explained(inputs: Inputs) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+    except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError) as error:
+        remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), _CALL_IT)
         raise RuntimeError(
-            f"the network could not be called on inputs of shape and dtype {describe_inputs(inputs)}: {error}\n"
-            "Call model(x) on one batch of the loader: shapes, dtypes and devices must fit, and the network must "
-            "be deterministic (no random operation inside)."
+            f"the network could not be called on inputs of shape and dtype {describe_inputs(inputs)}: {error}\n{remedy}"
         ) from error

@@ -75,14 +75,13 @@ class Gaussian(Likelihood):
             "Reshape one of them: broadcasting would pair every target with every output.",
         )
         require_finite(targets, "targets", "Remove or impute them.")
-        size = outputs.shape[-1]
-        precision = self.noise_precision
-        require(
-            precision is None or precision.ndim == 0 or precision.shape[-1] == size,
-            f"a noise precision for {size} outputs",
-            f"one for {0 if precision is None else (1, *precision.shape)[-1]}",
-            "Give a number, a vector (C,) or a matrix (C, C).",
-        )
+        if self.structure == "scalar":
+            return
+        shape, fix = tuple(outputs.shape), "Give a number, a vector (C,) or a matrix (C, C)."
+        require(len(shape) > 1, f"outputs (n, ..., C) for {self.structure} noise", f"outputs of shape {shape}", fix)
+        if self.noise_precision is not None:
+            size = self.noise_precision.shape[-1]
+            require(size == shape[-1], f"a noise precision for {shape[-1]} outputs", f"one for {size}", fix)
 
     def second_moment(self, residuals: Tensor) -> Tensor:
         """Sum over the stack of r r', reduced to the noise's structure: (), (C,) or (C, C), in float64."""

@@ -132,6 +132,9 @@ def solve(
 
     Returns:
         The Solution; if it is not converged a ConvergenceWarning says what was asked and what was reached.
+
+    Raises:
+        ArithmeticError: if it broke down before the first good iterate, with no earlier solution to fall back on.
     """
     state = solver.init(system, rhs, guess)
     history: list[float] = []
@@ -142,6 +145,7 @@ def solve(
         error = solver.error(following)
         if error != error:  # NaN: keep the last good iterate
             status = Status.BROKE_DOWN
+            _require_something(solver, history, guess)
             break
         state = following
         history.append(error)
@@ -164,6 +168,14 @@ def solve(
         found.value, found.curvature_value, status, len(history), reached, history,
         found.effective_dimension, found.reusable,
     )  # fmt: skip
+
+
+def _require_something(solver: Solver[Any], history: list[float], guess: Solution | None) -> None:
+    """A solve that breaks down before its first good iterate has no answer: zeros would pass for certainty."""
+    if not history and guess is None:
+        raise ArithmeticError(
+            f"{type(solver).__name__} has no solution: in its first pass it {Status.BROKE_DOWN.value}."
+        )
 
 
 def relative_rms(numerator: Tensor, denominator: Tensor) -> float:

@@ -40,7 +40,7 @@ class Dense(Solver[DenseState]):
         )
         kept = guess.reusable if guess is not None else None
         curvature = kept[1] if kept is not None and kept[0] is system.model else None
-        return DenseState(curvature, torch.zeros_like(rhs.data_part))
+        return DenseState(curvature, torch.zeros_like(rhs.data_part) if guess is None else guess.value)
 
     def step(self, system: LinearSystem, rhs: RightHandSide, state: DenseState) -> DenseState:
         curvature = state.curvature if state.curvature is not None else _form(system)
@@ -56,7 +56,8 @@ class Dense(Solver[DenseState]):
         return 0.0 if bool(state.value.isfinite().all()) else float("nan")
 
     def solution(self, system: LinearSystem, rhs: RightHandSide, state: DenseState) -> Solution:
-        assert state.curvature is not None
+        if state.curvature is None:  # broke down: all there is is the guess
+            return Solution(state.value, system.model.curvature_product(state.value), Status.BROKE_DOWN, 0, 0.0)
         return Solution(
             state.value,
             (state.value.double() @ state.curvature).to(state.value),

@@ -67,10 +67,10 @@ class SGD(Solver[SGDState]):
                 vector = vector / vector.norm()
                 pushed = _scaled_product(system, batch, vector)
                 size, vector = float((vector * pushed).sum()), pushed
-            largest = max(largest, size)
+            largest = max(size, largest)
             if number == 3:
                 break
-        return 0.5 / largest
+        return 0.5 / largest if largest > 0 else float("nan")  # NaN: the first step breaks down and is reported
 
     def step(self, system: LinearSystem, rhs: RightHandSide, state: SGDState) -> SGDState:
         value, velocity = state.value, state.velocity
