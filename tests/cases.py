@@ -1,0 +1,200 @@
+"""The tables every mathematical test runs over: likelihoods, priors, solvers. A new class joins its table here.
+
+Each likelihood comes with a small network trained on real digits, and with everything the dense reference needs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import dense
+import sampla
+from sampla._batches import CheckedLoader
+from sampla._params import ParameterLayout
+from sampla._progress import Progress
+from sampla.features import Features
+from sampla.model import LinearModel
+from sampla.priors import BoundPrior
+
+NUM_TRAIN, NUM_TEST, BATCH = 150, 12, 32
+FULL_NOISE = torch.tensor([[20.0, 6.0, -2.0], [6.0, 15.0, 1.0], [-2.0, 1.0, 30.0]], dtype=torch.float64)
+DIAGONAL_NOISE = torch.tensor([10.0, 20.0, 40.0], dtype=torch.float64)
+
+
+def _labels(images: Tensor, digits: Tensor) -> Tensor:  # noqa: ARG001  (all targets have one signature)
+    return digits
+
+
+def _yes_no(images: Tensor, digits: Tensor) -> Tensor:  # noqa: ARG001
+    """Three questions about a digit: even, at least five, has a hole."""
+    return torch.stack([digits % 2 == 0, digits >= 5, torch.isin(digits, torch.tensor([0, 6, 8, 9]))], 1).double()
+
+
+def _statistics(images: Tensor, digits: Tensor) -> Tensor:  # noqa: ARG001
+    """Three statistics of an image, standardised: mean, vertical and horizontal centre of mass."""
+    ramp, mass = torch.linspace(-1, 1, 8, dtype=torch.float64), images.sum((1, 2, 3))
+    vertical, horizontal = (images.sum(axis).squeeze(1) @ ramp / mass for axis in (3, 2))
+    columns = torch.stack([mass, vertical, horizontal], 1)
+    return (columns - columns.mean(0)) / columns.std(0)
+
+
+@dataclass(frozen=True)
+class LikelihoodCase:
+    """A likelihood with the loss it stands for, and targets made from digits."""
+
+    make: Callable[[], sampla.Likelihood]
+    loss: dense.Loss
+    targets: Callable[[Tensor, Tensor], Tensor]
+    num_outputs: int
+
+
+LIKELIHOODS = {
+    "categorical": LikelihoodCase(sampla.Categorical, dense.categorical_loss, _labels, 10),
+    "bernoulli": LikelihoodCase(sampla.Bernoulli, dense.bernoulli_loss, _yes_no, 3),
+    "gaussian-scalar": LikelihoodCase(
+        lambda: sampla.Gaussian(15.0), dense.gaussian_loss(15 * torch.eye(3, dtype=torch.float64)), _statistics, 3
+    ),
+    "gaussian-diagonal": LikelihoodCase(
+        lambda: sampla.Gaussian(DIAGONAL_NOISE), dense.gaussian_loss(DIAGONAL_NOISE.diag()), _statistics, 3
+    ),
+    "gaussian-full": LikelihoodCase(
+        lambda: sampla.Gaussian(FULL_NOISE), dense.gaussian_loss(FULL_NOISE), _statistics, 3
+    ),
+}
+GAUSSIANS = [name for name in LIKELIHOODS if name.startswith("gaussian")]
+
+
+class SpreadLayerwise(sampla.Layerwise):
+    """Fixed precisions that differ from layer to layer, as only EM would make them otherwise."""
+
+    def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
+        bound = super().bind(layout, curvature_diagonal)
+        return bound.with_precision(bound.precision * 4.0 ** torch.arange(len(bound.names)))
+
+
+PRIORS: dict[str, Callable[..., sampla.Prior]] = {
+    "isotropic": sampla.Isotropic,
+    "layerwise": sampla.Layerwise,
+    "g-prior": sampla.GPrior,
+}
+
+FIXED_PRIORS: dict[str, Callable[..., sampla.Prior]] = {**PRIORS, "layerwise": SpreadLayerwise}
+
+SOLVERS: dict[str, Callable[[], sampla.Solver[Any]]] = {
+    "dense": sampla.Dense,
+    "block-cg": sampla.BlockCG,
+    "sgd-regulariser": sampla.SGD,
+    "sgd-targets": lambda: sampla.SGD(objective="targets"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A trained network, its data, and the dense quantities, each computed once."""
+
+    case: LikelihoodCase
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def loader(self) -> list[tuple[Tensor, Tensor]]:
+        return batches(self.inputs, self.targets, BATCH)
+
+    @cached_property
+    def features(self) -> Tensor:
+        """J over the training data, (N, C, P)."""
+        return dense.jacobian(self.model, self.names, self.inputs)
+
+    @cached_property
+    def test_features(self) -> Tensor:
+        """J over the test data."""
+        return dense.jacobian(self.model, self.names, self.test_inputs)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """B over the training data, (N, C, C)."""
+        return dense.hessians(self.case.loss, self.model(self.inputs).detach(), self.targets)
+
+    @cached_property
+    def curvature(self) -> Tensor:
+        """M."""
+        return dense.curvature(self.features, self.weights)
+
+    @cached_property
+    def layer_group(self) -> Tensor:
+        """(P,) number of the layer of each parameter."""
+        sizes = [dict(self.model.named_parameters())[name].numel() for name in self.names]
+        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in self.names))
+        numbers = [layers.index(name.rpartition(".")[0]) for name in self.names]
+        return torch.tensor(numbers).repeat_interleave(torch.tensor(sizes))
+
+    def fit(self, prior: sampla.Prior | str, **options: Any) -> sampla.LinearisedLaplace:
+        """The front door on this problem, quietly."""
+        options = {"likelihood": self.case.make(), "progress": False, "solver": sampla.Dense(), **options}
+        loader = options.pop("loader", self.loader)
+        checkpoint = options.pop("checkpoint", None)
+        return sampla.LinearisedLaplace(self.model, prior=prior, **options).fit(loader, checkpoint)
+
+    def evidence(self, prior: str, scale: Tensor, **options: Any) -> dense.Evidence:
+        """The same model for the dense EM, in the coordinates of the prior's scale."""
+        group = self.layer_group if prior == "layerwise" else torch.zeros_like(self.layer_group)
+        return dense.Evidence(self.features * scale, self.targets, group, **options)
+
+
+def build_problem(name: str) -> Problem:
+    """Train the network of one row of LIKELIHOODS, always to the same weights."""
+    case = LIKELIHOODS[name]
+    images, digits = load_digits(return_X_y=True)
+    images = torch.from_numpy(images[: NUM_TRAIN + NUM_TEST]).view(-1, 1, 8, 8) / 16
+    digits = torch.from_numpy(digits[: NUM_TRAIN + NUM_TEST]).long()
+    targets = case.targets(images, digits)
+    model = small_network(case.num_outputs)
+    train(model, case.loss, images[:NUM_TRAIN], targets[:NUM_TRAIN])
+    names = [name for name, _ in model.named_parameters()]
+    return Problem(
+        case, model, images[:NUM_TRAIN], targets[:NUM_TRAIN], images[NUM_TRAIN:], targets[NUM_TRAIN:], names
+    )
+
+
+def small_network(num_outputs: int) -> nn.Module:
+    """A convolution, a hidden layer and a readout; 199 + 8 C parameters in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 2, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(18, 8), nn.Tanh()]
+        return nn.Sequential(*layers, nn.Linear(8, num_outputs)).double().eval()
+
+
+def train(model: nn.Module, loss: dense.Loss, inputs: Tensor, targets: Tensor, steps: int = 150) -> None:
+    """Full-batch Adam: deterministic, a fraction of a second."""
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        torch.vmap(loss)(model(inputs), targets).mean().backward()
+        optimiser.step()
+    optimiser.zero_grad()
+
+
+def batches(inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """A loader: a list of batches."""
+    return list(zip(inputs.split(size), targets.split(size), strict=True))
+
+
+def linear_model(features: Features, likelihood: sampla.Likelihood, loader: Any) -> LinearModel:
+    """A LinearModel that has seen its data once, as after the survey of a fit."""
+    model = LinearModel(features, likelihood, CheckedLoader(loader, features.like.device, Progress(False)))
+    model.survey()
+    return model
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normals for test inputs."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)

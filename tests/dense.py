@@ -1,0 +1,287 @@
+"""A naive float64 reference for everything sampla computes: explicit matrices, loops over data, no shared code.
+
+Slow and memory-hungry on purpose; nothing here imports sampla. Notation of the method: J (N, C, P) holds the features,
+B (N, C, C) the curvature of the loss in the outputs, M = sum_n J_n' B_n J_n, H = M + A.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from torch import Tensor, nn
+from torch.nn import functional
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def jacobian(model: nn.Module, names: Sequence[str], inputs: Any) -> Tensor:
+    """(N, C, P) with all inner axes of the outputs in C: one backward pass for each output of each datum."""
+    chosen = [dict(model.named_parameters())[name] for name in names]
+    outputs = call(model, inputs)
+    outputs = outputs.reshape(len(outputs), -1)
+    rows = []
+    for value in outputs.flatten():
+        gradients = torch.autograd.grad(value, chosen, retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([g.flatten() for g in gradients]))
+    return torch.stack(rows).view(*outputs.shape, -1)
+
+
+def call(model: nn.Module, inputs: Any) -> Tensor:
+    """The network on a tensor, a tuple or a dict of tensors."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def categorical_loss(outputs: Tensor, target: Tensor) -> Tensor:
+    return functional.cross_entropy(outputs, target)
+
+
+def bernoulli_loss(outputs: Tensor, target: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(outputs, target, reduction="sum")
+
+
+def gaussian_loss(precision: Tensor) -> Loss:
+    """1/2 (y - f)' B (y - f) with a (C, C) matrix B."""
+    return lambda outputs, target: 0.5 * (target - outputs) @ precision @ (target - outputs)
+
+
+def hessians(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """B by definition, (N, C, C): the second derivative of the loss, datum by datum."""
+    each = [
+        torch.autograd.functional.hessian(lambda f, y=y: loss(f, y), f) for f, y in zip(outputs, targets, strict=True)
+    ]
+    return torch.stack(each)
+
+
+def curvature(features: Tensor, weights: Tensor) -> Tensor:
+    """M = sum_n J_n' B_n J_n, (P, P)."""
+    return (features.mT @ weights @ features).sum(0)
+
+
+def predictive_covariance(features: Tensor, inverse: Tensor) -> Tensor:
+    """J H^-1 J' over all outputs of all data, (N C, N C)."""
+    rows = features.flatten(0, 1)
+    return rows @ inverse @ rows.mT
+
+
+def mode(features: Tensor, targets: Tensor, loss: Loss, precision: Tensor, start: Tensor | None = None) -> Tensor:
+    """argmin sum_n loss(J_n theta, y_n) + 1/2 theta' A theta by damped Newton to rounding, (P,)."""
+
+    def objective(at: Tensor) -> Tensor:
+        pushed = features @ at
+        data = sum(loss(f, y) for f, y in zip(pushed, targets, strict=True))
+        return data + 0.5 * (precision * at.square()).sum()
+
+    theta = torch.zeros(features.shape[-1], dtype=torch.float64) if start is None else start
+    for _ in range(100):
+        point = theta.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(point), point)
+        hessian = curvature(features, _fast_hessians(loss, features @ theta, targets)) + precision.diag()
+        step = torch.linalg.solve(hessian, -gradient)
+        length, value = 1.0, float(objective(theta))
+        while float(objective(theta + length * step)) > value + 1e-9 * abs(value) and length > 1e-6:
+            length /= 2
+        theta = theta + length * step
+        if float((step * (hessian @ step)).sum()) < 1e-22 * float((precision * theta.square()).sum()):
+            return theta
+    raise AssertionError("the reference's own Newton iteration did not converge")
+
+
+def _fast_hessians(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Explicit formulas, for Newton's inner loop only; test_likelihoods.py checks them against ``hessians``."""
+    if loss is categorical_loss:
+        p = outputs.softmax(-1)
+        return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
+    if loss is bernoulli_loss:
+        p = outputs.sigmoid()
+        return torch.diag_embed(p * (1 - p))
+    return hessians(loss, outputs[:1], targets[:1]).expand(len(outputs), -1, -1)
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """What EM learns: log alpha of each group, and the noise covariance (C, C) of a Gaussian."""
+
+    log_precision: Tensor
+    noise: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A linear model whose hyperparameters MacKay's updates are to find, everything exact.
+
+    ``features`` are already multiplied by the prior's scale, so A is exp(log_precision) of each parameter's group.
+    ``weights`` is B at the trained network for a classification loss; None for Gaussian noise, whose structure is
+    "fixed", "scalar", "diagonal" or "full".
+    """
+
+    features: Tensor
+    targets: Tensor
+    group: Tensor
+    loss: Loss | None = None
+    weights: Tensor | None = None
+    structure: str = "fixed"
+    learn_prior: bool = True
+
+    def diagonal(self, hyper: Hyper) -> Tensor:
+        """(P,) diagonal of A."""
+        return hyper.log_precision.exp()[self.group]
+
+    def curvature(self, hyper: Hyper) -> Tensor:
+        """M."""
+        weights = self.weights
+        if weights is None:
+            assert hyper.noise is not None
+            weights = torch.linalg.inv(hyper.noise).expand(len(self.features), -1, -1)
+        return curvature(self.features, weights)
+
+    def mode(self, hyper: Hyper, start: Tensor | None = None) -> Tensor:
+        """The linear model's own optimum."""
+        if self.loss is not None:
+            return mode(self.features, self.targets, self.loss, self.diagonal(hyper), start)
+        assert hyper.noise is not None
+        pulled = torch.einsum("ncp,cd,nd->p", self.features, torch.linalg.inv(hyper.noise), self.targets)
+        return torch.linalg.solve(self.curvature(hyper) + self.diagonal(hyper).diag(), pulled)
+
+    def gamma(self, hyper: Hyper) -> Tensor:
+        """(G,) tr(H^-1 M) split by group."""
+        data = self.curvature(hyper)
+        product = torch.linalg.solve(data + self.diagonal(hyper).diag(), data).diagonal()
+        return torch.zeros(len(hyper.log_precision), dtype=torch.float64).index_add(0, self.group, product)
+
+    def step(self, hyper: Hyper) -> Hyper:
+        """One E-step and M-step; the mode starts from scratch, which the reference can afford."""
+        gamma, found = self.gamma(hyper), self.mode(hyper)
+        size = torch.zeros_like(gamma).index_add(0, self.group, found.square())
+        log_precision = (gamma / size).log() if self.learn_prior else hyper.log_precision
+        return Hyper(log_precision, self._noise(hyper, found, float(gamma.sum())))
+
+    def _noise(self, hyper: Hyper, found: Tensor, gamma: float) -> Tensor | None:
+        if self.structure == "fixed":
+            return hyper.noise
+        residual = self.targets - self.features @ found
+        if self.structure == "scalar":
+            variance = residual.square().sum() / (residual.numel() - gamma)
+            return variance * torch.eye(residual.shape[1], dtype=torch.float64)
+        inverse = torch.linalg.inv(self.curvature(hyper) + self.diagonal(hyper).diag())
+        spread = (self.features @ inverse @ self.features.mT).mean(0)
+        covariance = residual.mT @ residual / len(residual) + spread
+        return covariance.diagonal().diag() if self.structure == "diagonal" else covariance
+
+    def run(self, start: Hyper, tolerance: float = 1e-11, max_steps: int = 3000) -> Hyper:
+        """The fixed point."""
+        for _ in range(max_steps):
+            following = self.step(start)
+            change = (self.vector(following) - self.vector(start)).abs().max()
+            start = following
+            if change < tolerance:
+                return start
+        raise AssertionError(f"the reference's own EM did not settle (change {change:.1e})")
+
+    def vector(self, hyper: Hyper) -> Tensor:
+        """The free hyperparameters in one vector: log alpha, then log variance or the free covariance entries."""
+        parts = [hyper.log_precision] if self.learn_prior else []
+        if self.structure == "scalar":
+            parts.append(hyper.noise[0, :1].log())
+        elif self.structure == "diagonal":
+            parts.append(hyper.noise.diagonal())
+        elif self.structure == "full":
+            rows, columns = torch.triu_indices(*hyper.noise.shape)
+            parts.append(hyper.noise[rows, columns])
+        return torch.cat(parts)
+
+    def hyper(self, vector: Tensor, like: Hyper) -> Hyper:
+        """The inverse of ``vector``."""
+        count = len(like.log_precision) if self.learn_prior else 0
+        known = replace(like, log_precision=vector[:count]) if self.learn_prior else like
+        rest = vector[count:]
+        if self.structure == "fixed":
+            return known
+        size = len(like.noise)
+        if self.structure == "scalar":
+            noise = rest.exp() * torch.eye(size, dtype=torch.float64)
+        elif self.structure == "diagonal":
+            noise = rest.diag()
+        else:
+            rows, columns = torch.triu_indices(size, size)
+            upper = torch.zeros(size, size, dtype=torch.float64).index_put((rows, columns), rest)
+            noise = upper + upper.triu(1).mT
+        return replace(known, noise=noise)
+
+    def standard_errors(self, settled: Hyper, num_samples: int, exact_gamma: bool = False) -> Tensor:
+        """Standard error of each entry of ``vector`` when EM sees H^-1 only through K posterior samples.
+
+        An M-step h -> F(h) that uses samples is F(h) + e, where e_a = tr(Q_a E) is linear in the error E of the
+        samples' second moment, and cov(e_a, e_b) = 2 tr(Q_a S Q_b S) / K with S = H^-1 (Gaussian fourth moments).
+        The noise draws stay the same over the steps, so the fixed point moves by (I - F')^-1 e.
+        """
+        forms = self._forms(settled, exact_gamma)
+        inverse = torch.linalg.inv(self.curvature(settled) + self.diagonal(settled).diag())
+        halves = [form @ inverse for form in forms]
+        errors = torch.tensor([[2 * (a * b.mT).sum() / num_samples for b in halves] for a in halves])
+        here, width = self.vector(settled), 1e-4
+        columns = []
+        for axis in torch.eye(len(here), dtype=torch.float64) * width:
+            ahead, behind = (self.vector(self.step(self.hyper(here + d, settled))) for d in (axis, -axis))
+            columns.append((ahead - behind) / (2 * width))
+        response = torch.linalg.inv(torch.eye(len(here)).double() - torch.stack(columns, 1))
+        return (response @ errors.double() @ response.mT).diagonal().sqrt()
+
+    def _forms(self, settled: Hyper, exact_gamma: bool) -> list[Tensor]:
+        """Q_a: how each update depends on the second moment of the samples."""
+        data, gamma = self.curvature(settled), self.gamma(settled)
+        forms = []
+        for g in range(len(gamma) if self.learn_prior else 0):
+            part = torch.where(self.group == g, 1.0, 0.0).double()[:, None] * data / gamma[g]
+            forms.append((part + part.mT) / 2 * (0 if exact_gamma else 1))
+        if self.structure == "scalar":
+            entries = self.targets.numel() - float(gamma.sum())
+            forms.append(data / entries * (0 if exact_gamma else 1))
+        if self.structure in ("diagonal", "full"):
+            size = self.targets.shape[1]
+            pairs = [(c, c) for c in range(size)] if self.structure == "diagonal" else _upper(size)
+            for c, d in pairs:
+                part = self.features[:, c].mT @ self.features[:, d] / len(self.features)
+                forms.append((part + part.mT) / 2)
+        return forms
+
+
+def _upper(size: int) -> list[tuple[int, int]]:
+    return [(int(c), int(d)) for c, d in zip(*torch.triu_indices(size, size), strict=True)]
+
+
+def assert_covariance(draws: Tensor, covariance: Tensor, level: float = 1e-4) -> None:
+    """K zero-mean Gaussian draws (K, D) against the covariance they should have, (D, D): three tests of fixed size.
+
+    The sample covariance of K draws has variance (C_ii C_jj + C_ij^2) / K in entry ij, and 2 tr(C^2) / K in the trace.
+    The largest |z| is bounded by Bonferroni at ``level``; of all |z|, 4.6 % should exceed 2 (entries are
+    correlated, hence the generous interval); the trace has a test of its own, the sharpest for a common factor.
+
+    Raises:
+        AssertionError: if any of the three fails.
+    """
+    count = len(draws)
+    error = draws.mT @ draws / count - covariance
+    variances = covariance.diagonal()
+    spread = ((variances[:, None] * variances + covariance.square()) / count).sqrt()
+    z = (error / spread)[tuple(torch.triu_indices(*covariance.shape))].abs()
+    bound = norm.isf(level / 2 / len(z))
+    assert float(z.max()) < bound, f"largest |z| {z.max():.2f} over {len(z)} entries, expected below {bound:.2f}"
+    beyond = float((z > 2).double().mean())
+    assert 0.005 < beyond < 0.15, f"{beyond:.1%} of |z| beyond 2, expected about 4.6 %"
+    trace = float(error.trace()) / sqrt(2 * float(covariance.square().sum()) / count)
+    assert abs(trace) < norm.isf(level / 2), f"z = {trace:.2f} on the trace"
+
+
+def prescribed(eigenvalues: Sequence[float], rows: int, seed: int = 0) -> Tensor:
+    """(rows, P) design matrix X with the given eigenvalues of X' X."""
+    generator = np.random.default_rng(seed)
+    size = len(eigenvalues)
+    left = np.linalg.qr(generator.standard_normal((rows, size)))[0]
+    right = np.linalg.qr(generator.standard_normal((size, size)))[0]
+    return torch.from_numpy(left * np.sqrt(np.asarray(eigenvalues)) @ right.T)

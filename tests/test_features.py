@@ -1,0 +1,169 @@
+"""Feature maps: both products against dense matrices, adjoint to each other, for every dtype, input and output."""
+
+import pytest
+import torch
+from cases import batches, linear_model, randn, small_network
+from dense import call, curvature, jacobian
+from torch import nn
+
+import sampla
+from sampla.features import ScaledFeatures, adjoint_error, check_adjoint
+
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+
+
+class TwoInputs(nn.Module):
+    """Takes (a, b) and returns outputs of a chosen inner shape."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+        self.first, self.second = nn.Linear(3, 5), nn.Bilinear(5, 2, torch.Size(shape).numel())
+
+    def forward(self, a, b):
+        return self.second(torch.tanh(self.first(a)), b).view(len(a), *self.shape)
+
+
+def a_network(dtype):
+    model = small_network(3).to(dtype)
+    return model, randn(6, 1, 8, 8, dtype=dtype)
+
+
+def two_inputs(kind, shape):
+    def build(dtype):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = TwoInputs(shape).to(dtype).eval()
+        a, b = randn(6, 3, dtype=dtype), randn(6, 2, seed=1, dtype=dtype)
+        return model, {"a": a, "b": b} if kind == "dict" else (a, b)
+
+    return build
+
+
+NETWORKS = {
+    "convolutional": a_network,
+    "tuple, (N, C)": two_inputs("tuple", (4,)),
+    "dict, (N, L, C)": two_inputs("dict", (2, 3)),
+    "tuple, (N,)": two_inputs("tuple", ()),
+}
+
+
+def network_case(name, dtype):
+    model, inputs = NETWORKS[name](dtype)
+    names = [name for name, _ in model.named_parameters()]
+    return sampla.NetworkFeatures(model, names), inputs, jacobian(model.double(), names, _double(inputs)), model
+
+
+def _double(inputs):
+    if isinstance(inputs, dict):
+        return {name: value.double() for name, value in inputs.items()}
+    return tuple(value.double() for value in inputs) if isinstance(inputs, tuple) else inputs.double()
+
+
+def design_case(num_outputs, dtype):
+    rows = randn(6, 4, dtype=dtype)
+    dense = torch.einsum("nd,ce->ncde", rows.double(), torch.eye(num_outputs).double()).flatten(2)
+    return sampla.DesignMatrix(4, num_outputs, dtype), rows, dense
+
+
+def feature_case(name, dtype):
+    if name.startswith("design"):
+        return design_case(int(name[-1]), dtype)
+    if name == "scaled":
+        features, inputs, dense, _ = network_case("convolutional", dtype)
+        scale = randn(dense.shape[-1]).exp()
+        scale[3] = 0  # a parameter taken out
+        return ScaledFeatures(features, scale.to(dtype)), inputs, dense * scale
+    return network_case(name, dtype)[:3]
+
+
+CASES = ["design 1", "design 3", "scaled", *NETWORKS]
+every_feature_map = pytest.mark.parametrize("name", CASES)
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
+
+
+def assert_near(found, expected, dtype):
+    assert found.dtype == dtype
+    assert float((found.double() - expected).norm()) <= TOLERANCE[dtype] * float(expected.norm())
+
+
+@every_feature_map
+@every_dtype
+def test_both_products_agree_with_the_dense_matrix(name, dtype):
+    features, inputs, dense = feature_case(name, dtype)
+    at = features.linearise(inputs)
+    v, u = randn(5, features.layout.total, dtype=dtype), randn(5, *at.outputs.shape, seed=1, dtype=dtype)
+    pushed, pulled = at.jvp(v), at.vjp(u)
+    assert pushed.shape == u.shape
+    assert_near(pushed.reshape(5, 6, -1), torch.einsum("ncp,kp->knc", dense, v.double()), dtype)
+    assert_near(pulled, torch.einsum("ncp,knc->kp", dense, u.double().reshape(5, 6, -1)), dtype)
+
+
+@every_feature_map
+@every_dtype
+def test_the_products_are_adjoint(name, dtype):
+    features, inputs, _ = feature_case(name, dtype)
+    assert check_adjoint(features.linearise(inputs), features.layout.total) < 10 * torch.finfo(dtype).eps
+
+
+def test_a_wrong_derivative_is_found():
+    """A custom function whose backward pass is off by 1 %: jvp is right, vjp is not."""
+    features, inputs, dense = design_case(2, torch.float64)
+
+    class Wrong(type(features.linearise(inputs))):
+        def vjp(self, cotangents):
+            return 1.01 * super().vjp(cotangents)
+
+    wrong = Wrong(inputs, torch.zeros(4, 2).double())
+    assert adjoint_error(wrong, dense.shape[-1]) > 1e-4
+    with pytest.raises(ValueError, match=r"<phi v, u> = <v, phi' u> .*wrong derivative"):
+        check_adjoint(wrong, dense.shape[-1])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_linearised_outputs_are_the_networks_own(name):
+    features, inputs, _, model = network_case(name, torch.float64)
+    torch.testing.assert_close(features.linearise(inputs).outputs, call(model, inputs).detach())
+
+
+@every_dtype
+def test_curvature_product_sums_over_batches_and_many_columns(dtype):
+    """More columns than go through the network at once, batches that do not divide the pieces."""
+    features, inputs, dense = feature_case("convolutional", dtype)
+    weights = torch.tensor([1.0, 2.0, 3.0]).double()
+    model = linear_model(features, sampla.Gaussian(weights), batches(inputs, torch.zeros(6, 3).to(dtype), 4))
+    v = randn(70, features.layout.total, dtype=dtype)
+    expected = v.double() @ curvature(dense, weights.diag().expand(6, 3, 3))
+    assert_near(model.curvature_product(v), expected, dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "likelihood", "targets"),
+    [
+        ("dict, (N, L, C)", sampla.Categorical, torch.arange(12).view(6, 2) % 3),
+        ("dict, (N, L, C)", sampla.Gaussian, randn(6, 2, 3)),
+        ("dict, (N, L, C)", lambda: sampla.Gaussian(structure="full"), randn(6, 2, 3)),
+        ("dict, (N, L, C)", sampla.Bernoulli, randn(6, 2, 3).sign().clamp_min(0)),
+        ("tuple, (N, C)", sampla.Categorical, torch.arange(6) % 4),
+        ("tuple, (N,)", sampla.Bernoulli, (torch.arange(6) % 2).double()),
+        ("tuple, (N,)", sampla.Gaussian, randn(6)),
+    ],
+)
+@every_dtype
+def test_any_input_and_output_shape_goes_through_a_whole_fit(name, likelihood, targets, dtype):
+    model, inputs = NETWORKS[name](dtype)
+    targets = targets.to(dtype) if targets.is_floating_point() else targets
+    la = sampla.LinearisedLaplace(model, likelihood(), num_samples=4, progress=False, em=sampla.EM(tolerance=0.5))
+    pred = la.fit([(inputs, targets)]).predict(inputs)
+    assert pred.variance.shape == pred.mean.shape == call(model, inputs).shape
+    assert pred.log_prob(targets).shape == (6,)
+    assert bool(pred.log_prob(targets).isfinite().all())
+
+
+def test_samples_come_back_under_their_parameters_names():
+    model, inputs = NETWORKS["tuple, (N, C)"](torch.float64)
+    la = sampla.LinearisedLaplace(model, "categorical", sampla.Isotropic(learn=False), num_samples=3, progress=False)
+    la.fit([(inputs, torch.arange(6) % 4)])
+    assert {n: s.shape for n, s in la.samples_.items()} == {n: (3, *p.shape) for n, p in model.named_parameters()}
+    pushed = jacobian(model, list(la.samples_), inputs) @ torch.cat([s.flatten(1) for s in la.samples_.values()], 1).mT
+    torch.testing.assert_close(la.predict(inputs).deviations, pushed.movedim(-1, 0))
