@@ -142,9 +142,10 @@ class LinearisedLaplace:
             method: "monte-carlo" or "probit", how class probabilities are averaged.
             num_draws: draws of a Monte Carlo average.
         """
+        posterior = self._fitted()
         with untouched(self.model):
             check_evaluation_mode(self.model)
-            return self._fitted().predict(x, method, num_draws)
+            return posterior.predict(x, method, num_draws)
 
     @property
     def prior_precision_(self) -> Tensor:
