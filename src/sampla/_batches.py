@@ -133,6 +133,12 @@ class CheckedLoader:
         assert self._fingerprint is not None, "read the loader once first"
         return self._fingerprint[0]
 
+    @property
+    def fingerprint(self) -> str:
+        """A hexadecimal hash of all data in any order, known after the first pass."""
+        assert self._fingerprint is not None, "read the loader once first"
+        return f"{self._fingerprint[1]:016x}"
+
     def __iter__(self) -> Iterator[Batch]:
         position, content, order, index = 0, 0, 0, -1
         for index, item in enumerate(self._progress.sweep(self._loader, self._length)):

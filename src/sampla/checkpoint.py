@@ -20,7 +20,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: _owned(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
     try:
         save_file(contiguous, partial, {"format": FORMAT, "facts": json.dumps(facts)})
         os.replace(partial, path)
@@ -31,6 +31,11 @@ def save(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """A copy if the tensor is a part of another one: the format refuses tensors that share memory."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

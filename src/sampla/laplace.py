@@ -121,13 +121,12 @@ class LinearisedLaplace:
             adjoint = _check_network(features, first)
             data = CheckedLoader(loader, device, self._progress)
             model = LinearModel(features, self.likelihood, data)
-            identity = self._identity()
             inference = infer(
                 model, self.prior, self.solver,
                 num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
                 max_passes=self.max_passes, say=self._say,
-                restore=lambda state: restore_state(checkpoint, state, identity),
-                keep=lambda state: keep_state(checkpoint, state, identity),
+                restore=lambda state: restore_state(checkpoint, state, self._identity(data)),
+                keep=lambda state: keep_state(checkpoint, state, self._identity(data)),
             )  # fmt: skip
         report = build_report(inference, data, self.excluded, adjoint, perf_counter() - start)
         self._inference, self._report = inference, report
@@ -219,13 +218,14 @@ class LinearisedLaplace:
     def _say(self, stage: str) -> None:
         self._progress.stage = stage
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, data: CheckedLoader) -> dict[str, Any]:
         """What must be equal for a checkpoint to belong to this fit."""
         return {
             "network": fingerprint(self.model.state_dict()),
+            "data": data.fingerprint,
             "parameters": self.names,
             "likelihood": self.likelihood.config(),
-            "prior": [type(self.prior).__name__, self.prior.precision, self.prior.learn],
+            "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),
             "num_samples": self.num_samples,
             "seed": self.seed,
