@@ -29,6 +29,8 @@ class BlockCGState:
     """|phi dz|_B / |phi z|_B of every step."""
     residuals: tuple[float, ...] = ()
     """|R| / |B| after every step, in scaled coordinates."""
+    bound: float = float("inf")
+    """A rigorous bound of the error, |R| / sqrt(smallest eigenvalue) relative to |phi z|_B."""
     broken: bool = False
 
 
@@ -37,7 +39,8 @@ class BlockCG(Solver[BlockCGState]):
     """Block conjugate gradients (the default solver): no step size, K columns help one another.
 
     The error estimate extrapolates the size of the last steps in function space, |phi dz|_B: a step that is a
-    fraction r of the one before announces r / sqrt(1 - r^2) of itself still to come.
+    fraction r of the one before announces r / sqrt(1 - r^2) of itself still to come. Where the residual proves less
+    (a block that spans the whole space ends at once), the proof counts.
     """
 
     def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> BlockCGState:
@@ -63,11 +66,12 @@ class BlockCG(Solver[BlockCGState]):
         basis, change = _orthonormal(remainder)
         factor = change @ state.factor
         direction = basis + change @ state.direction
-        increment = self._increment(system, rhs, value, weights, state, basis, factor)
+        increment, bound = self._increment(system, rhs, value, weights, state, basis, factor)
         if increment != increment:
             return _broken(state)
         size = float(factor.norm() / (rhs.total * scale).norm())
-        return BlockCGState(value, basis, factor, direction, (*state.increments, increment), (*state.residuals, size))
+        increments, residuals = (*state.increments, increment), (*state.residuals, size)
+        return BlockCGState(value, basis, factor, direction, increments, residuals, bound)
 
     def _increment(
         self,
@@ -78,18 +82,25 @@ class BlockCG(Solver[BlockCGState]):
         before: BlockCGState,
         basis: Tensor,
         factor: Tensor,
-    ) -> float:
-        """|phi dz|_B / |phi z|_B, read off the residuals: M dz = R_before - R_after - A dz."""
+    ) -> tuple[float, float]:
+        """|phi dz|_B / |phi z|_B, read off the residuals (M dz = R_before - R_after - A dz), and the bound.
+
+        |phi e|_B^2 <= e' H e = R' H^-1 R <= |D R|^2 / min(D A D), whatever the accuracy of the diagonal in D.
+        """
         unscale = jacobi_root(system).reciprocal()
         step = (weights.mT @ before.direction) / unscale
         old, new = before.factor.mT @ before.basis, factor.mT @ basis
         curvature_step = (old - new) * unscale - system.precision * step
         curvature_value = rhs.total - new * unscale - system.precision * value
-        return relative_rms(curvature_norm(step, curvature_step), curvature_norm(value, curvature_value))
+        size = curvature_norm(value, curvature_value)
+        smallest = (system.precision * jacobi_root(system).square()).min()
+        bound = relative_rms(new.norm(dim=1) * smallest.rsqrt(), size)
+        return relative_rms(curvature_norm(step, curvature_step), size), bound
 
     def error(self, state: BlockCGState) -> float:
-        if state.broken:
-            return float("nan")
+        return float("nan") if state.broken else min(self._extrapolated(state), state.bound)
+
+    def _extrapolated(self, state: BlockCGState) -> float:
         if len(state.increments) < 2:
             return 1.0 if state.increments and state.increments[-1] > 0 else 0.0
         last, *earlier = state.increments[-1], *state.increments[-3:-1]
@@ -114,4 +125,4 @@ def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _broken(state: BlockCGState) -> BlockCGState:
-    return BlockCGState(state.value, state.basis, state.factor, state.direction, (), (), broken=True)
+    return BlockCGState(state.value, state.basis, state.factor, state.direction, broken=True)
