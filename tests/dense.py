@@ -273,7 +273,8 @@ def assert_covariance(draws: Tensor, covariance: Tensor, level: float = 1e-4) ->
     bound = norm.isf(level / 2 / len(z))
     assert float(z.max()) < bound, f"largest |z| {z.max():.2f} over {len(z)} entries, expected below {bound:.2f}"
     beyond = float((z > 2).double().mean())
-    assert 0.005 < beyond < 0.15, f"{beyond:.1%} of |z| beyond 2, expected about 4.6 %"
+    assert beyond < 0.15, f"{beyond:.1%} of |z| beyond 2, expected about 4.6 %"
+    assert beyond > 0.005 or len(z) < 500, f"only {beyond:.2%} of |z| beyond 2: too good to be draws"
     trace = float(error.trace()) / sqrt(2 * float(covariance.square().sum()) / count)
     assert abs(trace) < norm.isf(level / 2), f"z = {trace:.2f} on the trace"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import batches, linear_model, randn
+from cases import PRIORS, batches, linear_model, randn
 from dense import assert_covariance, curvature
 from scipy.stats import kstest
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -60,8 +60,9 @@ def test_dtype_and_shape_follow_the_request():
 def test_posterior_samples_do_not_depend_on_the_batch_size(problems, prior):
     """The g-prior's diagonal is estimated from blocks of data that must not follow the loader's batches."""
     problem = problems["bernoulli"]
+    prior = PRIORS[prior](learn=False)
     reference = problem.fit(prior, num_samples=3, loader=batches(problem.inputs, problem.targets, 150))
-    for size in (1, 20, 64):
+    for size in (7, 64):
         la = problem.fit(prior, num_samples=3, loader=batches(problem.inputs, problem.targets, size))
         for name, samples in la.samples_.items():
             torch.testing.assert_close(samples, reference.samples_[name], rtol=1e-9, atol=1e-11)
