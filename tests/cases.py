@@ -160,9 +160,7 @@ def build_problem(name: str) -> Problem:
     model = small_network(case.num_outputs)
     train(model, case.loss, images[:NUM_TRAIN], targets[:NUM_TRAIN])
     names = [name for name, _ in model.named_parameters()]
-    return Problem(
-        case, model, images[:NUM_TRAIN], targets[:NUM_TRAIN], images[NUM_TRAIN:], targets[NUM_TRAIN:], names
-    )
+    return Problem(case, model, images[:NUM_TRAIN], targets[:NUM_TRAIN], images[NUM_TRAIN:], targets[NUM_TRAIN:], names)
 
 
 def small_network(num_outputs: int) -> nn.Module:

@@ -81,7 +81,7 @@ def mode(features: Tensor, targets: Tensor, loss: Loss, precision: Tensor, start
     for _ in range(100):
         point = theta.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(objective(point), point)
-        hessian = curvature(features, _fast_hessians(loss, features @ theta, targets)) + precision.diag()
+        hessian = curvature(features, fast_hessians(loss, features @ theta, targets)) + precision.diag()
         step = torch.linalg.solve(hessian, -gradient)
         length, value = 1.0, float(objective(theta))
         while float(objective(theta + length * step)) > value + 1e-9 * abs(value) and length > 1e-6:
@@ -92,7 +92,7 @@ def mode(features: Tensor, targets: Tensor, loss: Loss, precision: Tensor, start
     raise AssertionError("the reference's own Newton iteration did not converge")
 
 
-def _fast_hessians(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+def fast_hessians(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """Explicit formulas, for Newton's inner loop only; test_likelihoods.py checks them against ``hessians``."""
     if loss is categorical_loss:
         p = outputs.softmax(-1)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cases import FIXED_PRIORS, LIKELIHOODS
-from dense import assert_covariance, predictive_covariance
 
 import sampla
+from cases import FIXED_PRIORS, LIKELIHOODS
+from dense import assert_covariance, predictive_covariance
 
 NUM_SAMPLES = 4000
 

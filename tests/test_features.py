@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import FULL_NOISE, batches, linear_model, randn, small_network
-from dense import call, curvature, jacobian
 from torch import nn
 
 import sampla
+from cases import FULL_NOISE, batches, linear_model, randn, small_network
+from dense import call, curvature, jacobian
 from sampla.features import ScaledFeatures, adjoint_error, check_adjoint
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}

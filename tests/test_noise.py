@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from cases import PRIORS, batches, linear_model, randn
-from dense import assert_covariance, curvature
 from scipy.stats import kstest
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sampla
+from cases import PRIORS, batches, linear_model, randn
+from dense import assert_covariance, curvature
 from sampla.noise import DATA, PRIOR, standard_normal
 from sampla.solvers import LinearSystem, RightHandSide, solve
 
