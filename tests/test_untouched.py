@@ -1,0 +1,167 @@
+"""The user's network comes back exactly as it was: after success, after an error in its forward, after Ctrl-C."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sampla
+from helpers import assert_unchanged, class_batches, classifier, inputs, laplace, normalised, snapshot
+
+SOLVERS = ["dense", "block-cg", "sgd"]
+
+
+class Interrupting(list):  # type: ignore[type-arg]
+    """A list of batches that raises at one batch of one pass (both counted from 1)."""
+
+    def __init__(self, batches: list[Any], at_pass: int, at_batch: int, error: BaseException) -> None:
+        super().__init__(batches)
+        self._at, self._error, self.passes = (at_pass, at_batch), error, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        for number, batch in enumerate(super().__iter__(), start=1):
+            if (self.passes, number) == self._at:
+                raise self._error
+            yield batch
+
+
+class Failing(nn.Module):
+    """``normalised()`` followed by a layer that raises at its n-th call, in the middle of functional_call."""
+
+    def __init__(self, at_call: int, error: BaseException) -> None:
+        super().__init__()
+        self.inner, self._at, self._error, self._calls = normalised(), at_call, error, 0
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._calls += 1
+        outputs: Tensor = self.inner(x)
+        if self._calls == self._at:
+            raise self._error
+        return outputs
+
+
+def _hooked(model: nn.Module) -> list[str]:
+    """Put hooks of several kinds on the model; returns the list in which they record their calls."""
+    calls: list[str] = []
+    model.register_forward_hook(lambda *_: calls.append("forward"))
+    model[0].register_forward_pre_hook(lambda *_: calls.append("pre"))
+    model[4].register_full_backward_hook(lambda *_: calls.append("backward"))
+    return calls
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_after_fit_and_predict(solver: str) -> None:
+    model = normalised()
+    before = snapshot(model)
+    la = laplace(model, solver=solver, prior="isotropic", tolerance=0.2, em=sampla.EM(tolerance=0.9))
+    la.fit(class_batches())
+    assert_unchanged(model, before)
+    _ = la.predict(inputs()).probs
+    assert_unchanged(model, before)
+    assert "does not require grad" in la.report_.excluded_parameters.values()
+
+
+def test_hooks_stay_and_still_fire() -> None:
+    model = normalised()
+    calls = _hooked(model)
+    before = snapshot(model)
+    laplace(model).fit(class_batches()).predict(inputs())
+    assert_unchanged(model, before)
+    calls.clear()
+    model(inputs().requires_grad_()).sum().backward()
+    assert calls == ["pre", "forward", "backward"]
+
+
+def test_training_can_go_on() -> None:
+    model, other = normalised(), normalised()
+    laplace(model).fit(class_batches())
+    for net in (model, other):
+        net.train()
+        torch.manual_seed(5)
+        optimiser = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+        for x, y in class_batches():
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimiser.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_global_state_of_torch_stays() -> None:
+    model = classifier()
+    random_state, grad_mode = torch.get_rng_state(), torch.is_grad_enabled()
+    laplace(model).fit(class_batches()).predict(inputs())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.is_grad_enabled() == grad_mode
+
+
+def test_inside_no_grad_the_fit_is_the_same() -> None:
+    outside = laplace(classifier()).fit(class_batches()).predict(inputs()).variance
+    with torch.no_grad():
+        inside = laplace(classifier()).fit(class_batches()).predict(inputs()).variance
+    assert torch.equal(inside, outside)
+
+
+ERRORS: dict[str, Callable[[], BaseException]] = {
+    "error": lambda: OSError("disk gone"),
+    "Ctrl-C": KeyboardInterrupt,
+    "out of memory": lambda: torch.OutOfMemoryError("no memory left"),
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize(("at_pass", "at_batch"), [(1, 1), (2, 3), (3, 2), (4, 3)])
+def test_after_the_loader_raises(kind: str, at_pass: int, at_batch: int) -> None:
+    model, error = normalised(), ERRORS[kind]()
+    _hooked(model)
+    la = laplace(model).fit(class_batches())
+    earlier, before = la.predict(inputs()).variance, snapshot(model)
+    loader = Interrupting(class_batches(), at_pass, at_batch, error)
+    with pytest.raises(type(error)):
+        la.fit(loader)
+    assert loader.passes == at_pass
+    assert_unchanged(model, before)
+    assert torch.equal(la.predict(inputs()).variance, earlier)
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("at_call", [1, 2, 3, 5, 8, 11])
+def test_after_the_network_raises(kind: str, at_call: int) -> None:
+    error = ERRORS[kind]()
+    model = Failing(at_call, error)
+    before = snapshot(model)
+    with pytest.raises((type(error), RuntimeError)):
+        laplace(model).fit(class_batches())
+    assert model._calls == at_call
+    assert_unchanged(model, before)
+
+
+def test_after_a_prediction_fails() -> None:
+    model = Failing(10**9, OSError("broken"))
+    la = laplace(model).fit(class_batches())
+    before = snapshot(model)
+    model._at = model._calls + 2
+    with pytest.raises(OSError, match="broken"):
+        la.predict(inputs())
+    assert_unchanged(model, before)
+    assert la.predict(inputs()).variance.shape == (24, 3)
+
+
+def test_what_a_network_does_to_itself_in_forward_is_undone() -> None:
+    class Careless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = normalised()
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.inner(x)
+            self.inner[2].train()
+            self.inner.register_forward_hook(lambda *_: None)
+            return outputs
+
+    model = Careless().eval()
+    before = snapshot(model)
+    laplace(model).fit(class_batches())
+    assert_unchanged(model, before)
