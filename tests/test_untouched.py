@@ -1,6 +1,7 @@
 """The user's network comes back exactly as it was: after success, after an error in its forward, after Ctrl-C."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +88,20 @@ def test_training_can_go_on() -> None:
             nn.functional.cross_entropy(net(x), y).backward()
             optimiser.step()
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_a_posterior_stays_about_the_weights_it_was_fitted_to(tmp_path: Path) -> None:
+    model, path = classifier(), tmp_path / "posterior.safetensors"
+    la = laplace(model).fit(class_batches())
+    mean, variance = la.predict(inputs()).mean, la.predict(inputs()).variance
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    assert torch.equal(la.predict(inputs()).mean, mean)
+    assert torch.equal(la.predict(inputs()).variance, variance)
+    la.save(path)
+    with pytest.raises(ValueError, match="the same architecture with other weights"):
+        sampla.LinearisedLaplace.load(path, model)
+    assert torch.equal(sampla.LinearisedLaplace.load(path, classifier()).predict(inputs()).mean, mean)
 
 
 def test_global_state_of_torch_stays() -> None:

@@ -130,7 +130,13 @@ class LinearisedLaplace:
             )  # fmt: skip
         report = build_report(inference, data, self.excluded, adjoint, perf_counter() - start)
         self._inference, self._report = inference, report
-        self._posterior = Posterior(features, inference.model.likelihood, inference.samples, report.to_dict())
+        self._posterior = Posterior(
+            features,
+            inference.model.likelihood,
+            inference.samples,
+            report.to_dict(),
+            fingerprint(self.model.state_dict()),
+        )
         return self
 
     def predict(self, x: Inputs, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
@@ -189,7 +195,7 @@ class LinearisedLaplace:
             RuntimeError: before fit.
             OSError: if it cannot be written; an older file at ``path`` stays.
         """
-        self._fitted().save(path, self.model)
+        self._fitted().save(path)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module, likelihood: Likelihood | None = None) -> "LinearisedLaplace":

@@ -31,6 +31,8 @@ class Posterior:
     """(K, P)."""
     facts: dict[str, Any]
     """What else is known of the fit: JSON only."""
+    network: str
+    """Fingerprint of the network's weights when it was fitted."""
 
     @property
     def layout(self) -> ParameterLayout:
@@ -63,14 +65,14 @@ class Posterior:
         require_finite(mean, "network outputs", "Check the scaling of the inputs.")
         return Predictive(mean, torch.cat(deviations, dim=1), self.likelihood, method, num_draws)
 
-    def save(self, path: str | Path, network: nn.Module) -> None:
+    def save(self, path: str | Path) -> None:
         """Write samples, likelihood and facts to one safetensors file (no pickle)."""
         tensors = {"samples": self.samples}
         facts = {
             "names": self.layout.names,
             "shapes": self.layout.shapes,
             "likelihood": self.likelihood.config(),
-            "network": fingerprint(network.state_dict()),
+            "network": self.network,
             "fit": self.facts,
         }
         checkpoint.save(path, tensors, facts)
@@ -107,7 +109,9 @@ def load_posterior(path: str | Path, network: nn.Module, likelihood: Likelihood 
     )
     features = NetworkFeatures(network, names)
     samples = tensors["samples"].to(features.like)
-    return Posterior(features, likelihood or _rebuilt(facts["likelihood"], path), samples, facts["fit"])
+    return Posterior(
+        features, likelihood or _rebuilt(facts["likelihood"], path), samples, facts["fit"], facts["network"]
+    )
 
 
 def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:

@@ -94,10 +94,8 @@ def _matching(every: Mapping[str, nn.Parameter], selection: Selection) -> set[st
 
 
 def functional_state(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers of the network, detached (parameters shared, buffers copied)."""
-    state: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
-    state.update({name: b.detach().clone() for name, b in model.named_buffers()})
-    return state
+    """Copies of all parameters and buffers: a posterior stays about them, even if the network is trained on."""
+    return {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
 class NetworkFeatures(Features):
