@@ -25,6 +25,7 @@ class SGDState:
     step_size: float
     epoch: int = 0
     change: float = 1.0
+    largest_batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,18 @@ class SGD(Solver[SGDState]):
 
     def step(self, system: LinearSystem, rhs: RightHandSide, state: SGDState) -> SGDState:
         value, velocity = state.value, state.velocity
-        total, count = torch.zeros_like(value), 0
+        total, count, largest = torch.zeros_like(value), 0, state.largest_batch
         for batch in system.model.batches(len(value)):
+            largest = max(largest, batch.stop - batch.start)
+            step_size = state.step_size * (batch.stop - batch.start) / largest  # every datum counts the same
             ahead = value + self.momentum * velocity
             gradient = _scaled_product(system, batch, ahead) - self._pull(system, rhs, batch)
-            velocity = self.momentum * velocity - state.step_size * gradient
+            velocity = self.momentum * velocity - step_size * gradient
             value = value + velocity
             total, count = total + value, count + 1
         system.model.ledger.products += len(value)
-        return self._averaged(system, replace(state, value=value, velocity=velocity), total / count)
+        state = replace(state, value=value, velocity=velocity, largest_batch=largest)
+        return self._averaged(system, state, total / count)
 
     def _averaged(self, system: LinearSystem, state: SGDState, epoch_mean: Tensor) -> SGDState:
         """Geometric average over epochs, weight 1/2 on the newest: forgets the way there, keeps the noise down."""
