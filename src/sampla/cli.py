@@ -1,0 +1,57 @@
+"""The command line: `sampla demo`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Bayesian error bars for trained networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class DataSet(StrEnum):
+    """What the demo can be run on."""
+
+    DIGITS = "digits"
+    MNIST = "mnist"
+
+
+@app.callback()
+def main() -> None:
+    """Bayesian error bars for trained networks."""
+
+
+@app.command()
+def demo(
+    data: Annotated[DataSet, typer.Option(help="digits ships with scikit-learn; mnist needs --root.")] = DataSet.DIGITS,
+    root: Annotated[Path | None, typer.Option(help="Folder that holds mnist/ with the four idx files.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for all that is written.")] = Path("sampla-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the training and all noise.")] = 0,
+    samples: Annotated[int, typer.Option(min=2, help="K, the number of posterior samples.")] = 16,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no output but errors.")] = False,
+    epochs: Annotated[int | None, typer.Option(hidden=True, min=1)] = None,
+    images: Annotated[int | None, typer.Option(hidden=True, min=50)] = None,
+) -> None:
+    """Train a small network, give it error bars, and compare the two on images neither has seen."""
+    from sampla.demo import Settings, load_data, run_demo  # seconds of imports, needed only here
+
+    settings = Settings(str(data), root, out, seed, samples, quiet, epochs, images, images)
+    try:
+        loaded = load_data(settings)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--root") from error
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"could not make the folder {out}: {error}", param_hint="--out") from error
+    run_demo(settings, loaded, say=(lambda _: None) if quiet else typer.echo)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,300 @@
+"""Pictures and words: what a fit did and what it is worth, as figures and as one self-contained page.
+
+Every ``draw_...`` puts one thing on given axes, so that the same drawing serves a file of its own and an overview.
+"""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from torch import Tensor
+
+GREY, BLUE, ORANGE, GREEN = "#6b7280", "#0072b2", "#d55e00", "#009e73"
+"""Colours that colour-blind readers can tell apart (Okabe and Ito 2008), with a neutral grey."""
+MARKERS = ("o", "s", "^", "D")
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9ca3af",
+    "axes.labelcolor": "#374151",
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "axes.axisbelow": True,
+    "xtick.color": "#374151",
+    "ytick.color": "#374151",
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "lines.markersize": 5,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+}
+RELIABILITY_BINS = 10
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line with its colour."""
+
+    name: str
+    values: Sequence[float]
+    colour: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with what the posterior says about it."""
+
+    image: Tensor
+    """(height, width) in [0, 1]."""
+    label: int
+    predicted: int
+    probability: float
+    entropy: float
+    mutual_information: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG on a page."""
+
+    name: str
+    """File name without ending."""
+    title: str
+    caption: str
+    png: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """The picture itself, to be put where an address would stand."""
+        return "data:image/png;base64," + b64encode(self.png).decode()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the HTML report says, in the order in which it says it."""
+
+    title: str
+    summary: str
+    story: Sequence[str]
+    """Paragraphs in plain words."""
+    verdicts: Sequence[Any]
+    """With target, met and detail."""
+    columns: Sequence[str]
+    rows: Sequence[Any]
+    """With measure, cells() and verdict()."""
+    notes: Sequence[str]
+    """How to read the table."""
+    certificate: str
+    pictures: Sequence[Picture]
+    costs: Mapping[str, str]
+    excluded: Mapping[str, str]
+    """Parameter -> why it is not in the posterior."""
+    footer: str = field(default="")
+
+
+def write_html(page: Page, path: Path) -> None:
+    """Write the page with everything it needs inside it."""
+    environment = Environment(
+        loader=PackageLoader("sampla", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    path.write_text(environment.get_template("report.html").render(page=page), encoding="utf-8")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure (inches) that no window system knows of."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def em_figure(trace: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> bytes:
+    """Prior precision and effective dimension at every EM step, one line for each prior group."""
+    with rc_context(STYLE):
+        figure = new_figure(9, 3.4)
+        left, right = figure.subplots(1, 2)
+        steps = range(1, len(trace) + 1)
+        colours = (BLUE, ORANGE, GREEN, GREY)
+        for k, name in enumerate(groups):
+            gamma = [row["effective_dimension"][k] for row in trace]
+            error = [row["effective_dimension_error"][k] for row in trace]
+            style = {"color": colours[k % 4], "marker": MARKERS[k // 4 % 4], "label": name}
+            left.plot(steps, [row["precision"][k] for row in trace], **style)
+            right.errorbar(steps, gamma, yerr=error, capsize=3, **style)
+        left.set(title="Prior precision alpha", xlabel="EM step", yscale="log")
+        right.set(title="Parameters the data determine, gamma", xlabel="EM step")
+        right.set_ylim(bottom=0)
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(groups) > 1:
+            left.legend(fontsize=8)
+        return png(figure)
+
+
+def convergence_figure(
+    trace: Sequence[Mapping[str, Any]], history: Sequence[float], em_tolerance: float, tolerance: float
+) -> bytes:
+    """Error of the samples against passes over the data: the end of every E-step, then the final solve."""
+    with rc_context(STYLE):
+        figure = new_figure(9, 3.4)
+        axes = figure.subplots()
+        spent, ends = 0, []
+        for row in trace:
+            spent += row["passes"]
+            ends.append((spent, row["solve_error"]))
+        known = [(spent + k, error) for k, error in enumerate(history, 1) if k > 1 and error > 0]
+        if ends:
+            axes.plot(*zip(*ends, strict=True), "o", color=ORANGE, label="end of each EM step's solve")
+            axes.axhline(em_tolerance, color=ORANGE, linestyle=":", linewidth=1.3, label="asked for within EM")
+        if known:
+            axes.plot(*zip(*known, strict=True), "s-", color=BLUE, label="final solve")
+        axes.axhline(tolerance, color=BLUE, linestyle="--", linewidth=1.3, label="asked for at the end")
+        axes.set(title="Estimated error of a function draw", xlabel="passes over the data, solves only", yscale="log")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(left=0)
+        axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return png(figure)
+
+
+def reliability_curve(probs: Tensor, labels: Tensor, bins: int = RELIABILITY_BINS) -> list[tuple[float, float, int]]:
+    """(mean confidence, accuracy, count) of every equal-width confidence bin that holds anything.
+
+    Args:
+        probs: (n, C) class probabilities.
+        labels: (n,) class numbers.
+        bins: on (0, 1].
+    """
+    confidence, predicted = probs.double().max(-1)
+    correct = (predicted == labels).double()
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    rows = []
+    for k in range(bins):
+        inside = index == k
+        if bool(inside.any()):
+            rows.append((float(confidence[inside].mean()), float(correct[inside].mean()), int(inside.sum())))
+    return rows
+
+
+def draw_reliability(axes: Axes, curves: Mapping[str, tuple[str, list[tuple[float, float, int]]]]) -> None:
+    """Accuracy against confidence; the size of a dot says how many images stand behind it.
+
+    Args:
+        axes: where.
+        curves: name -> (colour, ``reliability_curve``).
+    """
+    axes.plot([0, 1], [0, 1], color="#9ca3af", linestyle="--", linewidth=1.2, label="perfectly calibrated")
+    for (name, (colour, rows)), marker in zip(curves.items(), MARKERS, strict=False):
+        confidence, accuracy, count = zip(*rows, strict=True)
+        sizes = [18 + 120 * (c / sum(count)) ** 0.5 for c in count]
+        axes.plot(confidence, accuracy, color=colour, linewidth=1.5)
+        axes.scatter(confidence, accuracy, sizes, color=colour, marker=marker, label=name, alpha=0.85, zorder=3)
+    axes.set(title="Reliability", xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(0, 1.05))
+    for handle in axes.legend(fontsize=8.5, loc="best").legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([40])
+
+
+def draw_curves(axes: Axes, x: Sequence[float], series: Sequence[Series], **labels: Any) -> None:
+    """Several measures against one variable, lower is better."""
+    for line, marker in zip(series, MARKERS, strict=False):
+        axes.plot(x, line.values, color=line.colour, marker=marker, label=line.name)
+    axes.set(**labels)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8.5)
+
+
+def draw_examples(grid: Sequence[Axes], examples: Sequence[Example], details: bool = True) -> None:
+    """One image on each axes, with the predicted class, its probability and the uncertainty about it."""
+    for axes, example in zip(grid, examples, strict=False):
+        axes.imshow(example.image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        wrong = example.predicted != example.label
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=ORANGE if wrong else "#d1d5db", linewidth=2 if wrong else 1)
+        words = f"{example.predicted}: {example.probability:.1%}"
+        axes.set_title(words, fontsize=9.5, loc="center", pad=4, color=ORANGE if wrong else "#111827")
+        if details:
+            below = f"entropy {example.entropy:.3f}\nmut. inf. {example.mutual_information:.3f}"
+            axes.set_xlabel((f"is a {example.label}\n" if wrong else "") + below, fontsize=7.5, color="#374151")
+
+
+def reliability_figure(curves: Mapping[str, tuple[str, list[tuple[float, float, int]]]]) -> bytes:
+    """``draw_reliability`` as a picture of its own."""
+    with rc_context(STYLE):
+        figure = new_figure(5.6, 5)
+        draw_reliability(figure.subplots(), curves)
+        return png(figure)
+
+
+def curves_figure(x: Sequence[float], panels: Mapping[str, Sequence[Series]], **labels: Any) -> bytes:
+    """One panel of ``draw_curves`` beside another."""
+    with rc_context(STYLE):
+        figure = new_figure(4.7 * len(panels), 3.7)
+        for axes, (title, series) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+        ):
+            draw_curves(axes, x, series, title=title, **labels)
+        return png(figure)
+
+
+def examples_figure(rows: Mapping[str, Sequence[Example]]) -> bytes:
+    """A row of examples under each heading."""
+    with rc_context(STYLE):
+        width = max(len(examples) for examples in rows.values())
+        figure = new_figure(1.25 * width, 2.35 * len(rows))
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, (title, examples) in zip(parts, rows.items(), strict=True):
+            part.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+            draw_examples(part.subplots(1, width, squeeze=False)[0], examples)
+        return png(figure)
+
+
+def overview_figure(
+    curves: Mapping[str, tuple[str, list[tuple[float, float, int]]]],
+    x: Sequence[float],
+    series: Sequence[Series],
+    rows: Mapping[str, Sequence[Example]],
+    **labels: Any,
+) -> bytes:
+    """The demo in one picture: calibration, behaviour under rotation, and the images behind it."""
+    with rc_context(STYLE):
+        figure = new_figure(13.5, 4.2)
+        left, middle, right = figure.subfigures(1, 3, squeeze=False, width_ratios=[1, 1.15, 1.25])[0]
+        draw_reliability(left.subplots(), curves)
+        draw_curves(middle.subplots(), x, series, **labels)
+        parts = right.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, (title, examples) in zip(parts, rows.items(), strict=True):
+            part.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
+            draw_examples(part.subplots(1, len(examples), squeeze=False)[0], examples, details=False)
+        return png(figure)
+
+
+def surest_and_least_sure(entropy: Tensor, count: int) -> tuple[list[int], list[int]]:
+    """Positions of the ``count`` smallest and of the ``count`` largest entropies (n,), each most extreme first."""
+    order = torch.argsort(entropy, stable=True).tolist()
+    return order[:count], order[::-1][:count]
