@@ -73,9 +73,7 @@ def mode(features: Tensor, targets: Tensor, loss: Loss, precision: Tensor, start
     """argmin sum_n loss(J_n theta, y_n) + 1/2 theta' A theta by damped Newton to rounding, (P,)."""
 
     def objective(at: Tensor) -> Tensor:
-        pushed = features @ at
-        data = sum(loss(f, y) for f, y in zip(pushed, targets, strict=True))
-        return data + 0.5 * (precision * at.square()).sum()
+        return torch.vmap(loss)(features @ at, targets).sum() + 0.5 * (precision * at.square()).sum()
 
     theta = torch.zeros(features.shape[-1], dtype=torch.float64) if start is None else start
     for _ in range(100):

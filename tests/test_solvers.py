@@ -1,0 +1,251 @@
+"""Solvers: one table x systems of prescribed eigenvalues, against a dense solve, in the norm of function space."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import sampla
+from cases import SOLVERS, batches, linear_model, randn
+from dense import mode, prescribed
+from sampla.solvers import LinearSystem, RightHandSide, Status, linear_mode, solve
+
+NUM_DATA = 300
+SYSTEMS = {  # eigenvalues of M, prior precision
+    "well conditioned": (np.linspace(1, 10, 20), 1.0),
+    "decaying spectrum": (np.logspace(3, -3, 30), 0.1),
+    "low rank": (np.r_[np.logspace(2, 0, 10), np.zeros(10)], 0.5),
+    "one eigenvalue": (np.ones(10), 1.0),
+}
+# What is asked for, and how far from the truth the estimate may be. SGD's estimate is the change of an average: it sees
+# neither slow directions nor the bias of a constant step size, and is an order of magnitude too low.
+ASKED = {
+    "dense": (1e-10, 1.0),
+    "block-cg": (1e-6, 10.0),
+    "sgd-regulariser": (0.05, 15.0),
+    "sgd-targets": (0.05, 15.0),
+}
+FLOOR = 1e-11  # rounding: an estimate below it cannot be told from the truth
+
+
+class Case:
+    """A system with K right-hand sides drawn as a fit draws them, and their exact solutions."""
+
+    def __init__(self, name, num_samples, rows=None):
+        eigenvalues, alpha = SYSTEMS[name]
+        self.rows = prescribed(eigenvalues, NUM_DATA) if rows is None else rows
+        size = self.rows.shape[1]
+        targets = torch.zeros(NUM_DATA, 1).double()
+        model = linear_model(sampla.DesignMatrix(size), sampla.Gaussian(1.0), batches(self.rows, targets, 100))
+        self.precision = torch.full((size,), alpha).double()
+        self.noise = model.draw_noise(1, num_samples)
+        self.system = LinearSystem(model, self.precision, self.noise.diagonal)
+        self.matrix = self.rows.mT @ self.rows + self.precision.diag()
+        prior_part = self.precision.sqrt() * randn(num_samples, size)
+        self.rhs = RightHandSide(self.noise.data_part, prior_part, num_samples, 1)
+
+    def exact(self, rhs=None, matrix=None):
+        total = (rhs or self.rhs).total
+        return torch.linalg.solve(self.matrix if matrix is None else matrix, total.mT).mT
+
+    def error(self, found, exact):
+        return float((self.rows @ (found.value - exact).mT).norm() / (self.rows @ exact.mT).norm())
+
+    def solve(self, solver, rhs=None, **options):
+        return solve(SOLVERS[solver](), self.system, rhs or self.rhs, **options)
+
+
+every_solver = pytest.mark.parametrize("solver", SOLVERS)
+exact_solvers = pytest.mark.parametrize("solver", ["dense", "block-cg"])
+
+
+@every_solver
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("num_samples", [1, 8])
+def test_solution_is_as_accurate_as_its_estimate_says(solver, name, num_samples):
+    case, (tolerance, factor) = Case(name, num_samples), ASKED[solver]
+    found = case.solve(solver, tolerance=tolerance, max_passes=100)
+    assert found.status is Status.CONVERGED
+    assert found.error <= tolerance
+    assert case.error(found, case.exact()) <= factor * found.error + FLOOR
+
+
+@exact_solvers
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_more_right_hand_sides_than_parameters(solver, name):
+    case = Case(name, 40)
+    found = case.solve(solver, tolerance=1e-8)
+    assert found.status is Status.CONVERGED
+    assert case.error(found, case.exact()) < 1e-10
+
+
+@pytest.mark.parametrize("objective", ["regulariser", "targets"])
+def test_sgd_with_a_small_step_goes_to_the_exact_solution(objective):
+    """Pieces of 64 and 36 data: the limit is right only if every datum counts the same."""
+    case = Case("well conditioned", 8)
+    automatic = sampla.SGD(objective=objective).init(case.system, case.rhs, None).step_size
+    solver = sampla.SGD(objective=objective, step_size=automatic / 40)
+    found = solve(solver, case.system, case.rhs, tolerance=1e-5, max_passes=200)
+    assert case.error(found, case.exact()) < 0.01
+
+
+@every_solver
+def test_curvature_of_the_solution_is_reported(solver):
+    case = Case("decaying spectrum", 4)
+    found = case.solve(solver, tolerance=0.05)
+    expected = found.value @ case.rows.mT @ case.rows
+    assert float((found.curvature_value - expected).norm() / expected.norm()) < 1e-8
+
+
+def test_dense_reports_the_exact_effective_dimension():
+    case = Case("decaying spectrum", 2)
+    expected = torch.linalg.solve(case.matrix, case.matrix - case.precision.diag()).diagonal()
+    torch.testing.assert_close(case.solve("dense").effective_dimension, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["dense", "block-cg", "sgd-regulariser"])
+def test_zero_right_hand_side_has_the_zero_solution(solver):
+    case = Case("well conditioned", 3)
+    zero = RightHandSide(0 * case.rhs.data_part, 0 * case.rhs.prior_part, 0, 1)
+    found = case.solve(solver, zero)
+    assert found.status is Status.CONVERGED
+    assert not bool(found.value.any())
+
+
+@exact_solvers
+def test_dependent_right_hand_sides_do_no_harm(solver):
+    """Equal columns, a zero column and a linear combination: the block has rank 2 of 5."""
+    case = Case("decaying spectrum", 2)
+    mix = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 0], [2, -3]]).double()
+    rhs = RightHandSide(mix @ case.rhs.data_part, mix @ case.rhs.prior_part, 5, 1)
+    found = case.solve(solver, rhs, tolerance=1e-7)
+    assert case.error(found, case.exact(rhs)) < 1e-6
+    torch.testing.assert_close(found.value[0], found.value[1])
+    assert not bool(found.value[3].any())
+
+
+@exact_solvers
+def test_duplicate_features_do_no_harm(solver):
+    """M is singular: only the prior tells the two halves of the parameters apart."""
+    half = prescribed(np.linspace(1, 10, 10), NUM_DATA)
+    case = Case("well conditioned", 4, rows=torch.cat([half, half], 1))
+    found = case.solve(solver, tolerance=1e-7)
+    assert case.error(found, case.exact()) < 1e-6
+
+
+@exact_solvers
+def test_warm_start_after_a_change_of_the_prior(solver):
+    case = Case("decaying spectrum", 4)
+    first = case.solve(solver, tolerance=1e-6)
+    changed = LinearSystem(case.system.model, 1.1 * case.precision, case.noise.diagonal)
+    cold = solve(SOLVERS[solver](), changed, case.rhs, tolerance=1e-3)
+    warm = solve(SOLVERS[solver](), changed, case.rhs, tolerance=1e-3, guess=first)
+    exact = case.exact(matrix=case.matrix + 0.1 * case.precision.diag())
+    assert case.error(warm, exact) < 1e-2
+    assert warm.passes <= cold.passes
+    torch.testing.assert_close(warm.curvature_value, warm.value @ case.rows.mT @ case.rows, rtol=1e-6, atol=1e-6)
+
+
+@exact_solvers
+def test_warm_start_from_the_answer_ends_at_once(solver):
+    case = Case("well conditioned", 4)
+    first = case.solve(solver, tolerance=1e-12, max_passes=30)
+    again = solve(SOLVERS[solver](), case.system, case.rhs, tolerance=1e-6, guess=first)
+    assert again.passes == 1
+    assert case.error(again, case.exact()) < 1e-9
+
+
+def test_dense_forms_the_matrix_once():
+    case = Case("well conditioned", 2)
+    first = case.solve("dense")
+    spent = case.system.model.ledger.products
+    solve(
+        sampla.Dense(), LinearSystem(case.system.model, 2 * case.precision, case.noise.diagonal), case.rhs, guess=first
+    )
+    assert case.system.model.ledger.products == spent
+
+
+@pytest.mark.parametrize("solver", ["block-cg", "sgd-regulariser"])
+def test_too_few_passes_are_said_in_plain_words(solver):
+    case = Case("decaying spectrum", 2)
+    asked = r"asked for a relative error of 1.0e-06, reached an estimated .* in 2 passes and stopped at max_passes"
+    with pytest.warns(sampla.ConvergenceWarning, match=asked):
+        found = case.solve(solver, tolerance=1e-6, max_passes=2)
+    assert found.status is Status.MAX_PASSES
+    assert found.passes == 2
+    assert len(found.history) == 2
+
+
+def test_a_solve_without_any_solution_is_an_error():
+    case = Case("well conditioned", 2)
+    with pytest.raises(ArithmeticError, match="SGD has no solution: in its first pass it met NaN"):
+        solve(sampla.SGD(step_size=1e80), case.system, case.rhs)
+
+
+def test_quiet_solves_keep_their_status():
+    found = Case("decaying spectrum", 2).solve("block-cg", tolerance=1e-6, max_passes=2, quiet=True)
+    assert found.status is Status.MAX_PASSES
+
+
+def test_single_precision_that_allows_no_more_is_said():
+    """Asked for more than float32 can give, on a spectrum over six decades."""
+    case = Case("decaying spectrum", 2)
+    model = linear_model(
+        sampla.DesignMatrix(30, dtype=torch.float32), sampla.Gaussian(1.0),
+        [(case.rows.float(), torch.zeros(NUM_DATA, 1))],
+    )  # fmt: skip
+    noise = model.draw_noise(1, 2)
+    rhs = RightHandSide(noise.data_part, case.rhs.prior_part.float(), 2, 1)
+    system = LinearSystem(model, case.precision.float(), noise.diagonal)
+    with pytest.warns(sampla.ConvergenceWarning, match="BlockCG was asked"):
+        found = solve(sampla.BlockCG(), system, rhs, tolerance=1e-13, max_passes=300)
+    assert found.status in (Status.STAGNATED, Status.MAX_PASSES)
+
+
+def test_diverging_sgd_says_what_to_change_and_keeps_the_last_good_iterate():
+    case = Case("well conditioned", 2)
+    with pytest.warns(sampla.ConvergenceWarning, match="for SGD, lower step_size"):
+        found = solve(sampla.SGD(step_size=100.0), case.system, case.rhs, max_passes=100)
+    assert found.status is Status.BROKE_DOWN
+    assert bool(found.value.isfinite().all())
+
+
+def test_noisy_targets_need_a_fixed_order():
+    x, y = randn(60, 4), randn(60, 1, seed=1)
+    loader = DataLoader(TensorDataset(x, y), 20, shuffle=True, generator=torch.Generator().manual_seed(0))
+    model = linear_model(sampla.DesignMatrix(4), sampla.Gaussian(1.0), loader)
+    noise, precision = model.draw_noise(0, 2), torch.ones(4).double()
+    rhs = RightHandSide(noise.data_part, randn(2, 4), 2, 0)
+    with pytest.raises(ValueError, match=r"fixed order for objective='targets'.*Use objective='regulariser'"):
+        solve(SOLVERS["sgd-targets"](), LinearSystem(model, precision, noise.diagonal), rhs)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
+@pytest.mark.parametrize("alpha", [0.1, 10.0])
+def test_linear_mode_against_dense_newton(problems, likelihood, alpha):
+    problem = problems[likelihood]
+    model = linear_model(
+        sampla.NetworkFeatures(problem.model, problem.names), problem.case.make(), problem.loader
+    )  # fmt: skip
+    precision = torch.full((problem.features.shape[-1],), alpha).double()
+    exact = mode(problem.features, problem.targets, problem.case.loss, precision)
+    for tolerance in (1e-2, 1e-8):
+        found = linear_mode(model, precision, problem.curvature.diagonal(), tolerance=tolerance)
+        distance = (
+            float((precision * (found.value[0] - exact).square()).sum() / (precision * exact.square()).sum()) ** 0.5
+        )
+        assert found.converged
+        assert distance < 3 * tolerance
+    warm = linear_mode(model, precision, problem.curvature.diagonal(), guess=found.value, tolerance=1e-3)
+    assert warm.newton_steps == 1
+
+
+def test_a_mode_that_is_not_reached_is_said(problems):
+    problem = problems["categorical"]
+    model = linear_model(
+        sampla.NetworkFeatures(problem.model, problem.names), problem.case.make(), problem.loader
+    )  # fmt: skip
+    precision = torch.full((problem.features.shape[-1],), 0.1).double()
+    with pytest.warns(sampla.ConvergenceWarning, match=r"mode of the linear model was asked .* after 1 Newton steps"):
+        found = linear_mode(model, precision, problem.curvature.diagonal(), tolerance=1e-8, max_steps=1)
+    assert not found.converged
