@@ -36,7 +36,7 @@ def demo(
     samples: Annotated[int, typer.Option(min=2, help="K, the number of posterior samples.")] = 16,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no output but errors.")] = False,
     epochs: Annotated[int | None, typer.Option(hidden=True, min=1)] = None,
-    images: Annotated[int | None, typer.Option(hidden=True, min=50)] = None,
+    images: Annotated[int | None, typer.Option(hidden=True, min=20)] = None,
 ) -> None:
     """Train a small network, give it error bars, and compare the two on images neither has seen."""
     from sampla.demo import Settings, load_data, run_demo  # seconds of imports, needed only here

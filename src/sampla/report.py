@@ -4,7 +4,7 @@ Every ``draw_...`` puts one thing on given axes, so that the same drawing serves
 """
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 GREY, BLUE, ORANGE, GREEN = "#6b7280", "#0072b2", "#d55e00", "#009e73"
@@ -79,6 +79,11 @@ class Picture:
     title: str
     caption: str
     png: bytes
+
+    @property
+    def width(self) -> int:
+        """At which a page shows it, in pixels: its own width at 100 dots per inch."""
+        return int(int.from_bytes(self.png[16:20], "big") * STYLE["figure.dpi"] / STYLE["savefig.dpi"])
 
     @property
     def data_uri(self) -> str:
@@ -145,6 +150,7 @@ def em_figure(trace: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> byte
             left.plot(steps, [row["precision"][k] for row in trace], **style)
             right.errorbar(steps, gamma, yerr=error, capsize=3, **style)
         left.set(title="Prior precision alpha", xlabel="EM step", yscale="log")
+        _log_ticks(left, lambda value, _: f"{value:g}")
         right.set(title="Parameters the data determine, gamma", xlabel="EM step")
         right.set_ylim(bottom=0)
         for axes in (left, right):
@@ -173,20 +179,23 @@ def convergence_figure(
             axes.plot(*zip(*known, strict=True), "s-", color=BLUE, label="final solve")
         axes.axhline(tolerance, color=BLUE, linestyle="--", linewidth=1.3, label="asked for at the end")
         axes.set(title="Estimated error of a function draw", xlabel="passes over the data, solves only", yscale="log")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        _log_ticks(axes, lambda value, _: f"{100 * value:g} %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(left=0)
         axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return png(figure)
 
 
-def reliability_curve(probs: Tensor, labels: Tensor, bins: int = RELIABILITY_BINS) -> list[tuple[float, float, int]]:
-    """(mean confidence, accuracy, count) of every equal-width confidence bin that holds anything.
+def reliability_curve(
+    probs: Tensor, labels: Tensor, bins: int = RELIABILITY_BINS, fewest: int = 5
+) -> list[tuple[float, float, int]]:
+    """(mean confidence, accuracy, count) of every equal-width confidence bin that holds enough to say something.
 
     Args:
         probs: (n, C) class probabilities.
         labels: (n,) class numbers.
         bins: on (0, 1].
+        fewest: data that a bin needs.
     """
     confidence, predicted = probs.double().max(-1)
     correct = (predicted == labels).double()
@@ -194,7 +203,7 @@ def reliability_curve(probs: Tensor, labels: Tensor, bins: int = RELIABILITY_BIN
     rows = []
     for k in range(bins):
         inside = index == k
-        if bool(inside.any()):
+        if int(inside.sum()) >= fewest:
             rows.append((float(confidence[inside].mean()), float(correct[inside].mean()), int(inside.sum())))
     return rows
 
@@ -208,6 +217,8 @@ def draw_reliability(axes: Axes, curves: Mapping[str, tuple[str, list[tuple[floa
     """
     axes.plot([0, 1], [0, 1], color="#9ca3af", linestyle="--", linewidth=1.2, label="perfectly calibrated")
     for (name, (colour, rows)), marker in zip(curves.items(), MARKERS, strict=False):
+        if not rows:
+            continue
         confidence, accuracy, count = zip(*rows, strict=True)
         sizes = [18 + 120 * (c / sum(count)) ** 0.5 for c in count]
         axes.plot(confidence, accuracy, color=colour, linewidth=1.5)
@@ -230,7 +241,7 @@ def draw_curves(axes: Axes, x: Sequence[float], series: Sequence[Series], **labe
 def draw_examples(grid: Sequence[Axes], examples: Sequence[Example], details: bool = True) -> None:
     """One image on each axes, with the predicted class, its probability and the uncertainty about it."""
     for axes, example in zip(grid, examples, strict=False):
-        axes.imshow(example.image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(example.image.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
         wrong = example.predicted != example.label
@@ -241,6 +252,13 @@ def draw_examples(grid: Sequence[Axes], examples: Sequence[Example], details: bo
         if details:
             below = f"entropy {example.entropy:.3f}\nmut. inf. {example.mutual_information:.3f}"
             axes.set_xlabel((f"is a {example.label}\n" if wrong else "") + below, fontsize=7.5, color="#374151")
+
+
+def _log_ticks(axes: Axes, words: Callable[[float, int], str]) -> None:
+    """Labels at 1, 2 and 5 times the powers of ten of a logarithmic y axis."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(words))
 
 
 def reliability_figure(curves: Mapping[str, tuple[str, list[tuple[float, float, int]]]]) -> bytes:
@@ -266,7 +284,7 @@ def examples_figure(rows: Mapping[str, Sequence[Example]]) -> bytes:
     """A row of examples under each heading."""
     with rc_context(STYLE):
         width = max(len(examples) for examples in rows.values())
-        figure = new_figure(1.25 * width, 2.35 * len(rows))
+        figure = new_figure(1.25 * width, 2.1 * len(rows))
         parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
         for part, (title, examples) in zip(parts, rows.items(), strict=True):
             part.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")

@@ -101,7 +101,7 @@ def _reliability(evaluation: Evaluation, labels: Tensor) -> Picture:
     caption = (
         "Held-out images, sorted by claimed confidence into ten bins: the share that is classified rightly in each. "
         "On the dashed line confidence and accuracy agree; below it the claim is too bold, above it too modest. "
-        "Bigger dots stand for more images; the small ones are uncertain themselves."
+        "Bigger dots stand for more images; bins with fewer than five are left out."
     )
     curves = _reliability_curves(evaluation, labels, (NETWORK, MONTE_CARLO, PROBIT))
     return Picture("reliability", "Is the confidence deserved?", caption, reliability_figure(curves))

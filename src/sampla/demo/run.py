@@ -16,10 +16,10 @@ import numpy
 import scipy
 import sklearn
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import sampla
+from sampla import checkpoint
 from sampla.demo import table as tables
 from sampla.demo.data import DemoData, digits, mnist
 from sampla.demo.evaluate import ANGLES, NOISE_STDS, OOD_ANGLE, Evaluation, evaluate
@@ -131,7 +131,7 @@ def write_files(result: Result) -> None:
     out.mkdir(parents=True, exist_ok=True)
     summary = summarise(result)
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    save_file(result.network.state_dict(), out / "network.safetensors")
+    checkpoint.save(out / "network.safetensors", result.network.state_dict(), {"data": summary["data"]})
     result.la.save(out / "posterior.safetensors")
     la = result.la
     drawn = pictures(la.report_, result.evaluation, result.data.test, la.em.solve_tolerance, la.tolerance)

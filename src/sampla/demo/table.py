@@ -121,12 +121,18 @@ def _targets(rows: list[Row]) -> list[str]:
 def _verdict(target: str, rows: list[Row]) -> Verdict:
     missed = [row for row in rows if not row.met]
     if len(rows) == 1:
-        theirs, ours = rows[0].cells()[METHODS.index(NETWORK)], rows[0].cells()[METHODS.index(MONTE_CARLO)]
-        return Verdict(target, not missed, f"{NETWORK} {theirs}, {MONTE_CARLO} {ours}")
+        return Verdict(target, not missed, _both(rows[0]))
     detail = f"on {len(rows) - len(missed)} of {len(rows)} sets"
     if missed:
         detail += "; not on: " + "; ".join(row.measure.split(", ", 1)[1] for row in missed)
     return Verdict(target, not missed, detail)
+
+
+def _both(row: Row) -> str:
+    cells = dict(zip(METHODS, row.cells(), strict=True))
+    words = f"{NETWORK} {cells[NETWORK]}, {MONTE_CARLO} {cells[MONTE_CARLO]}"
+    theirs, ours = row.values[NETWORK], row.values[MONTE_CARLO]
+    return words if row.percent or not theirs or ours is None else f"{words} ({ours / theirs - 1:+.0%})"
 
 
 def _lower(ours: float, theirs: float) -> bool:
