@@ -21,7 +21,7 @@ from sampla.features import Features
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior
 
-NUM_TRAIN, NUM_TEST, BATCH = 150, 12, 32
+NUM_TRAIN, NUM_TEST, BATCH = 150, 12, 100
 FULL_NOISE = torch.tensor([[20.0, 6.0, -2.0], [6.0, 15.0, 1.0], [-2.0, 1.0, 30.0]], dtype=torch.float64)
 DIAGONAL_NOISE = torch.tensor([10.0, 20.0, 40.0], dtype=torch.float64)
 
@@ -129,14 +129,6 @@ class Problem:
         """M."""
         return dense.curvature(self.features, self.weights)
 
-    @cached_property
-    def layer_group(self) -> Tensor:
-        """(P,) number of the layer of each parameter."""
-        sizes = [dict(self.model.named_parameters())[name].numel() for name in self.names]
-        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in self.names))
-        numbers = [layers.index(name.rpartition(".")[0]) for name in self.names]
-        return torch.tensor(numbers).repeat_interleave(torch.tensor(sizes))
-
     def fit(self, prior: sampla.Prior | str, **options: Any) -> sampla.LinearisedLaplace:
         """The front door on this problem, quietly."""
         options = {"likelihood": self.case.make(), "progress": False, "solver": sampla.Dense(), **options}
@@ -144,18 +136,19 @@ class Problem:
         checkpoint = options.pop("checkpoint", None)
         return sampla.LinearisedLaplace(self.model, prior=prior, **options).fit(loader, checkpoint)
 
-    def evidence(self, prior: str, scale: Tensor, **options: Any) -> dense.Evidence:
-        """The same model for the dense EM, in the coordinates of the prior's scale."""
-        group = self.layer_group if prior == "layerwise" else torch.zeros_like(self.layer_group)
-        return dense.Evidence(self.features * scale, self.targets, group, **options)
+
+def build_data(size: int = NUM_TRAIN) -> tuple[Tensor, Tensor, Tensor]:
+    """The first digits: images (n, 1, 8, 8) in [0, 1], labels, and the image statistics as regression targets."""
+    images, digits = load_digits(return_X_y=True)
+    images = torch.from_numpy(images[:size]).view(-1, 1, 8, 8) / 16
+    digits = torch.from_numpy(digits[:size]).long()
+    return images, digits, _statistics(images, digits)
 
 
 def build_problem(name: str) -> Problem:
     """Train the network of one row of LIKELIHOODS, always to the same weights."""
     case = LIKELIHOODS[name]
-    images, digits = load_digits(return_X_y=True)
-    images = torch.from_numpy(images[: NUM_TRAIN + NUM_TEST]).view(-1, 1, 8, 8) / 16
-    digits = torch.from_numpy(digits[: NUM_TRAIN + NUM_TEST]).long()
+    images, digits, _ = build_data(NUM_TRAIN + NUM_TEST)
     targets = case.targets(images, digits)
     model = small_network(case.num_outputs)
     train(model, case.loss, images[:NUM_TRAIN], targets[:NUM_TRAIN])

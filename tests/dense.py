@@ -152,9 +152,9 @@ class Evidence:
         product = torch.linalg.solve(data + self.diagonal(hyper).diag(), data).diagonal()
         return torch.zeros(len(hyper.log_precision), dtype=torch.float64).index_add(0, self.group, product)
 
-    def step(self, hyper: Hyper) -> Hyper:
-        """One E-step and M-step; the mode starts from scratch, which the reference can afford."""
-        gamma, found = self.gamma(hyper), self.mode(hyper)
+    def step(self, hyper: Hyper, found: Tensor | None = None) -> Hyper:
+        """One E-step and M-step, with the mode ``found`` if it is known already."""
+        gamma, found = self.gamma(hyper), self.mode(hyper) if found is None else found
         size = torch.zeros_like(gamma).index_add(0, self.group, found.square())
         log_precision = (gamma / size).log() if self.learn_prior else hyper.log_precision
         return Hyper(log_precision, self._noise(hyper, found, float(gamma.sum())))
@@ -171,10 +171,12 @@ class Evidence:
         covariance = residual.mT @ residual / len(residual) + spread
         return covariance.diagonal().diag() if self.structure == "diagonal" else covariance
 
-    def run(self, start: Hyper, tolerance: float = 1e-11, max_steps: int = 3000) -> Hyper:
+    def run(self, start: Hyper, tolerance: float = 1e-9, max_steps: int = 3000) -> Hyper:
         """The fixed point."""
+        found = None
         for _ in range(max_steps):
-            following = self.step(start)
+            found = self.mode(start, found)
+            following = self.step(start, found)
             change = (self.vector(following) - self.vector(start)).abs().max()
             start = following
             if change < tolerance:

@@ -153,7 +153,7 @@ def test_curvature_product_sums_over_batches_and_many_columns(dtype):
 def test_any_input_and_output_shape_goes_through_a_whole_fit(name, likelihood, targets, dtype):
     model, inputs = NETWORKS[name](dtype)
     targets = targets.to(dtype) if targets.is_floating_point() else targets
-    la = sampla.LinearisedLaplace(model, likelihood(), sampla.GPrior(learn=False), num_samples=4, progress=False)
+    la = sampla.LinearisedLaplace(model, likelihood(), sampla.GPrior(1.0, learn=False), num_samples=4, progress=False)
     pred = la.fit([(inputs, targets)]).predict(inputs)
     assert pred.variance.shape == pred.mean.shape == call(model, inputs).shape
     assert pred.log_prob(targets).shape == (6,)
@@ -162,7 +162,9 @@ def test_any_input_and_output_shape_goes_through_a_whole_fit(name, likelihood, t
 
 def test_samples_come_back_under_their_parameters_names():
     model, inputs = NETWORKS["tuple, (N, C)"](torch.float64)
-    la = sampla.LinearisedLaplace(model, "categorical", sampla.Isotropic(learn=False), num_samples=3, progress=False)
+    la = sampla.LinearisedLaplace(
+        model, "categorical", sampla.Isotropic(1.0, learn=False), num_samples=3, progress=False
+    )
     la.fit([(inputs, torch.arange(6) % 4)])
     assert {n: s.shape for n, s in la.samples_.items()} == {n: (3, *p.shape) for n, p in model.named_parameters()}
     pushed = jacobian(model, list(la.samples_), inputs) @ torch.cat([s.flatten(1) for s in la.samples_.values()], 1).mT

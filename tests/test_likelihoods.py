@@ -159,7 +159,7 @@ def test_a_likelihood_of_ones_own_works_end_to_end(problems, prior):
     rows = problem.test_features.flatten(0, 1)
     assert_covariance(pred.deviations.flatten(1), rows @ torch.linalg.inv(information) @ rows.mT)
     assert pred.log_prob(counts[:12]).shape == (12,)
-    with pytest.raises(TypeError, match="Poisson has no class probabilities: use pred.mean and pred.variance"):
+    with pytest.raises(TypeError, match=r"Poisson has no class probabilities: use pred.mean and pred.variance"):
         _ = pred.probs
 
 

@@ -1,0 +1,198 @@
+"""Predictions against explicit densities, saving and loading, and going on after an interruption."""
+
+from math import log, pi
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+import sampla
+from cases import DIAGONAL_NOISE, FULL_NOISE, LIKELIHOODS, randn
+from sampla import resume
+
+NOISE = {"scalar": 3.0, "diagonal": DIAGONAL_NOISE, "full": FULL_NOISE}
+NUM_FUNCTIONS, NUM_DATA = 6, 8
+GROUP = torch.tensor([0, 1, 0, 2, 2, 2, 1, 0])
+
+
+def predictive(likelihood, num_outputs=3, **options):
+    mean = 0.7 * randn(NUM_DATA, num_outputs, seed=1)
+    return sampla.Predictive(mean, 0.8 * randn(NUM_FUNCTIONS, NUM_DATA, num_outputs, seed=2), likelihood, **options)
+
+
+def noise_covariance(name):
+    precision = torch.as_tensor(NOISE[name], dtype=torch.float64)
+    return torch.linalg.inv(precision * torch.eye(3) if precision.ndim == 0 else _matrix(precision).double())
+
+
+def _matrix(precision):
+    return precision.diag() if precision.ndim == 1 else precision
+
+
+def gaussian_density(pred, targets, rows, noise):
+    """log N of the chosen data jointly, the covariance of the K samples plus noise written out."""
+    deviations = pred.deviations[:, rows].flatten(1)
+    covariance = deviations.mT @ deviations / len(deviations) + torch.kron(torch.eye(len(rows)).double(), noise)
+    return MultivariateNormal(pred.mean[rows].flatten(), covariance).log_prob(targets[rows].flatten())
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_gaussian_log_prob_is_the_density_of_each_datum(noise):
+    pred, targets = predictive(sampla.Gaussian(NOISE[noise])), randn(NUM_DATA, 3, seed=3)
+    expected = [gaussian_density(pred, targets, [n], noise_covariance(noise)) for n in range(NUM_DATA)]
+    torch.testing.assert_close(pred.log_prob(targets), torch.stack(expected))
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_gaussian_joint_log_prob_is_the_density_of_each_group(noise):
+    pred, targets = predictive(sampla.Gaussian(NOISE[noise])), randn(NUM_DATA, 3, seed=3)
+    rows = [torch.nonzero(g == GROUP).flatten().tolist() for g in range(3)]
+    expected = [gaussian_density(pred, targets, r, noise_covariance(noise)) for r in rows]
+    torch.testing.assert_close(pred.joint_log_prob(targets, GROUP), torch.stack(expected))
+
+
+def test_moments_are_those_of_the_samples():
+    pred = predictive(sampla.Gaussian(1.0))
+    torch.testing.assert_close(pred.variance, (pred.samples - pred.mean).square().mean(0))
+    torch.testing.assert_close(pred.std.square(), pred.variance)
+
+
+def test_probit_probabilities_follow_mackay():
+    pred = predictive(sampla.Categorical(), method="probit")
+    expected = (pred.mean / (1 + pi / 8 * pred.variance).sqrt()).softmax(-1)
+    torch.testing.assert_close(pred.probs, expected)
+    targets = torch.arange(NUM_DATA) % 3
+    torch.testing.assert_close(pred.log_prob(targets), expected.log()[torch.arange(NUM_DATA), targets])
+
+
+def test_probit_is_accurate_for_one_logit():
+    """E sigmoid(f) by quadrature over f ~ N(mean, variance): MacKay's formula is within 0.02 of it."""
+    pred = predictive(sampla.Bernoulli(), 1, method="probit")
+    nodes = torch.linspace(-8, 8, 4001).double()
+    weights = (-0.5 * nodes.square()).exp()
+    exact = ((pred.mean + pred.std * nodes).sigmoid() * weights).sum(-1, keepdim=True) / weights.sum()
+    assert float((pred.probs - exact).abs().max()) < 0.02
+    labels = (torch.arange(NUM_DATA) % 2).double()[:, None]
+    torch.testing.assert_close(pred.log_prob(labels), torch.where(labels == 1, pred.probs, 1 - pred.probs).log()[:, 0])
+
+
+def naive_draws(pred, count):
+    """Independent draws of functions from N(mean, D' D / K), with a generator of our own."""
+    mix = randn(count, NUM_FUNCTIONS, seed=9) / NUM_FUNCTIONS**0.5
+    return pred.mean + torch.einsum("sk,kno->sno", mix, pred.deviations)
+
+
+def assert_same_average(found, each):
+    """A Monte Carlo average of 20,000 draws against another of the same size: their difference is within 5 errors."""
+    spread = each.std(0) * (2 / len(each)) ** 0.5
+    assert bool(((found - each.mean(0)).abs() < 5 * spread + 1e-12).all())
+
+
+@pytest.mark.parametrize("name", ["categorical", "bernoulli"])
+def test_monte_carlo_averages_are_those_of_the_posterior(name):
+    likelihood, count = LIKELIHOODS[name].make(), 20_000
+    pred = predictive(likelihood, num_draws=count)
+    targets = torch.arange(NUM_DATA) % 3 if name == "categorical" else (randn(NUM_DATA, 3, seed=4) > 0).double()
+    draws = naive_draws(pred, count)
+    each = torch.stack([likelihood.log_prob(f, targets) for f in draws])  # (S, n)
+    assert_same_average(pred.probs, likelihood.probabilities(draws))
+    assert_same_average(pred.log_prob(targets).exp(), each.exp())
+    joint = torch.stack([each[:, g == GROUP].sum(1) for g in range(3)], 1)
+    assert_same_average(pred.joint_log_prob(targets, GROUP).exp(), joint.exp())
+
+
+def entropy_of(probs, name):
+    if name == "categorical":
+        return -(probs * probs.log()).sum(-1)
+    return -(probs * probs.log() + (1 - probs) * (1 - probs).log())
+
+
+@pytest.mark.parametrize("name", ["categorical", "bernoulli"])
+def test_entropy_splits_into_noise_and_what_parameters_would_tell(name):
+    likelihood = LIKELIHOODS[name].make()
+    pred = predictive(likelihood, num_draws=20_000)
+    probs = likelihood.probabilities(naive_draws(pred, 20_000))
+    total, expected = entropy_of(probs.mean(0), name), entropy_of(probs, name).mean(0)
+    torch.testing.assert_close(pred.entropy, total, rtol=0, atol=0.02)
+    torch.testing.assert_close(pred.mutual_information, total - expected, rtol=0, atol=0.03)
+    assert bool((pred.mutual_information >= 0).all())
+
+
+def test_without_posterior_variance_nothing_is_to_be_learnt_and_all_averages_are_the_network():
+    certain = sampla.Predictive(randn(5, 3), torch.zeros(4, 5, 3).double(), sampla.Categorical())
+    torch.testing.assert_close(certain.probs, certain.mean.softmax(-1))
+    torch.testing.assert_close(certain.mutual_information, torch.zeros(5).double(), rtol=0, atol=1e-12)
+
+
+def test_large_monte_carlo_averages_are_cut_into_pieces_of_the_same_functions(monkeypatch):
+    pred, targets = predictive(sampla.Categorical()), torch.arange(NUM_DATA) % 3
+    whole = pred.probs, pred.joint_log_prob(targets, GROUP)
+    monkeypatch.setattr("sampla.predictive._ENTRIES", 512 * 3 * 2)  # two data at a time
+    torch.testing.assert_close(pred.probs, whole[0])
+    torch.testing.assert_close(pred.joint_log_prob(targets, GROUP), whole[1])
+
+
+def test_one_sided_logits_far_out_stay_finite():
+    pred = sampla.Predictive(torch.tensor([[80.0, -80.0, 0.0]]), torch.zeros(2, 1, 3), sampla.Categorical())
+    assert float(pred.log_prob(torch.tensor([1]))) == pytest.approx(-160, rel=1e-4)
+    assert bool(pred.entropy.isfinite().all())
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_a_saved_posterior_predicts_the_same(problems, likelihood, tmp_path):
+    problem = problems[likelihood]
+    la = problem.fit(sampla.GPrior(1.0, learn=False), num_samples=4)
+    la.save(tmp_path / "posterior.safetensors")
+    loaded = sampla.LinearisedLaplace.load(tmp_path / "posterior.safetensors", problem.model)
+    one, other = (each.predict(problem.test_inputs) for each in (la, loaded))
+    assert torch.equal(one.mean, other.mean)
+    assert torch.equal(one.deviations, other.deviations)
+    assert torch.equal(one.log_prob(problem.test_targets), other.log_prob(problem.test_targets))
+    assert torch.equal(la.prior_precision_, loaded.prior_precision_)
+    assert str(la.report_) == str(loaded.report_)
+
+
+class Interrupted(Exception):
+    """Stands for Ctrl-C or a power cut."""
+
+
+@pytest.mark.parametrize("solver", [sampla.Dense(), sampla.BlockCG()])
+@pytest.mark.parametrize(
+    ("name", "likelihood", "prior"),
+    [
+        ("categorical", "categorical", "g-prior"),
+        ("bernoulli", "bernoulli", "layerwise"),
+        ("gaussian-scalar", "gaussian", "isotropic"),
+        ("gaussian-scalar", sampla.Gaussian(structure="full"), "g-prior"),
+    ],
+)
+def test_an_interrupted_fit_goes_on_to_the_same_samples(
+    problems, name, likelihood, prior, solver, tmp_path, monkeypatch
+):
+    """Stopped after the second EM step; bit for bit what an uninterrupted fit gives."""
+    problem, count = problems[name], 0
+    options = {"likelihood": likelihood, "num_samples": 6, "solver": solver, "em": sampla.EM(tolerance=0.1)}
+    whole = problem.fit(prior, **options)
+    assert len(whole.report_.trace) > 2, "nothing would be left to do after the interruption"
+
+    def keep_then_stop(*arguments):
+        nonlocal count
+        resume.keep_state(*arguments)
+        count += 1
+        if count == 2:
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sampla.laplace.keep_state", keep_then_stop)
+        with pytest.raises(Interrupted):
+            problem.fit(prior, checkpoint=tmp_path, **options)
+    resumed = problem.fit(prior, checkpoint=tmp_path, **options)
+    assert torch.equal(resumed.prior_precision_, whole.prior_precision_)
+    for key, samples in whole.samples_.items():
+        assert torch.equal(resumed.samples_[key], samples)
+    assert len(resumed.report_.trace) == len(whole.report_.trace)
+
+
+def test_log_prob_of_a_coin_is_log_one_half():
+    pred = sampla.Predictive(torch.zeros(3, 2).double(), torch.zeros(2, 3, 2).double(), sampla.Categorical())
+    torch.testing.assert_close(pred.log_prob(torch.tensor([0, 1, 0])), torch.full((3,), -log(2)).double())
