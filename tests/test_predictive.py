@@ -21,18 +21,16 @@ def predictive(likelihood, num_outputs=3, **options):
 
 
 def noise_covariance(name):
-    precision = torch.as_tensor(NOISE[name], dtype=torch.float64)
-    return torch.linalg.inv(precision * torch.eye(3) if precision.ndim == 0 else _matrix(precision).double())
-
-
-def _matrix(precision):
-    return precision.diag() if precision.ndim == 1 else precision
+    matrices = {"scalar": 3.0 * torch.eye(3).double(), "diagonal": DIAGONAL_NOISE.diag(), "full": FULL_NOISE}
+    return torch.linalg.inv(matrices[name])
 
 
 def gaussian_density(pred, targets, rows, noise):
     """log N of the chosen data jointly, the covariance of the K samples plus noise written out."""
     deviations = pred.deviations[:, rows].flatten(1)
-    covariance = deviations.mT @ deviations / len(deviations) + torch.kron(torch.eye(len(rows)).double(), noise)
+    covariance = deviations.mT @ deviations / len(deviations) + torch.kron(
+        torch.eye(len(rows)).double(), noise.contiguous()
+    )
     return MultivariateNormal(pred.mean[rows].flatten(), covariance).log_prob(targets[rows].flatten())
 
 
@@ -152,7 +150,7 @@ def test_a_saved_posterior_predicts_the_same(problems, likelihood, tmp_path):
     assert str(la.report_) == str(loaded.report_)
 
 
-class Interrupted(Exception):
+class InterruptedFitError(Exception):
     """Stands for Ctrl-C or a power cut."""
 
 
@@ -180,11 +178,11 @@ def test_an_interrupted_fit_goes_on_to_the_same_samples(
         resume.keep_state(*arguments)
         count += 1
         if count == 2:
-            raise Interrupted
+            raise InterruptedFitError
 
     with monkeypatch.context() as patch:
         patch.setattr("sampla.laplace.keep_state", keep_then_stop)
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptedFitError):
             problem.fit(prior, checkpoint=tmp_path, **options)
     resumed = problem.fit(prior, checkpoint=tmp_path, **options)
     assert torch.equal(resumed.prior_precision_, whole.prior_precision_)
