@@ -169,7 +169,7 @@ class Predictive:
         root = torch.linalg.cholesky(inner + torch.eye(count).to(inner))
         explained = torch.cholesky_solve(cross, root).mul(cross).sum((1, 2))
         log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
-        size = grouped(torch.ones_like(square))
+        size = grouped(self.mean.new_ones(len(self.mean)))
         constant = self.mean[0].numel() * log(2 * pi) - self.likelihood.log_determinant(self.mean)
         density: Tensor = -0.5 * (square - explained + log_det + size * constant)
         return density
