@@ -8,20 +8,28 @@ loop is deterministic and settles; a new prior precision costs no new pass for t
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from warnings import warn
 
 import torch
 from torch import Tensor
 
-from sampla._checks import ConvergenceWarning, require
-from sampla.evidence import effective_dimension, relative_change, updated_precision
-from sampla.features import ScaledFeatures
+from sampla._checks import ConvergenceWarning, require, require_known
+from sampla.evidence import (
+    accelerated,
+    change_that_matters,
+    effective_dimension,
+    relative_change,
+    updated_precision,
+)
+from sampla.features import Features, OutputsAt, ScaledFeatures
 from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel, NoiseDraw
 from sampla.noise import PRIOR, standard_normal
 from sampla.priors import BoundPrior, Prior
 from sampla.solvers import LinearSystem, RightHandSide, Solution, Solver, linear_mode, solve
+
+CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ class EMStep:
 
     precision: list[float]
     """alpha of each prior group that the E-step used."""
+    updated_precision: list[float]
+    """What MacKay's update made of it; the next step starts from a secant through these."""
     noise_precision: Any
     """The noise precision that the E-step used; None if the likelihood has none."""
     effective_dimension: list[float]
@@ -60,7 +70,7 @@ class EMStep:
     mode_norm: float
     """|mode|_A at the alpha used."""
     change: float
-    """Largest |log ratio| of new to old precisions."""
+    """Largest |log ratio| of updated to used precisions, over groups in which the data determine anything."""
     passes: int
     solve_error: float
     mode_error: float
@@ -104,6 +114,7 @@ def infer(
     num_samples: int,
     seed: int,
     em: EM,
+    curvature_at: CurvatureAt = "network",
     tolerance: float = 0.02,
     max_passes: int = 200,
     say: Callable[[str], None] = lambda _: None,
@@ -119,6 +130,8 @@ def infer(
         num_samples: K.
         seed: of all noise.
         em: when and how the loop stops.
+        curvature_at: where the outputs lie at which B is taken: "network" for f(w, x_n), "linear-mode" for
+            phi_n theta*, found again whenever A changes. No difference for a Gaussian likelihood.
         tolerance: function-space error of the final samples.
         max_passes: of each solve.
         say: called with one line at every stage.
@@ -128,6 +141,7 @@ def infer(
     Returns:
         The Inference. Warnings say if EM or a solve stopped short.
     """
+    require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
     say("checking the data")
     survey = model.survey()
     likelihood = model.likelihood
@@ -137,7 +151,11 @@ def infer(
     draw = model.draw_noise(seed, num_samples)
     bound = prior.bind(model.features.layout, draw.diagonal)
     model = model.replaced(features=ScaledFeatures(model.features, bound.scale))
-    loop = _Loop(solver, em, seed, num_samples, survey.entries, max_passes, say, _scaled(draw, bound.scale))
+    moving = curvature_at == "linear-mode" and not model.likelihood.is_quadratic
+    loop = _Loop(
+        solver, em, seed, num_samples, survey.entries, max_passes, say, _scaled(draw, bound.scale),
+        model.features if moving else None,
+    )  # fmt: skip
     state = restore(EMState(bound, model))
     if state.model is not model:
         loop.redraw(state)
@@ -147,6 +165,7 @@ def infer(
         keep(state)
     if learns and not state.settled:
         _warn_unsettled(em, state.trace)
+    state = loop.at_mode(state, "final: ")
     solution = loop.e_step(state, tolerance, quiet=False)
     gamma, gamma_error = effective_dimension(solution, num_samples, state.prior)
     quadratic = state.model.likelihood.is_quadratic
@@ -170,22 +189,25 @@ class _Loop:
     max_passes: int
     say: Callable[[str], None]
     draw: NoiseDraw
+    moving: Features | None
+    """The features, where B is to be taken at the linear mode and so moves with it."""
     target_part: Tensor | None = None
+    mode_error: float = float("nan")
 
     def step(self, state: EMState) -> EMState:
         """E-step, mode, M-step."""
         start, number = perf_counter(), len(state.trace) + 1
+        state = self.at_mode(state, f"EM {number}: ")
         solution = self.e_step(state, self.em.solve_tolerance, quiet=True, label=f"EM {number}: samples, ")
         mode, mode_error = self._mode(state, solution, f"EM {number}: ")
         gamma, gamma_error = effective_dimension(solution, self.num_samples, state.prior)
-        prior = state.prior
-        if prior.learn:
-            prior = prior.with_precision(updated_precision(prior, gamma, mode[0]))
+        updated = updated_precision(state.prior, gamma, mode[0]) if state.prior.learn else state.prior.precision
         model, noise_change = self._noise_step(state, solution, mode, float(gamma.sum()))
-        change = max(relative_change(state.prior.precision, prior.precision), noise_change)
+        change = max(change_that_matters(state.prior, updated, gamma), noise_change)
         likelihood = state.model.likelihood
         row = EMStep(
             precision=state.prior.precision.tolist(),
+            updated_precision=updated.tolist(),
             noise_precision=likelihood.noise_precision.tolist() if isinstance(likelihood, Gaussian) else None,  # type: ignore[union-attr]
             effective_dimension=gamma.tolist(),
             effective_dimension_error=gamma_error.tolist(),
@@ -196,7 +218,10 @@ class _Loop:
             mode_error=mode_error,
             seconds=perf_counter() - start,
         )
-        following = EMState(prior, model, solution, mode, [*state.trace, row], change <= self.em.tolerance)
+        trace = [*state.trace, row]
+        settled = change <= self.em.tolerance
+        prior = state.prior.with_precision(updated if settled else _proposed(trace, updated))
+        following = EMState(prior, model, solution, mode, trace, settled)
         if model is not state.model:
             self.redraw(following)
         return following
@@ -219,6 +244,20 @@ class _Loop:
             guess=state.solution, say=lambda text: self.say(label + text), quiet=quiet,
         )  # fmt: skip
 
+    def at_mode(self, state: EMState, label: str) -> EMState:
+        """Where B is taken at the linear mode: find the mode at the present alpha, and move B there."""
+        if self.moving is None:
+            return state
+        model = state.model.replaced(features=self.moving)
+        found = linear_mode(
+            model, state.prior.diagonal, self.draw.diagonal,
+            guess=state.mode, tolerance=self.em.mode_tolerance, say=lambda text: self.say(label + text),
+        )  # fmt: skip
+        self.mode_error = found.error
+        moved = replace(state, mode=found.value, model=model.replaced(features=OutputsAt(self.moving, found.value)))
+        self.redraw(moved)
+        return moved
+
     def redraw(self, state: EMState) -> None:
         """The right-hand sides again after the likelihood's noise has changed, from the same standard normals."""
         diagonal = state.model.draw_noise(self.seed, self.num_samples)
@@ -234,6 +273,9 @@ class _Loop:
     def _mode(self, state: EMState, solution: Solution, label: str) -> tuple[Tensor, float]:
         if state.model.likelihood.is_quadratic:
             return solution.value[self.num_samples :], solution.error
+        if self.moving is not None:
+            assert state.mode is not None
+            return state.mode, self.mode_error
         found = linear_mode(
             state.model, state.prior.diagonal, self.draw.diagonal,
             guess=state.mode, tolerance=self.em.mode_tolerance, say=lambda text: self.say(label + text),
@@ -252,6 +294,15 @@ class _Loop:
         if old.ndim == 2:
             old, new = old.diagonal(), new.diagonal()
         return state.model.replaced(likelihood=updated), relative_change(old, new)
+
+
+def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
+    """Where the next EM step starts: a secant through the last two, where only alpha is learnt."""
+    if trace[-1].noise_precision != trace[0].noise_precision:  # the update moves with the noise: no secant
+        return updated
+    used = [updated.new_tensor(row.precision) for row in trace[-2:]]
+    updates = [updated.new_tensor(row.updated_precision) for row in trace[-2:]]
+    return accelerated(used, updates)
 
 
 def _scaled(draw: NoiseDraw, scale: Tensor) -> NoiseDraw:

@@ -49,11 +49,16 @@ class BoundPrior:
 class Prior(ABC):
     """How the prior precision is tied together and scaled; ``bind`` fits it to given parameters."""
 
-    def __init__(self, precision: float = 1.0, learn: bool = True) -> None:
-        """Args: precision: alpha to start from (or to keep, if not learn). learn: whether EM updates it."""
-        value = float(precision)
-        require(0 < value < float("inf"), "a positive prior precision", f"{value:g}", "Give 1 / prior variance.")
-        self.precision, self.learn = value, learn
+    def __init__(self, precision: float | None = None, learn: bool = True) -> None:
+        """Args: precision: alpha to start from, or to keep if not learn; None starts from what the data say.
+
+        learn: whether EM updates it.
+        """
+        require(learn or precision is not None, "a prior precision to keep with learn=False", "None", "Give a number.")
+        if precision is not None:
+            value = float(precision)
+            require(0 < value < float("inf"), "a positive prior precision", f"{value:g}", "Give 1 / prior variance.")
+        self.precision, self.learn = precision, learn
 
     @abstractmethod
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
@@ -64,19 +69,21 @@ class Isotropic(Prior):
     """A = alpha I."""
 
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
-        return _bound(self, torch.ones_like(curvature_diagonal), torch.zeros(layout.total, dtype=torch.int64), ("all",))
+        return _bound(self, curvature_diagonal, torch.ones_like(curvature_diagonal), _one_group(layout), ("all",))
 
 
 class Layerwise(Prior):
     """A = alpha_g I on each group of parameter tensors; by default one group per layer (weight and bias together).
 
     Args:
-        precision: alpha to start from.
+        precision: alpha to start from, or to keep; None starts from what the data say.
         learn: whether EM updates it.
         groups: names of groups -> prefixes of parameter names; every parameter must belong to exactly one.
     """
 
-    def __init__(self, precision: float = 1.0, learn: bool = True, groups: dict[str, list[str]] | None = None) -> None:
+    def __init__(
+        self, precision: float | None = None, learn: bool = True, groups: dict[str, list[str]] | None = None
+    ) -> None:
         super().__init__(precision, learn)
         self.groups = groups
 
@@ -85,7 +92,7 @@ class Layerwise(Prior):
         names = tuple(dict.fromkeys(of_tensor))
         numbers = torch.tensor([names.index(g) for g in of_tensor])
         group = numbers[layout.tensor_index(torch.device("cpu"))]
-        return _bound(self, torch.ones_like(curvature_diagonal), group, names)
+        return _bound(self, curvature_diagonal, torch.ones_like(curvature_diagonal), group, names)
 
     def _group_of(self, parameter: str) -> str:
         if self.groups is None:
@@ -109,12 +116,12 @@ class GPrior(Prior):
     diagonal is zero says nothing about scale: it is taken out (s = 0) and listed in the report.
 
     Args:
-        precision: alpha to start from.
+        precision: alpha to start from, or to keep; None starts from what the data say.
         learn: whether EM updates it.
         floor: relative floor of the diagonal, in (0, 1].
     """
 
-    def __init__(self, precision: float = 1.0, learn: bool = True, floor: float = 1e-2) -> None:
+    def __init__(self, precision: float | None = None, learn: bool = True, floor: float = 1e-2) -> None:
         super().__init__(precision, learn)
         require(0 < floor <= 1, "a floor in (0, 1]", f"{floor:g}", "The default is 1e-2.")
         self.floor = floor
@@ -129,7 +136,7 @@ class GPrior(Prior):
             "a curvature of zero everywhere",
             "The outputs do not depend on the chosen parameters, or the likelihood is saturated on every datum.",
         )
-        bound = _bound(self, scale, torch.zeros(layout.total, dtype=torch.int64), ("all",))
+        bound = _bound(self, curvature_diagonal, scale, _one_group(layout), ("all",))
         return replace(bound, dead=dead)
 
     def _scale(self, diagonal: Tensor) -> Tensor:
@@ -139,6 +146,18 @@ class GPrior(Prior):
         return diagonal.double().clamp_min(self.floor * level).rsqrt().to(diagonal)
 
 
-def _bound(prior: Prior, scale: Tensor, group: Tensor, names: tuple[str, ...]) -> BoundPrior:
-    precision = torch.full((len(names),), prior.precision, dtype=torch.float64, device=scale.device)
-    return BoundPrior(precision, scale, group.to(scale.device), names, prior.learn)
+def _one_group(layout: ParameterLayout) -> Tensor:
+    return torch.zeros(layout.total, dtype=torch.int64)
+
+
+_START = 10.0
+"""First alpha over the mean curvature of the group: solves are cheap where the prior is strong, and EM comes down."""
+
+
+def _bound(prior: Prior, diagonal: Tensor, scale: Tensor, group: Tensor, names: tuple[str, ...]) -> BoundPrior:
+    precision = torch.full((len(names),), prior.precision or 1.0, dtype=torch.float64, device=scale.device)
+    bound = BoundPrior(precision, scale, group.to(scale.device), names, prior.learn)
+    if prior.precision is not None:
+        return bound
+    mean = bound.group_sum(diagonal * scale.square()) / bound.group_sum((scale > 0).to(scale)).clamp_min(1)
+    return bound.with_precision(torch.where(mean > 0, _START * mean, precision))

@@ -1,7 +1,7 @@
 """Feature maps phi: anything that can say phi v (jvp) and phi' u (vjp) for one batch of inputs."""
 
 from sampla.features._base import Features, Linearisation, adjoint_error, check_adjoint
-from sampla.features.compose import ScaledFeatures
+from sampla.features.compose import OutputsAt, ScaledFeatures
 from sampla.features.matrix import DesignMatrix
 from sampla.features.network import NetworkFeatures, functional_state, select_parameters
 
@@ -10,6 +10,7 @@ __all__ = [
     "Features",
     "Linearisation",
     "NetworkFeatures",
+    "OutputsAt",
     "ScaledFeatures",
     "adjoint_error",
     "check_adjoint",

@@ -17,6 +17,38 @@ class ScaledFeatures(Features):
         return _Scaled(self._base.linearise(inputs), self._scale)
 
 
+class OutputsAt(Features):
+    """The same features phi, with the likelihood's curvature taken at phi theta instead of at the network's outputs.
+
+    Args:
+        base: phi.
+        theta: (1, P), a parameter vector of the linear model, such as its mode.
+    """
+
+    def __init__(self, base: Features, theta: Tensor) -> None:
+        self.layout, self.like = base.layout, base.like
+        self._base, self._theta = base, theta
+
+    def linearise(self, inputs: Inputs) -> Linearisation:
+        return _At(self._base.linearise(inputs), self._theta)
+
+
+class _At(Linearisation):
+    def __init__(self, base: Linearisation, theta: Tensor) -> None:
+        self._base = base
+        self._outputs = base.jvp(theta)[0]
+
+    @property
+    def outputs(self) -> Tensor:
+        return self._outputs
+
+    def jvp(self, vectors: Tensor) -> Tensor:
+        return self._base.jvp(vectors)
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        return self._base.vjp(cotangents)
+
+
 class _Scaled(Linearisation):
     def __init__(self, base: Linearisation, scale: Tensor) -> None:
         self._base, self._scale = base, scale
