@@ -67,6 +67,7 @@ def test_every_picture_is_a_png():
     drawn = [
         em_figure(TRACE, ["all", "other"]),
         convergence_figure(TRACE, [1.0, 0.1, 0.01], 0.05, 0.02),
+        convergence_figure([{**row, "solve_history": [1.0, 0.2, 0.04]} for row in TRACE], [0.01], 0.05, 0.02),
         convergence_figure([], [0.0], 0.05, 0.02),
         curves_figure([0, 90], {"a": [Series("network", [1.0, 2.0], "#000000")]}, xlabel="degrees"),
         examples_figure({"Most sure": [example], "Least sure": [example, example]}),

@@ -163,20 +163,19 @@ def em_figure(trace: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> byte
 def convergence_figure(
     trace: Sequence[Mapping[str, Any]], history: Sequence[float], em_tolerance: float, tolerance: float
 ) -> bytes:
-    """Error of the samples against passes over the data: the end of every E-step, then the final solve."""
+    """Error of the samples against passes over the data: the solve of every E-step, then the final one."""
     with rc_context(STYLE):
         figure = new_figure(9, 3.4)
         axes = figure.subplots()
-        spent, ends = 0, []
+        spent = 0
         for row in trace:
+            _draw_solve(axes, spent, row.get("solve_history", []), row["passes"], row["solve_error"], ORANGE, "o")
             spent += row["passes"]
-            ends.append((spent, row["solve_error"]))
-        known = [(spent + k, error) for k, error in enumerate(history, 1) if k > 1 and error > 0]
-        if ends:
-            axes.plot(*zip(*ends, strict=True), "o", color=ORANGE, label="end of each EM step's solve")
+        _draw_solve(axes, spent, history, len(history), history[-1] if history else 0.0, BLUE, "s")
+        if trace:
+            axes.plot([], [], "o-", color=ORANGE, label="solves within EM, one after the other")
             axes.axhline(em_tolerance, color=ORANGE, linestyle=":", linewidth=1.3, label="asked for within EM")
-        if known:
-            axes.plot(*zip(*known, strict=True), "s-", color=BLUE, label="final solve")
+        axes.plot([], [], "s-", color=BLUE, label="final solve")
         axes.axhline(tolerance, color=BLUE, linestyle="--", linewidth=1.3, label="asked for at the end")
         axes.set(title="Estimated error of a function draw", xlabel="passes over the data, solves only", yscale="log")
         _log_ticks(axes, lambda value, _: f"{100 * value:g} %")
@@ -184,6 +183,16 @@ def convergence_figure(
         axes.set_xlim(left=0)
         axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return png(figure)
+
+
+def _draw_solve(
+    axes: Axes, spent: int, history: Sequence[float], passes: int, error: float, colour: str, marker: str
+) -> None:
+    """One solve after ``spent`` passes, without its first pass (no estimate yet); only its end if no history is kept."""
+    known = [(spent + k, e) for k, e in enumerate(history, 1) if k > 1] or [(spent + passes, error)]
+    known = [(k, e) for k, e in known if e > 0]
+    if known:
+        axes.plot(*zip(*known, strict=True), color=colour, marker=marker)
 
 
 def reliability_curve(

@@ -35,7 +35,7 @@ class Row:
     def _cell(self, value: float | None) -> str:
         if value is None:
             return "-"
-        return f"{value:.1%}" if self.percent else f"{value:.4f}"
+        return f"{value:.2%}" if self.percent else f"{value:.4f}"
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,9 @@ def _story(summary: dict[str, Any]) -> list[str]:
         f"usual way ({recipe['epochs']} epochs of AdamW with a one-cycle schedule), down to a training loss of "
         f"{training['loss']:.4f}. {data['test']:,} other images were held out.",
         f"sampla then asked which other weights explain the training images about as well. It linearised the network "
-        f"at its trained weights and drew {fit['num_samples']} exact samples of that posterior, with the strength of "
-        f"the prior found from the data. The weights themselves were not changed: the middle of sampla's prediction "
-        f"is the network's own.",
+        f"at its trained weights and drew {fit['num_samples']} samples of that posterior, each accurate to about "
+        f"{fit['solve_error']:.1%} of its size, with the strength of the prior found from the data. The "
+        "weights themselves were not changed: the middle of sampla's prediction is the network's own.",
         "Where the samples agree, the network's answer stands; where they differ, its confidence is lowered. The "
         "table compares the two on the held-out images as they are, turned, and under noise.",
     ]
