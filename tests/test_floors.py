@@ -25,6 +25,12 @@ FLOORS = (
     ("what a fit leaves behind", "fitreport resume"),
     ("front door", "laplace"),
     ("public names", ""),
+    ("the demo: what it is given", "report demo.data demo.networks"),
+    ("the demo: what it does", "demo.training demo.evaluate"),
+    ("the demo: what it shows", "demo.table demo.illustrate"),
+    ("the demo: what it says", "demo.words"),
+    ("the demo", "demo"),
+    ("command line", "cli"),
 )
 MOST_LINES = 400
 ONE_USER = {"safetensors": "checkpoint", "torch.distributed": "distributed"}

@@ -1,0 +1,69 @@
+"""Every Python snippet in README.md and docs, and every example, runs as it stands there."""
+
+import re
+import runpy
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+_SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+
+
+def snippets(text: str) -> list[str]:
+    """The python blocks of a page, in order."""
+    return _SNIPPET.findall(text)
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda p: p.name)
+def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All snippets of one page share their names, as a reader who types them in would have it."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for number, source in enumerate(snippets(page.read_text()), start=1):
+        exec(compile(source, f"{page.name}, snippet {number}", "exec"), names)
+
+
+def test_readme_shows_what_its_snippets_print(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Word for word; the numbers may differ in their last digits between machines, the seconds more."""
+    test_snippets_run(PAGES[0], tmp_path, monkeypatch)
+    printed = capsys.readouterr().out
+    (shown,) = re.findall(r"^This prints:\n\n```\n(.*?)^```", PAGES[0].read_text(), re.MULTILINE | re.DOTALL)
+    assert re.sub(r"[\d.,-]+", "#", shown) == re.sub(r"[\d.,-]+", "#", printed)
+    assert shown.splitlines()[0] == printed.splitlines()[0]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)
+def test_examples_run(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("Agg")
+    runpy.run_path(str(example), run_name="__main__")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    missing = [
+        target
+        for target in _LINK.findall(page.read_text())
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert missing == []
+
+
+def test_make_knows_every_command_that_the_pages_name() -> None:
+    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        word for page in PAGES for word in re.findall(r"(?:`|^ {4})make ([a-z-]+)", page.read_text(), re.MULTILINE)
+    }
+    assert {"demo", "test"} <= named <= made
+
+
+def test_snippets_are_found() -> None:
+    page = "text\n```python\na = 1\n```\nmore\n```\nno\n```\n```python\nb = 2\n```\n"
+    assert snippets(page) == ["a = 1\n", "b = 2\n"]
