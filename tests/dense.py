@@ -114,8 +114,8 @@ class Evidence:
     """A linear model whose hyperparameters MacKay's updates are to find, everything exact.
 
     ``features`` are already multiplied by the prior's scale, so A is exp(log_precision) of each parameter's group.
-    ``weights`` is B at the trained network for a classification loss; None for Gaussian noise, whose structure is
-    "fixed", "scalar", "diagonal" or "full".
+    ``weights`` is B at the trained network for a classification loss; None takes B at the linear mode, wherever that
+    is at the present alpha. Gaussian noise has no loss here but a structure, "scalar", "diagonal" or "full".
     """
 
     features: Tensor
@@ -133,7 +133,9 @@ class Evidence:
     def curvature(self, hyper: Hyper) -> Tensor:
         """M."""
         weights = self.weights
-        if weights is None:
+        if weights is None and self.loss is not None:
+            weights = fast_hessians(self.loss, self.features @ self.mode(hyper), self.targets)
+        elif weights is None:
             assert hyper.noise is not None
             weights = torch.linalg.inv(hyper.noise).expand(len(self.features), -1, -1)
         return curvature(self.features, weights)

@@ -4,7 +4,7 @@ With the dense solver gamma is exact and both must reach the same fixed point; w
 by the sampling error, whose standard error ``dense.Evidence.standard_errors`` derives. Four of them are allowed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import log
 
@@ -38,11 +38,11 @@ class Tiny:
     features: Tensor
     categorical: bool
 
-    def fit(self, prior, structure, solver, em, num_samples=NUM_SAMPLES):
+    def fit(self, prior, structure, solver, em, num_samples=NUM_SAMPLES, **options):
         likelihood = sampla.Categorical() if self.categorical else sampla.Gaussian(structure=structure)
         la = sampla.LinearisedLaplace(
             self.model, likelihood, make_prior(prior), num_samples=num_samples, solver=solver, em=em, tolerance=1e-3,
-            max_passes=500, progress=False,
+            max_passes=500, progress=False, **options,
         )  # fmt: skip
         return la.fit(batches(self.inputs, self.targets, 150))
 
@@ -113,6 +113,16 @@ def test_em_with_an_exact_gamma_reaches_the_dense_fixed_point(tiny, likelihood, 
     mode = torch.cat([v.flatten() for v in la.linear_mean_.values()])
     expected = evidence.mode(exact) * la._inference.prior.scale
     assert float((mode - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_em_with_the_curvature_at_the_linear_mode(tiny):
+    """B moves with the mode, and the mode with alpha: the dense reference finds all three anew at every step."""
+    la = tiny["categorical"].fit("isotropic", "fixed", sampla.Dense(), SETTLED, curvature_at="linear-mode")
+    evidence, start = tiny["categorical"].evidence(la, "isotropic", "fixed")
+    evidence = replace(evidence, weights=None)
+    exact = evidence.run(start)
+    torch.testing.assert_close(la.prior_precision_.log(), exact.log_precision, rtol=0, atol=1e-6)
+    torch.testing.assert_close(la.effective_dimension_, evidence.gamma(exact), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("likelihood", "prior", "structure"), CASES + SAMPLED_NOISE)

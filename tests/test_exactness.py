@@ -5,7 +5,7 @@ import torch
 
 import sampla
 from cases import FIXED_PRIORS, LIKELIHOODS
-from dense import assert_covariance, predictive_covariance
+from dense import assert_covariance, curvature, hessians, mode, predictive_covariance
 
 NUM_SAMPLES = 4000
 
@@ -39,3 +39,18 @@ def test_block_cg_samples_have_the_posterior_covariance(problems, likelihood, pr
         )  # fmt: skip
         draws.append(la.predict(problem.test_inputs).deviations.flatten(1))
     assert_covariance(torch.cat(draws), expected_covariance(problem, la))
+
+
+def test_curvature_at_the_linear_mode(problems):
+    """B taken at J theta*, theta* the optimum of the linear model, in place of the network's outputs."""
+    problem = problems["bernoulli"]
+    la = problem.fit(
+        sampla.Isotropic(2.0, learn=False), num_samples=NUM_SAMPLES, curvature_at="linear-mode",
+        em=sampla.EM(mode_tolerance=1e-4),
+    )  # fmt: skip
+    precision = torch.full((problem.features.shape[-1],), 2.0).double()
+    theta = mode(problem.features, problem.targets, problem.case.loss, precision)
+    weights = hessians(problem.case.loss, problem.features @ theta, problem.targets)
+    inverse = torch.linalg.inv(curvature(problem.features, weights) + precision.diag())
+    draws = la.predict(problem.test_inputs).deviations.flatten(1)
+    assert_covariance(draws, predictive_covariance(problem.test_features, inverse))

@@ -7,7 +7,7 @@ from torch import nn
 import sampla
 from cases import FULL_NOISE, batches, linear_model, randn, small_network
 from dense import call, curvature, jacobian
-from sampla.features import ScaledFeatures, adjoint_error, check_adjoint
+from sampla.features import OutputsAt, ScaledFeatures, adjoint_error, check_adjoint
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 
@@ -74,10 +74,13 @@ def feature_case(name, dtype):
         scale = randn(dense.shape[-1]).exp()
         scale[3] = 0  # a parameter taken out
         return ScaledFeatures(features, scale.to(dtype)), inputs, dense * scale
+    if name == "outputs at":
+        features, inputs, dense, _ = network_case("convolutional", dtype)
+        return OutputsAt(features, randn(1, dense.shape[-1], dtype=dtype)), inputs, dense
     return network_case(name, dtype)[:3]
 
 
-CASES = ["design 1", "design 3", "scaled", *NETWORKS]
+CASES = ["design 1", "design 3", "scaled", "outputs at", *NETWORKS]
 every_feature_map = pytest.mark.parametrize("name", CASES)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 
@@ -124,6 +127,12 @@ def test_a_wrong_derivative_is_found():
 def test_linearised_outputs_are_the_networks_own(name):
     features, inputs, _, model = network_case(name, torch.float64)
     torch.testing.assert_close(features.linearise(inputs).outputs, call(model, inputs).detach())
+
+
+def test_outputs_at_are_those_of_the_linear_model():
+    features, inputs, dense = feature_case("outputs at", torch.float64)
+    expected = dense @ randn(1, dense.shape[-1])[0]
+    torch.testing.assert_close(features.linearise(inputs).outputs, expected)
 
 
 @every_dtype
