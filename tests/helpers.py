@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import sampla
 
-FIXED = sampla.GPrior(learn=False)
+FIXED = sampla.GPrior(1.0, learn=False)
 """No EM: the quickest fit there is."""
 
 NAN = float("nan")

@@ -73,6 +73,7 @@ def test_long_lists_of_names_are_cut() -> None:
     [
         (lambda: sampla.GPrior(0.0), "expected a positive prior precision, got 0. Give 1 / prior variance"),
         (lambda: sampla.Isotropic(-1.0), "expected a positive prior precision, got -1"),
+        (lambda: sampla.GPrior(learn=False), "expected a prior precision to keep with learn=False, got None"),
         (lambda: sampla.GPrior(floor=0.0), r"expected a floor in \(0, 1\], got 0"),
         (lambda: sampla.Gaussian(0.0), "expected a positive noise precision, got 0. Give 1 / variance"),
         (lambda: sampla.Gaussian(torch.tensor([1.0, -2.0])), "expected a positive noise precision, got -2"),
