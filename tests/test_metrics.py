@@ -38,6 +38,12 @@ def test_certain_and_right_is_calibrated_certain_and_wrong_is_not():
     assert expected_calibration_error(certain, torch.tensor([1, 2, 0])) == pytest.approx(1)
 
 
+def test_a_confidence_on_the_edge_belongs_to_the_bin_below():
+    """Bins are (0, 1/2] and (1/2, 1]: one wrong at 0.5, one right at 0.6, each in a bin of its own."""
+    probs = torch.tensor([[0.5, 0.5], [0.6, 0.4]]).double()
+    assert expected_calibration_error(probs, torch.tensor([1, 0]), bins=2) == pytest.approx((0.5 + 0.4) / 2)
+
+
 def test_calibration_error_in_single_precision_is_accumulated_in_double():
     probs, targets = randn(5000, 3).softmax(-1), torch.arange(5000) % 3
     single = expected_calibration_error(probs.float(), targets)
