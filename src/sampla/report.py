@@ -188,7 +188,7 @@ def convergence_figure(
 def _draw_solve(
     axes: Axes, spent: int, history: Sequence[float], passes: int, error: float, colour: str, marker: str
 ) -> None:
-    """One solve after ``spent`` passes: without its first pass, which has no estimate; its end if it kept no history."""
+    """One solve after ``spent`` passes, less its first pass (no estimate yet); its end alone if it has no history."""
     known = [(spent + k, e) for k, e in enumerate(history, 1) if k > 1] or [(spent + passes, error)]
     known = [(k, e) for k, e in known if e > 0]
     if known:
