@@ -24,8 +24,10 @@ import sampla
 
 FACTORS = (0.1, 1.0, 10.0)
 PRIORS = {"isotropic": "isotropic prior", "g-prior": "g-prior"}
-COLOURS = {0.1: "#0072b2", 10.0: "#d55e00"}
-MARKERS = {0.1: "o", 10.0: "^"}
+STYLES = {
+    0.1: {"marker": "o", "s": 30, "facecolor": "none", "edgecolor": "#0072b2", "linewidth": 0.7},
+    10.0: {"marker": "^", "s": 8, "facecolor": "#d55e00", "edgecolor": "none"},
+}
 OUT = Path(__file__).parents[1] / "images"
 
 
@@ -103,19 +105,17 @@ def numbers(found: dict[str, dict[float, tuple[Tensor, float]]]) -> dict[str, di
 
 def draw(found: dict[str, dict[float, tuple[Tensor, float]]], path: Path) -> None:
     """Error bars of the rescaled networks against those of the trained one; on the diagonal nothing changed."""
-    figure, panels = plt.subplots(1, len(PRIORS), figsize=(8.6, 4.2), sharex=True, sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, len(PRIORS), figsize=(8.6, 4.8), sharex=True, sharey=True, layout="constrained")
+    top = 1.05 * max(float(std.max()) for by_factor in found.values() for std, _ in by_factor.values())
     for axes, (prior, title) in zip(panels, PRIORS.items(), strict=True):
-        reference = found[prior][1.0][0]
-        for factor, colour in COLOURS.items():
-            style = {"marker": MARKERS[factor], "color": colour, "s": 12, "alpha": 0.5, "linewidths": 0}
-            axes.scatter(reference, found[prior][factor][0], label=f"weights x {factor:g}", **style)
-        axes.set(title=title, xscale="log", yscale="log", xlabel="predictive std, network as trained")
-        ends = [0.7 * float(reference.min()), 1.4 * float(reference.max())]
-        axes.plot(ends, ends, color="0.3", linewidth=1, zorder=0)
-        axes.grid(alpha=0.25, which="major")
+        for factor, style in STYLES.items():
+            axes.scatter(found[prior][1.0][0], found[prior][factor][0], label=f"weights x {factor:g}", **style)
+        axes.plot([0, top], [0, top], color="0.3", linewidth=1, zorder=0, label="no change")
+        axes.set(title=title, xlim=(0, top), ylim=(0, top), aspect="equal", xlabel="predictive std, network as trained")
+        axes.grid(alpha=0.25)
     panels[0].set_ylabel("predictive std, same function, rescaled weights")
-    panels[0].legend(frameon=False, loc="upper left", markerscale=2)
-    figure.suptitle("The same function, written with other weights before a BatchNorm (597 held-out digits)")
+    panels[0].legend(frameon=False, loc="upper left")
+    figure.suptitle("One function, written with other weights before a BatchNorm (597 held-out digits)")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
