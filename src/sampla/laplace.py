@@ -58,8 +58,9 @@ class LinearisedLaplace:
         >>> import torch, sampla
         >>> _ = torch.manual_seed(0)
         >>> x = torch.linspace(-1, 1, 40)[:, None]
+        >>> y = torch.sin(3 * x) + 0.1 * torch.randn_like(x)
         >>> net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).eval()
-        >>> la = sampla.LinearisedLaplace(net, likelihood="gaussian").fit([(x, torch.sin(3 * x))])
+        >>> la = sampla.LinearisedLaplace(net, likelihood="gaussian").fit([(x, y)])
         >>> la.predict(x[:2]).std.shape
         torch.Size([2, 1])
     """
