@@ -1,7 +1,7 @@
 """sampla: Bayesian error bars for large linear models and trained networks, by exact posterior samples."""
 
 from sampla._checks import ConvergenceWarning
-from sampla.em import EM, infer
+from sampla.em import EM, CurvatureAt, infer
 from sampla.features import DesignMatrix, NetworkFeatures
 from sampla.laplace import LinearisedLaplace
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -19,6 +19,7 @@ __all__ = [
     "BlockCG",
     "Categorical",
     "ConvergenceWarning",
+    "CurvatureAt",
     "Dense",
     "DesignMatrix",
     "GPrior",

@@ -73,6 +73,8 @@ class EMStep:
     """Largest |log ratio| of updated to used precisions, over groups in which the data determine anything."""
     passes: int
     solve_error: float
+    solve_history: list[float]
+    """Error estimate after each pass of the E-step."""
     mode_error: float
     seconds: float
 
@@ -215,6 +217,7 @@ class _Loop:
             change=change,
             passes=solution.passes,
             solve_error=solution.error,
+            solve_history=solution.history,
             mode_error=mode_error,
             seconds=perf_counter() - start,
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sampla._allocator import freed_memory_kept
 from sampla._batches import Batch, CheckedLoader, describe_inputs, fingerprint
 from sampla._checks import require, require_known
 from sampla._progress import Progress
@@ -119,7 +120,7 @@ class LinearisedLaplace:
                 train mode, with active dropout or with wrong derivatives. The network and earlier results stay.
         """
         start = perf_counter()
-        with untouched(self.model):
+        with untouched(self.model), freed_memory_kept():
             check_evaluation_mode(self.model)
             features = NetworkFeatures(self.model, self.names)
             device = features.like.device
@@ -155,7 +156,7 @@ class LinearisedLaplace:
             num_draws: draws of a Monte Carlo average.
         """
         posterior = self._fitted()
-        with untouched(self.model):
+        with untouched(self.model), freed_memory_kept():
             check_evaluation_mode(self.model)
             return posterior.predict(x, method, num_draws)
 

@@ -11,7 +11,9 @@ from sampla.demo.data import ImageSet, noisy, pure_noise, rotated
 from sampla.metrics import dyadic_log_likelihood, expected_calibration_error
 
 NETWORK, MONTE_CARLO, PROBIT = "network alone", "sampla (Monte Carlo)", "sampla (probit)"
-METHODS = (NETWORK, MONTE_CARLO, PROBIT)
+AT_NETWORK = "curvature at the network"
+METHODS = (NETWORK, MONTE_CARLO, PROBIT, AT_NETWORK)
+"""The first sampla columns take the likelihood's curvature at the linear mode, the last at the network's outputs."""
 ANGLES = tuple(range(15, 181, 15))
 """Degrees."""
 NOISE_STDS = (0.1, 0.2, 0.3, 0.5)
@@ -51,6 +53,9 @@ class Answers:
     probs: dict[str, Tensor]
     """Method -> (n, C)."""
     predictive: Predictive
+    """Curvature at the linear mode."""
+    at_network: Predictive
+    """Curvature at the network's outputs."""
 
     def entropy(self, method: str) -> Tensor:
         """(n,) entropy in nats of a method's probabilities: the score by which foreign inputs are told."""
@@ -71,35 +76,40 @@ class Evaluation:
     """On the clean test images."""
 
 
-def evaluate(la: LinearisedLaplace, test: ImageSet, seed: int) -> Evaluation:
+def evaluate(la: LinearisedLaplace, at_network: LinearisedLaplace, test: ImageSet, seed: int) -> Evaluation:
     """Measure all methods on the clean, rotated and noisy test images.
 
     Args:
-        la: fitted.
+        la: fitted with curvature_at="linear-mode".
+        at_network: fitted with curvature_at="network".
         test: held-out images.
         seed: of the noise and of the dyadic pairs, which are the same for every method.
     """
-    answers = answer(la, test.images)
+
+    def answer(images: Tensor) -> Answers:
+        return _answer(la.predict(images), at_network.predict(images))
+
+    answers = answer(test.images)
     turned, auroc = [], {}
     for angle in ANGLES:
-        theirs = answer(la, rotated(test.images, angle))
+        theirs = answer(rotated(test.images, angle))
         turned.append(scores("rotated", angle, theirs, test.labels, seed))
         if angle == OOD_ANGLE:
             auroc[f"rotated by {angle} degrees"] = _aurocs(answers, theirs)
-    spoiled = [scores("noisy", std, answer(la, noisy(test.images, std, seed)), test.labels, seed) for std in NOISE_STDS]
-    auroc["pure noise"] = _aurocs(answers, answer(la, pure_noise(test.images, seed)))
+    spoiled = [scores("noisy", std, answer(noisy(test.images, std, seed)), test.labels, seed) for std in NOISE_STDS]
+    auroc["pure noise"] = _aurocs(answers, answer(pure_noise(test.images, seed)))
     return Evaluation(scores("clean", 0, answers, test.labels, seed), turned, spoiled, auroc, answers)
 
 
-def answer(la: LinearisedLaplace, images: Tensor) -> Answers:
-    """Class probabilities of every method for (n, 1, side, side) images, from one pass of K jvps."""
-    predictive = la.predict(images)
+def _answer(predictive: Predictive, at_network: Predictive) -> Answers:
+    """Class probabilities of every method for one set of images."""
     probs = {
         NETWORK: predictive.mean.softmax(-1),
         MONTE_CARLO: predictive.probs,
         PROBIT: replace(predictive, method="probit").probs,
+        AT_NETWORK: at_network.probs,
     }
-    return Answers(probs, predictive)
+    return Answers(probs, predictive, at_network)
 
 
 def scores(kind: str, strength: float, answers: Answers, labels: Tensor, seed: int) -> SetScores:
@@ -110,11 +120,13 @@ def scores(kind: str, strength: float, answers: Answers, labels: Tensor, seed: i
         NETWORK: _joint_nll(alone, seed),
         MONTE_CARLO: _joint_nll(predictive.sample_log_prob(labels), seed),
         PROBIT: None,
+        AT_NETWORK: _joint_nll(answers.at_network.sample_log_prob(labels), seed),
     }
     nll = {
         NETWORK: -float(alone.mean()),
         MONTE_CARLO: -float(predictive.log_prob(labels).mean()),
         PROBIT: -float(replace(predictive, method="probit").log_prob(labels).mean()),
+        AT_NETWORK: -float(answers.at_network.log_prob(labels).mean()),
     }
     methods = {
         method: Scores(

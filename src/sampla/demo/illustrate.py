@@ -3,12 +3,13 @@
 from torch import Tensor
 
 from sampla.demo.data import ImageSet
-from sampla.demo.evaluate import MONTE_CARLO, NETWORK, PROBIT, Evaluation, SetScores
+from sampla.demo.evaluate import AT_NETWORK, METHODS, MONTE_CARLO, NETWORK, PROBIT, Evaluation, SetScores
 from sampla.fitreport import FitReport
 from sampla.report import (
     BLUE,
     GREEN,
     GREY,
+    ORANGE,
     Example,
     Picture,
     Series,
@@ -22,7 +23,7 @@ from sampla.report import (
     surest_and_least_sure,
 )
 
-COLOURS = {NETWORK: GREY, MONTE_CARLO: BLUE, PROBIT: GREEN}
+COLOURS = {NETWORK: GREY, MONTE_CARLO: BLUE, PROBIT: GREEN, AT_NETWORK: ORANGE}
 
 
 def pictures(
@@ -103,7 +104,7 @@ def _reliability(evaluation: Evaluation, labels: Tensor) -> Picture:
         "On the dashed line confidence and accuracy agree; below it the claim is too bold, above it too modest. "
         "Bigger dots stand for more images; bins with fewer than five are left out."
     )
-    curves = _reliability_curves(evaluation, labels, (NETWORK, MONTE_CARLO, PROBIT))
+    curves = _reliability_curves(evaluation, labels, METHODS)
     return Picture("reliability", "Is the confidence deserved?", caption, reliability_figure(curves))
 
 
@@ -114,8 +115,8 @@ def _rotation(evaluation: Evaluation) -> Picture:
         "its errors go together can lower. Lower is better."
     )
     panels = {
-        "NLL of a label": _over_angles(evaluation, "nll", (NETWORK, MONTE_CARLO, PROBIT)),
-        "Joint NLL of ten labels": _over_angles(evaluation, "joint_nll", (NETWORK, MONTE_CARLO)),
+        "NLL of a label": _over_angles(evaluation, "nll", METHODS),
+        "Joint NLL of ten labels": _over_angles(evaluation, "joint_nll", (NETWORK, MONTE_CARLO, AT_NETWORK)),
     }
     x = [s.strength for s in _turned(evaluation)]
     image = curves_figure(x, panels, xlabel="rotation, degrees", ylabel="nats", xticks=range(0, 181, 30))
