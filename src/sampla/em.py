@@ -23,11 +23,11 @@ from sampla.evidence import (
     updated_precision,
 )
 from sampla.features import Features, OutputsAt, ScaledFeatures
-from sampla.likelihoods import Gaussian
+from sampla.likelihoods import Gaussian, Likelihood
 from sampla.model import LinearModel, NoiseDraw
 from sampla.noise import PRIOR, standard_normal
 from sampla.priors import BoundPrior, Prior
-from sampla.solvers import LinearSystem, RightHandSide, Solution, Solver, linear_mode, solve
+from sampla.solvers import LinearSystem, Mode, RightHandSide, Solution, Solver, linear_mode, solve
 
 CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
 
@@ -152,23 +152,25 @@ def infer(
     say("drawing the noise")
     draw = model.draw_noise(seed, num_samples)
     bound = prior.bind(model.features.layout, draw.diagonal)
+    draw = NoiseDraw(draw.data_part * bound.scale, draw.diagonal * bound.scale.square())
     model = model.replaced(features=ScaledFeatures(model.features, bound.scale))
     moving = curvature_at == "linear-mode" and not model.likelihood.is_quadratic
     loop = _Loop(
-        solver, em, seed, num_samples, survey.entries, max_passes, say, _scaled(draw, bound.scale),
+        solver, em, seed, num_samples, survey.entries, max_passes, say, draw, (draw, model.likelihood),
         model.features if moving else None,
     )  # fmt: skip
     state = restore(EMState(bound, model))
     if state.model is not model:
-        loop.redraw(state)
+        loop.renoise(state)
     learns = bound.learn or model.likelihood.learns_noise
     while learns and not state.settled and len(state.trace) < em.max_steps:
         state = loop.step(state)
         keep(state)
     if learns and not state.settled:
         _warn_unsettled(em, state.trace)
+    loop.looseness = 1.0
     state = loop.at_mode(state, "final: ")
-    solution = loop.e_step(state, tolerance, quiet=False)
+    solution = loop.e_step(state, tolerance)
     gamma, gamma_error = effective_dimension(solution, num_samples, state.prior)
     quadratic = state.model.likelihood.is_quadratic
     mean = solution.value[num_samples] if quadratic else None if state.mode is None else state.mode[0]
@@ -191,16 +193,21 @@ class _Loop:
     max_passes: int
     say: Callable[[str], None]
     draw: NoiseDraw
+    """Of the present likelihood and, if it moves, the present mode."""
+    first: tuple[NoiseDraw, Likelihood]
+    """The first draw, and the likelihood it belongs to."""
     moving: Features | None
     """The features, where B is to be taken at the linear mode and so moves with it."""
     target_part: Tensor | None = None
     mode_error: float = float("nan")
+    looseness: float = 1.0
 
     def step(self, state: EMState) -> EMState:
         """E-step, mode, M-step."""
         start, number = perf_counter(), len(state.trace) + 1
+        self.looseness = _looseness(self.em, state.trace)
         state = self.at_mode(state, f"EM {number}: ")
-        solution = self.e_step(state, self.em.solve_tolerance, quiet=True, label=f"EM {number}: samples, ")
+        solution = self.e_step(state, self.em.solve_tolerance * self.looseness, label=f"EM {number}: samples, ")
         mode, mode_error = self._mode(state, solution, f"EM {number}: ")
         gamma, gamma_error = effective_dimension(solution, self.num_samples, state.prior)
         updated = updated_precision(state.prior, gamma, mode[0]) if state.prior.learn else state.prior.precision
@@ -222,14 +229,14 @@ class _Loop:
             seconds=perf_counter() - start,
         )
         trace = [*state.trace, row]
-        settled = change <= self.em.tolerance
+        settled = change <= self.em.tolerance and self.looseness == 1
         prior = state.prior.with_precision(updated if settled else _proposed(trace, updated))
         following = EMState(prior, model, solution, mode, trace, settled)
         if model is not state.model:
-            self.redraw(following)
+            self.renoise(following, before=state.model.likelihood)
         return following
 
-    def e_step(self, state: EMState, tolerance: float, quiet: bool, label: str = "final samples, ") -> Solution:
+    def e_step(self, state: EMState, tolerance: float, label: str = "final samples, ") -> Solution:
         """K samples, and for a quadratic likelihood the mean, as one block of right-hand sides."""
         prior, model = state.prior, state.model
         root = prior.diagonal.sqrt()
@@ -244,7 +251,7 @@ class _Loop:
         rhs = RightHandSide(data_part, prior_part, self.num_samples, self.seed)
         return solve(
             self.solver, self._system(state), rhs, tolerance=tolerance, max_passes=self.max_passes,
-            guess=state.solution, say=lambda text: self.say(label + text), quiet=quiet,
+            guess=state.solution, say=lambda text: self.say(label + text),
         )  # fmt: skip
 
     def at_mode(self, state: EMState, label: str) -> EMState:
@@ -252,19 +259,34 @@ class _Loop:
         if self.moving is None:
             return state
         model = state.model.replaced(features=self.moving)
-        found = linear_mode(
-            model, state.prior.diagonal, self.draw.diagonal,
-            guess=state.mode, tolerance=self.em.mode_tolerance, say=lambda text: self.say(label + text),
-        )  # fmt: skip
+        found = self._linear_mode(model, state, label)
         self.mode_error = found.error
         moved = replace(state, mode=found.value, model=model.replaced(features=OutputsAt(self.moving, found.value)))
         self.redraw(moved)
         return moved
 
+    def renoise(self, state: EMState, before: Likelihood | None = None) -> None:
+        """Right-hand sides for a changed noise: scalar noise only scales them, any other needs a new pass.
+
+        Args:
+            state: its likelihood is the new one.
+            before: the likelihood that the state's solution belongs to; None if it is the new one already.
+        """
+        ratio = _scalar_ratio(state.model.likelihood, self.first[1])
+        if ratio is None:
+            return self.redraw(state)
+        draw = self.first[0]
+        self.draw, self.target_part = NoiseDraw(draw.data_part * ratio**0.5, draw.diagonal * ratio), None
+        if before is not None and state.solution is not None:
+            change = _scalar_ratio(state.model.likelihood, before)
+            assert change is not None
+            curvature_value = state.solution.curvature_value * change
+            state.solution = replace(state.solution, curvature_value=curvature_value, reusable=None)
+        return None
+
     def redraw(self, state: EMState) -> None:
-        """The right-hand sides again after the likelihood's noise has changed, from the same standard normals."""
-        diagonal = state.model.draw_noise(self.seed, self.num_samples)
-        self.draw, self.target_part = diagonal, None
+        """The right-hand sides again after B has changed, from the same standard normals."""
+        self.draw, self.target_part = state.model.draw_noise(self.seed, self.num_samples), None
         if state.solution is not None:  # its M z belongs to the old noise: keep z only as far as it can be checked
             state.solution = replace(
                 state.solution, curvature_value=state.model.curvature_product(state.solution.value), reusable=None
@@ -279,11 +301,15 @@ class _Loop:
         if self.moving is not None:
             assert state.mode is not None
             return state.mode, self.mode_error
-        found = linear_mode(
-            state.model, state.prior.diagonal, self.draw.diagonal,
-            guess=state.mode, tolerance=self.em.mode_tolerance, say=lambda text: self.say(label + text),
-        )  # fmt: skip
+        found = self._linear_mode(state.model, state, label)
         return found.value, found.error
+
+    def _linear_mode(self, model: LinearModel, state: EMState, label: str) -> Mode:
+        return linear_mode(
+            model, state.prior.diagonal, self.draw.diagonal,
+            guess=state.mode, tolerance=self.em.mode_tolerance * self.looseness,
+            say=lambda text: self.say(label + text),
+        )  # fmt: skip
 
     def _noise_step(self, state: EMState, solution: Solution, mode: Tensor, gamma: float) -> tuple[LinearModel, float]:
         likelihood = state.model.likelihood
@@ -299,6 +325,12 @@ class _Loop:
         return state.model.replaced(likelihood=updated), relative_change(old, new)
 
 
+def _looseness(em: EM, trace: list[EMStep]) -> float:
+    """How many times looser an EM step may work while the hyperparameters still move by much: 1 to 4."""
+    change = trace[-1].change if trace else 1.0
+    return min(4.0, max(1.0, change / (5 * em.tolerance)))
+
+
 def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
     """Where the next EM step starts: a secant through the last two, where only alpha is learnt."""
     if trace[-1].noise_precision != trace[0].noise_precision:  # the update moves with the noise: no secant
@@ -308,8 +340,13 @@ def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
     return accelerated(used, updates)
 
 
-def _scaled(draw: NoiseDraw, scale: Tensor) -> NoiseDraw:
-    return NoiseDraw(draw.data_part * scale, draw.diagonal * scale.square())
+def _scalar_ratio(new: Likelihood, old: Likelihood) -> float | None:
+    """new / old noise precision if both are scalar."""
+    if not (isinstance(new, Gaussian) and isinstance(old, Gaussian)) or new.structure != "scalar":
+        return None
+    assert new.noise_precision is not None
+    assert old.noise_precision is not None
+    return float(new.noise_precision / old.noise_precision)
 
 
 def _warn_unsettled(em: EM, trace: list[EMStep]) -> None:

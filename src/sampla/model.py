@@ -12,12 +12,16 @@ from torch import Tensor
 from sampla._batches import Batch, CheckedLoader, describe_inputs, input_tensors
 from sampla._checks import require_finite
 from sampla._params import row_dot
+from sampla._progress import Progress
+from sampla._typing import Loader
 from sampla.features import Features, Linearisation
 from sampla.likelihoods import Gaussian, Likelihood
 from sampla.noise import DATA, standard_normal
 
 _BLOCK = 32
 """Data whose noisy gradients are summed before they are squared; fixed, so that results do not depend on batches."""
+_PLENTY = 4096
+"""Data from which a Newton step may take its curvature (the gradient always comes from all of them)."""
 _COLUMNS = 64
 """Vectors pushed through the network at once."""
 _ROWS_TIMES_COLUMNS = 512
@@ -93,8 +97,18 @@ class LinearModel:
     """Features, a likelihood and data; the prior enters through the features' scale and the linear system."""
 
     def __init__(
-        self, features: Features, likelihood: Likelihood, data: CheckedLoader, ledger: Ledger | None = None
+        self,
+        features: Features,
+        likelihood: Likelihood,
+        data: CheckedLoader | Loader,
+        ledger: Ledger | None = None,
     ) -> None:
+        """Args: features and likelihood: what each datum is modelled by. data: a re-iterable of (inputs, targets).
+
+        ledger: shared by models whose costs are counted together.
+        """
+        if not isinstance(data, CheckedLoader):
+            data = CheckedLoader(data, features.like.device, Progress(False))
         self.features, self.likelihood, self.data = features, likelihood, data
         self.ledger = ledger or Ledger()
 
@@ -112,10 +126,13 @@ class LinearModel:
         rows = max(1, _ROWS_TIMES_COLUMNS // max(1, min(columns, _COLUMNS)))
         yield from self._pieces(rows)
 
-    def _pieces(self, rows: int) -> Iterator[LinearBatch]:
+    def _pieces(self, rows: int, stride: int = 1) -> Iterator[LinearBatch]:
+        """All pieces of a pass, or with a stride every so many (whose noise must then not be asked for)."""
         first_output = 0
         for batch in self.data:
             for piece in batch.pieces(rows):
+                if piece.position // rows % stride:
+                    continue
                 features = self.features.linearise(piece.inputs)
                 stop = piece.position + piece.size
                 yield LinearBatch(features, self.likelihood, piece.targets, piece.position, stop, first_output)
@@ -179,13 +196,22 @@ class LinearModel:
         self.ledger.products += 1
         return loss, gradient
 
-    def newton_product(self, theta: Tensor, vector: Tensor) -> Tensor:
-        """The Hessian of the loss at theta times a vector: (1, P), (1, P) -> (1, P)."""
-        total = torch.zeros_like(vector)
-        for batch in self.batches(2):
+    def newton_product(self, theta: Tensor, vector: Tensor, stride: int = 1) -> Tensor:
+        """The Hessian of the loss at theta times a vector, estimated from every stride-th piece of the data.
+
+        (1, P), (1, P) -> (1, P); the same data in every call, as long as the loader's order is fixed.
+        """
+        total, seen = torch.zeros_like(vector), 0
+        for batch in self._pieces(_ROWS_TIMES_COLUMNS // 2, stride):
             total += batch.newton_product(theta, vector)
-        self.ledger.products += 1.5
-        return total
+            seen += batch.stop - batch.start
+        self.ledger.products += 1.5 * seen / self.data.num_data
+        return total * (self.data.num_data / seen)
+
+    @property
+    def hessian_stride(self) -> int:
+        """Which part of the data, one in so many, is plenty for the curvature of a Newton step."""
+        return max(1, min(8, self.data.num_data // _PLENTY)) if self.data.fixed_order else 1
 
     def noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Second moments of y - phi mean and of phi z (mean over the K samples), for the noise's M-step."""

@@ -116,7 +116,6 @@ def solve(
     max_passes: int = 100,
     guess: Solution | None = None,
     say: Callable[[str], None] = lambda _: None,
-    quiet: bool = False,
 ) -> Solution:
     """Iterate until the estimated function-space error is at most ``tolerance``.
 
@@ -128,7 +127,6 @@ def solve(
         max_passes: products with M per column at most.
         guess: an earlier solution of a nearby system.
         say: called with one line before each pass.
-        quiet: give no warning (the status still tells).
 
     Returns:
         The Solution; if it is not converged a ConvergenceWarning says what was asked and what was reached.
@@ -157,7 +155,7 @@ def solve(
             break
     found = solver.solution(system, rhs, state)
     reached = history[-1] if history else float("inf")
-    if status is not Status.CONVERGED and not quiet:
+    if status is not Status.CONVERGED:
         warn(
             f"{type(solver).__name__} was asked for a relative error of {tolerance:.1e}, reached an estimated "
             f"{reached:.1e} in {len(history)} passes and {status.value}.",
@@ -184,6 +182,18 @@ def relative_rms(numerator: Tensor, denominator: Tensor) -> float:
     if bottom == 0:
         return 0.0 if top == 0 else float("inf")
     return top / bottom
+
+
+def error_bound(system: LinearSystem, scaled_residual: Tensor, size: Tensor) -> float:
+    """A rigorous bound of the function-space error: |phi e|_B^2 <= e' H e = r' H^-1 r <= |D r|^2 / min(D A D).
+
+    Args:
+        system: H.
+        scaled_residual: (K, P) D r with D = jacobi_root(system), however accurate the diagonal in it.
+        size: (K,) |phi z|_B.
+    """
+    smallest = (system.precision * jacobi_root(system).square()).min()
+    return relative_rms(scaled_residual.norm(dim=1) * smallest.rsqrt(), size)
 
 
 def jacobi_root(system: LinearSystem) -> Tensor:

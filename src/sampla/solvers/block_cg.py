@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from sampla.model import curvature_norm
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, jacobi_root, relative_rms
+from sampla.solvers._base import (
+    LinearSystem,
+    RightHandSide,
+    Solution,
+    Solver,
+    Status,
+    error_bound,
+    jacobi_root,
+    relative_rms,
+)
 
 
 @dataclass(frozen=True)
@@ -83,19 +92,14 @@ class BlockCG(Solver[BlockCGState]):
         basis: Tensor,
         factor: Tensor,
     ) -> tuple[float, float]:
-        """|phi dz|_B / |phi z|_B, read off the residuals (M dz = R_before - R_after - A dz), and the bound.
-
-        |phi e|_B^2 <= e' H e = R' H^-1 R <= |D R|^2 / min(D A D), whatever the accuracy of the diagonal in D.
-        """
+        """|phi dz|_B / |phi z|_B, read off the residuals (M dz = R_before - R_after - A dz), and the bound."""
         unscale = jacobi_root(system).reciprocal()
         step = (weights.mT @ before.direction) / unscale
         old, new = before.factor.mT @ before.basis, factor.mT @ basis
         curvature_step = (old - new) * unscale - system.precision * step
         curvature_value = rhs.total - new * unscale - system.precision * value
         size = curvature_norm(value, curvature_value)
-        smallest = (system.precision * jacobi_root(system).square()).min()
-        bound = relative_rms(new.norm(dim=1) * smallest.rsqrt(), size)
-        return relative_rms(curvature_norm(step, curvature_step), size), bound
+        return relative_rms(curvature_norm(step, curvature_step), size), error_bound(system, new, size)
 
     def error(self, state: BlockCGState) -> float:
         return float("nan") if state.broken else min(self._extrapolated(state), state.bound)

@@ -50,7 +50,8 @@ class Dense(Solver[DenseState]):
             return DenseState(curvature, torch.full_like(state.value, torch.nan))
         value = torch.cholesky_solve(rhs.total.double().mT, root).mT.to(rhs.data_part)
         inverse_diagonal = torch.cholesky_inverse(root).diagonal()
-        return DenseState(curvature, value, 1 - precision * inverse_diagonal)
+        determined = (1 - precision * inverse_diagonal).clamp(0, 1)  # float32 products leave M slightly indefinite
+        return DenseState(curvature, value, determined)
 
     def error(self, state: DenseState) -> float:
         return 0.0 if bool(state.value.isfinite().all()) else float("nan")
