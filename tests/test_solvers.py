@@ -17,14 +17,8 @@ SYSTEMS = {  # eigenvalues of M, prior precision
     "low rank": (np.r_[np.logspace(2, 0, 10), np.zeros(10)], 0.5),
     "one eigenvalue": (np.ones(10), 1.0),
 }
-# What is asked for, and how far from the truth the estimate may be. SGD's estimate is the change of an average: it sees
-# neither slow directions nor the bias of a constant step size, and is an order of magnitude too low.
-ASKED = {
-    "dense": (1e-10, 1.0),
-    "block-cg": (1e-6, 10.0),
-    "sgd-regulariser": (0.05, 15.0),
-    "sgd-targets": (0.05, 15.0),
-}
+ASKED = {"dense": (1e-10, 1.0), "block-cg": (1e-6, 10.0)}
+"""What is asked for, and how many times the estimate may be short of the truth."""
 FLOOR = 1e-11  # rounding: an estimate below it cannot be told from the truth
 
 
@@ -59,7 +53,10 @@ every_solver = pytest.mark.parametrize("solver", SOLVERS)
 exact_solvers = pytest.mark.parametrize("solver", ["dense", "block-cg"])
 
 
-@every_solver
+shortfall_allowed = pytest.mark.filterwarnings("ignore::sampla.ConvergenceWarning")
+
+
+@exact_solvers
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("num_samples", [1, 8])
 def test_solution_is_as_accurate_as_its_estimate_says(solver, name, num_samples):
@@ -68,6 +65,19 @@ def test_solution_is_as_accurate_as_its_estimate_says(solver, name, num_samples)
     assert found.status is Status.CONVERGED
     assert found.error <= tolerance
     assert case.error(found, case.exact()) <= factor * found.error + FLOOR
+
+
+@shortfall_allowed
+@pytest.mark.parametrize("solver", ["sgd-regulariser", "sgd-targets"])
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("num_samples", [1, 8])
+def test_sgd_never_claims_more_than_is_true(solver, name, num_samples):
+    """Its error is a rigorous bound; noise and slow directions may keep it above what was asked, and then it says so."""
+    case = Case(name, num_samples)
+    found = case.solve(solver, tolerance=0.05, max_passes=40)
+    assert case.error(found, case.exact()) <= found.error
+    assert (found.status is Status.CONVERGED) == (found.error <= 0.05)
+    assert case.error(found, case.exact()) < 0.7, "it must have gone most of the way"
 
 
 @exact_solvers
@@ -79,6 +89,7 @@ def test_more_right_hand_sides_than_parameters(solver, name):
     assert case.error(found, case.exact()) < 1e-10
 
 
+@shortfall_allowed
 @pytest.mark.parametrize("objective", ["regulariser", "targets"])
 def test_sgd_with_a_small_step_goes_to_the_exact_solution(objective):
     """Pieces of 64 and 36 data: the limit is right only if every datum counts the same."""
@@ -89,6 +100,7 @@ def test_sgd_with_a_small_step_goes_to_the_exact_solution(objective):
     assert case.error(found, case.exact()) < 0.01
 
 
+@shortfall_allowed
 @every_solver
 def test_curvature_of_the_solution_is_reported(solver):
     case = Case("decaying spectrum", 4)
@@ -180,11 +192,6 @@ def test_a_solve_without_any_solution_is_an_error():
     case = Case("well conditioned", 2)
     with pytest.raises(ArithmeticError, match="SGD has no solution: in its first pass it met NaN"):
         solve(sampla.SGD(step_size=1e80), case.system, case.rhs)
-
-
-def test_quiet_solves_keep_their_status():
-    found = Case("decaying spectrum", 2).solve("block-cg", tolerance=1e-6, max_passes=2, quiet=True)
-    assert found.status is Status.MAX_PASSES
 
 
 def test_single_precision_that_allows_no_more_is_said():
