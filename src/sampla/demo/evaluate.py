@@ -12,8 +12,8 @@ from sampla.metrics import dyadic_log_likelihood, expected_calibration_error
 
 NETWORK, MONTE_CARLO, PROBIT = "network alone", "sampla (Monte Carlo)", "sampla (probit)"
 AT_NETWORK = "curvature at the network"
-METHODS = (NETWORK, MONTE_CARLO, PROBIT, AT_NETWORK)
-"""The first sampla columns take the likelihood's curvature at the linear mode, the last at the network's outputs."""
+METHODS = (NETWORK, MONTE_CARLO, PROBIT)
+"""METHODS take the likelihood's curvature at the linear mode, AT_NETWORK at the network's outputs."""
 ANGLES = tuple(range(15, 181, 15))
 """Degrees."""
 NOISE_STDS = (0.1, 0.2, 0.3, 0.5)
@@ -54,8 +54,8 @@ class Answers:
     """Method -> (n, C)."""
     predictive: Predictive
     """Curvature at the linear mode."""
-    at_network: Predictive
-    """Curvature at the network's outputs."""
+    at_network: Predictive | None
+    """Curvature at the network's outputs, where that was fitted too."""
 
     def entropy(self, method: str) -> Tensor:
         """(n,) entropy in nats of a method's probabilities: the score by which foreign inputs are told."""
@@ -75,19 +75,24 @@ class Evaluation:
     answers: Answers
     """On the clean test images."""
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The columns of the table: METHODS, and AT_NETWORK where it was fitted too."""
+        return tuple(self.clean.methods)
 
-def evaluate(la: LinearisedLaplace, at_network: LinearisedLaplace, test: ImageSet, seed: int) -> Evaluation:
+
+def evaluate(la: LinearisedLaplace, at_network: LinearisedLaplace | None, test: ImageSet, seed: int) -> Evaluation:
     """Measure all methods on the clean, rotated and noisy test images.
 
     Args:
         la: fitted with curvature_at="linear-mode".
-        at_network: fitted with curvature_at="network".
+        at_network: fitted with curvature_at="network"; None leaves that column out.
         test: held-out images.
         seed: of the noise and of the dyadic pairs, which are the same for every method.
     """
 
     def answer(images: Tensor) -> Answers:
-        return _answer(la.predict(images), at_network.predict(images))
+        return _answer(la.predict(images), None if at_network is None else at_network.predict(images))
 
     answers = answer(test.images)
     turned, auroc = [], {}
@@ -101,14 +106,15 @@ def evaluate(la: LinearisedLaplace, at_network: LinearisedLaplace, test: ImageSe
     return Evaluation(scores("clean", 0, answers, test.labels, seed), turned, spoiled, auroc, answers)
 
 
-def _answer(predictive: Predictive, at_network: Predictive) -> Answers:
+def _answer(predictive: Predictive, at_network: Predictive | None) -> Answers:
     """Class probabilities of every method for one set of images."""
     probs = {
         NETWORK: predictive.mean.softmax(-1),
         MONTE_CARLO: predictive.probs,
         PROBIT: replace(predictive, method="probit").probs,
-        AT_NETWORK: at_network.probs,
     }
+    if at_network is not None:
+        probs[AT_NETWORK] = at_network.probs
     return Answers(probs, predictive, at_network)
 
 
@@ -120,14 +126,15 @@ def scores(kind: str, strength: float, answers: Answers, labels: Tensor, seed: i
         NETWORK: _joint_nll(alone, seed),
         MONTE_CARLO: _joint_nll(predictive.sample_log_prob(labels), seed),
         PROBIT: None,
-        AT_NETWORK: _joint_nll(answers.at_network.sample_log_prob(labels), seed),
     }
     nll = {
         NETWORK: -float(alone.mean()),
         MONTE_CARLO: -float(predictive.log_prob(labels).mean()),
         PROBIT: -float(replace(predictive, method="probit").log_prob(labels).mean()),
-        AT_NETWORK: -float(answers.at_network.log_prob(labels).mean()),
     }
+    if answers.at_network is not None:
+        joint[AT_NETWORK] = _joint_nll(answers.at_network.sample_log_prob(labels), seed)
+        nll[AT_NETWORK] = -float(answers.at_network.log_prob(labels).mean())
     methods = {
         method: Scores(
             accuracy=float((probs.argmax(-1) == labels).double().mean()),
@@ -148,5 +155,5 @@ def _aurocs(familiar: Answers, foreign: Answers) -> dict[str, float]:
     truth = [0] * len(familiar.predictive.mean) + [1] * len(foreign.predictive.mean)
     return {
         method: float(roc_auc_score(truth, torch.cat([familiar.entropy(method), foreign.entropy(method)]).numpy()))
-        for method in METHODS
+        for method in familiar.probs
     }

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sampla.demo.data import ImageSet
-from sampla.demo.evaluate import AT_NETWORK, METHODS, MONTE_CARLO, NETWORK, PROBIT, Evaluation, SetScores
+from sampla.demo.evaluate import AT_NETWORK, MONTE_CARLO, NETWORK, PROBIT, Evaluation, SetScores
 from sampla.fitreport import FitReport
 from sampla.report import (
     BLUE,
@@ -104,7 +104,7 @@ def _reliability(evaluation: Evaluation, labels: Tensor) -> Picture:
         "On the dashed line confidence and accuracy agree; below it the claim is too bold, above it too modest. "
         "Bigger dots stand for more images; bins with fewer than five are left out."
     )
-    curves = _reliability_curves(evaluation, labels, METHODS)
+    curves = _reliability_curves(evaluation, labels, evaluation.methods)
     return Picture("reliability", "Is the confidence deserved?", caption, reliability_figure(curves))
 
 
@@ -115,8 +115,10 @@ def _rotation(evaluation: Evaluation) -> Picture:
         "its errors go together can lower. Lower is better."
     )
     panels = {
-        "NLL of a label": _over_angles(evaluation, "nll", METHODS),
-        "Joint NLL of ten labels": _over_angles(evaluation, "joint_nll", (NETWORK, MONTE_CARLO, AT_NETWORK)),
+        "NLL of a label": _over_angles(evaluation, "nll", evaluation.methods),
+        "Joint NLL of ten labels": _over_angles(
+            evaluation, "joint_nll", tuple(m for m in evaluation.methods if m != PROBIT)
+        ),
     }
     x = [s.strength for s in _turned(evaluation)]
     image = curves_figure(x, panels, xlabel="rotation, degrees", ylabel="nats", xticks=range(0, 181, 30))

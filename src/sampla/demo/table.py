@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sampla.demo.evaluate import METHODS, MONTE_CARLO, NETWORK, Evaluation, Scores, SetScores
+from sampla.demo.evaluate import MONTE_CARLO, NETWORK, Evaluation, Scores, SetScores
 
 CLEAN_NLL_ALLOWANCE = 1.05
 """sampla's NLL on clean images may be this many times the network's."""
@@ -25,8 +25,8 @@ class Row:
     percent: bool = False
 
     def cells(self) -> list[str]:
-        """The values as text, in the order of METHODS."""
-        return [self._cell(self.values[method]) for method in METHODS]
+        """The values as text, one for each method."""
+        return [self._cell(value) for value in self.values.values()]
 
     def verdict(self) -> str:
         """met, not met, or nothing where no target was set."""
@@ -78,7 +78,7 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
 
 def as_text(rows: list[Row]) -> str:
     """The table in aligned plain text."""
-    lines = [["", *METHODS, "target"], *([row.measure, *row.cells(), row.verdict()] for row in rows)]
+    lines = [["", *rows[0].values, "target"], *([row.measure, *row.cells(), row.verdict()] for row in rows)]
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
 
     def text(line: list[str]) -> str:
@@ -90,7 +90,7 @@ def as_text(rows: list[Row]) -> str:
 
 def as_markdown(rows: list[Row]) -> str:
     """The table in Markdown."""
-    lines = [["", *METHODS, "target"], ["---", *["---:"] * len(METHODS), "---"]]
+    lines = [["", *rows[0].values, "target"], ["---", *["---:"] * len(rows[0].values), "---"]]
     lines += [[row.measure, *row.cells(), row.verdict()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -108,7 +108,7 @@ def _row(
     compare: Callable[[float, float], bool] | None = None,
     percent: bool = False,
 ) -> Row:
-    values = {method: value(scores.methods[method]) for method in METHODS}
+    values = {method: value(each) for method, each in scores.methods.items()}
     ours, theirs = values[MONTE_CARLO], values[NETWORK]
     met = compare(ours, theirs) if compare and ours is not None and theirs is not None else None
     return Row(measure, values, target, met, percent)
@@ -129,7 +129,7 @@ def _verdict(target: str, rows: list[Row]) -> Verdict:
 
 
 def _both(row: Row) -> str:
-    cells = dict(zip(METHODS, row.cells(), strict=True))
+    cells = dict(zip(row.values, row.cells(), strict=True))
     words = f"{NETWORK} {cells[NETWORK]}, {MONTE_CARLO} {cells[MONTE_CARLO]}"
     theirs, ours = row.values[NETWORK], row.values[MONTE_CARLO]
     return words if row.percent or not theirs or ours is None else f"{words} ({ours / theirs - 1:+.0%})"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sampla.demo.evaluate import METHODS, MONTE_CARLO, NETWORK
+from sampla.demo.evaluate import AT_NETWORK, MONTE_CARLO, NETWORK
 from sampla.demo.table import Row, Verdict, as_markdown
 from sampla.report import Page, Picture
 
@@ -26,7 +26,7 @@ def page(
         "targets met on images that neither has seen.",
         story=_story(summary),
         verdicts=verdicts,
-        columns=METHODS,
+        columns=tuple(rows[0].values),
         rows=rows,
         notes=_notes(summary),
         certificate=certificate,
@@ -96,6 +96,8 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         f"Targets compare {MONTE_CARLO} with the {NETWORK}. NLL: mean negative log-likelihood of a label, in nats. "
         "ECE: expected calibration error, 15 bins. Joint NLL: of groups of ten labels on two images repeated (dyadic "
         "sampling), in nats per group; the probit approximation has no joint distribution.",
+        f"sampla takes the likelihood's curvature at the mode of the linear model; the column '{AT_NETWORK}', where "
+        "there is one, at the network's outputs, as linearised Laplace is usually defined (Monte Carlo).",
         f"AUROC: how well the entropy of the predicted probabilities tells foreign images (turned by {angle} degrees, "
         "or with every pixel uniform noise) from held-out clean ones. Noise of a given standard deviation is added to "
         "pixels in [0, 1] and clipped to that range.",
