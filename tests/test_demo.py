@@ -12,7 +12,18 @@ from torch import nn
 from sampla import Categorical, Predictive
 from sampla.demo import data as demo_data
 from sampla.demo.data import ImageSet, digits, mnist, noisy, pure_noise, read_idx, rotated
-from sampla.demo.evaluate import METHODS, MONTE_CARLO, NETWORK, PROBIT, Answers, Evaluation, Scores, SetScores, scores
+from sampla.demo.evaluate import (
+    AT_NETWORK,
+    METHODS,
+    MONTE_CARLO,
+    NETWORK,
+    PROBIT,
+    Answers,
+    Evaluation,
+    Scores,
+    SetScores,
+    scores,
+)
 from sampla.demo.evaluate import _aurocs as aurocs
 from sampla.demo.networks import count_parameters, network_for
 from sampla.demo.table import as_markdown, as_text, table, verdicts
@@ -47,7 +58,7 @@ def predictive(count=40, classes=3, samples=5):
 
 def answers(pred):
     probit = Predictive(pred.mean, pred.deviations, pred.likelihood, "probit").probs
-    return Answers({NETWORK: pred.mean.softmax(-1), MONTE_CARLO: pred.probs, PROBIT: probit}, pred)
+    return Answers({NETWORK: pred.mean.softmax(-1), MONTE_CARLO: pred.probs, PROBIT: probit}, pred, None)
 
 
 def evaluation(ours_nll):
@@ -203,6 +214,15 @@ class TestScores:
         for method, probs in ((MONTE_CARLO, pred.probs), (PROBIT, answers(pred).probs[PROBIT])):
             q = [float(probs[n, labels[n]]) for n in range(40)]
             assert found[method].nll == pytest.approx(-np.log(q).mean(), rel=1e-4)
+
+    def test_the_other_curvature_gets_its_own_column(self):
+        pred, labels = predictive(), torch.arange(40) % 3
+        other = Predictive(pred.mean, 3 * pred.deviations, Categorical())
+        both = Answers({**answers(pred).probs, AT_NETWORK: other.probs}, pred, other)
+        found = scores("clean", 0, both, labels, seed=0).methods
+        assert tuple(found) == (*METHODS, AT_NETWORK)
+        assert found[AT_NETWORK].nll == pytest.approx(-float(other.log_prob(labels).mean()))
+        assert found[AT_NETWORK].joint_nll != found[MONTE_CARLO].joint_nll
 
     def test_the_joint_of_a_point_estimate_is_ten_times_its_marginal_on_average(self):
         labels = torch.zeros(40, dtype=torch.int64)

@@ -72,7 +72,7 @@ def test_solution_is_as_accurate_as_its_estimate_says(solver, name, num_samples)
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("num_samples", [1, 8])
 def test_sgd_never_claims_more_than_is_true(solver, name, num_samples):
-    """Its error is a rigorous bound; noise and slow directions may keep it above what was asked, and then it says so."""
+    """Its error is a rigorous bound; noise or slow directions may keep it above what was asked: it says so."""
     case = Case(name, num_samples)
     found = case.solve(solver, tolerance=0.05, max_passes=40)
     assert case.error(found, case.exact()) <= found.error
