@@ -1,5 +1,8 @@
 """Solvers: one table x systems of prescribed eigenvalues, against a dense solve, in the norm of function space."""
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +116,20 @@ def test_dense_reports_the_exact_effective_dimension():
     case = Case("decaying spectrum", 2)
     expected = torch.linalg.solve(case.matrix, case.matrix - case.precision.diag()).diagonal()
     torch.testing.assert_close(case.solve("dense").effective_dimension, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_dense_forgives_rounding_and_nothing_else():
+    """Eigenvalues of M a little below zero are rounding; as far below as the prior is strong, a wrong curvature."""
+    for lowest, status in ((-1e-12, Status.CONVERGED), (-0.5, Status.BROKE_DOWN)):
+        case = Case("well conditioned", 2)
+        spoiled = torch.linspace(1, 10, 20).double().index_fill(0, torch.tensor(0), lowest).diag()
+        weak = LinearSystem(case.system.model, 1e-13 * case.precision, case.noise.diagonal)
+        first = case.solve("dense")
+        given = replace(first, reusable=(weak.model, spoiled))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", sampla.ConvergenceWarning)
+            found = solve(sampla.Dense(), weak, case.rhs, guess=given)
+        assert found.status is status
 
 
 @pytest.mark.parametrize("solver", ["dense", "block-cg", "sgd-regulariser"])

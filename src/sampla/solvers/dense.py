@@ -47,6 +47,9 @@ class Dense(Solver[DenseState]):
         precision = system.precision.double()
         root, info = torch.linalg.cholesky_ex(curvature + precision.diag())
         if int(info) != 0:
+            curvature = _without_rounding(curvature, system.precision.dtype)
+            root, info = torch.linalg.cholesky_ex(curvature + precision.diag())
+        if int(info) != 0:
             return DenseState(curvature, torch.full_like(state.value, torch.nan))
         value = torch.cholesky_solve(rhs.total.double().mT, root).mT.to(rhs.data_part)
         inverse_diagonal = torch.cholesky_inverse(root).diagonal()
@@ -68,6 +71,17 @@ class Dense(Solver[DenseState]):
             effective_dimension=state.effective_dimension,
             reusable=(system.model, state.curvature),
         )
+
+
+def _without_rounding(curvature: Tensor, dtype: torch.dtype) -> Tensor:
+    """M with negative eigenvalues that rounding of its products explains set to zero; any other M as it is."""
+    if not bool(curvature.isfinite().all()):
+        return curvature
+    eigenvalues, vectors = torch.linalg.eigh(curvature)
+    if eigenvalues[0] < -1e3 * torch.finfo(dtype).eps * eigenvalues[-1]:
+        return curvature
+    nearest: Tensor = (vectors * eigenvalues.clamp_min(0)) @ vectors.mT
+    return nearest
 
 
 def _form(system: LinearSystem) -> Tensor:
