@@ -35,7 +35,8 @@ def test_defaults_come_back_also_after_an_error(library):
             assert library.calls == [(-3, 32 * 2**20), (-1, 2**31 - 1)]
             raise KeyboardInterrupt
 
-    pytest.raises(KeyboardInterrupt, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert library.calls[2:] == DEFAULTS
 
 
