@@ -244,7 +244,8 @@ def draw_curves(axes: Axes, x: Sequence[float], series: Sequence[Series], **labe
         axes.plot(x, line.values, color=line.colour, marker=marker, label=line.name)
     axes.set(**labels)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8.5)
+    axes.set_ylim(top=1.28 * axes.get_ylim()[1])  # room for the legend above the curves
+    axes.legend(fontsize=8.5, loc="upper left", ncols=2)
 
 
 def draw_examples(grid: Sequence[Axes], examples: Sequence[Example], details: bool = True) -> None:
