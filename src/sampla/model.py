@@ -136,8 +136,7 @@ class LinearModel:
                 features = self.features.linearise(piece.inputs)
                 stop = piece.position + piece.size
                 yield LinearBatch(features, self.likelihood, piece.targets, piece.position, stop, first_output)
-                if first_output >= 0:
-                    first_output += features.outputs.numel()
+                first_output += features.outputs.numel()
 
     def survey(self) -> Survey:
         """One forward pass that checks all data and, for Gaussian noise, measures the residuals.
@@ -166,15 +165,12 @@ class LinearModel:
         for batch in self._pieces(_BLOCK):
             for samples in _column_ranges(num_samples):
                 block[samples.start : samples.stop] += batch.noise_gradient(seed, samples)
-            if batch.stop % _BLOCK == 0 or batch.stop == self._known_size():
+            if batch.stop % _BLOCK == 0 or batch.stop == self.data.num_data:
                 total += block
                 diagonal += block.square().mean(0)
                 block.zero_()
         self.ledger.products += num_samples / 2
         return NoiseDraw(total, diagonal)
-
-    def _known_size(self) -> int:
-        return self.data.num_data
 
     def curvature_product(self, vectors: Tensor) -> Tensor:
         """M v for K vectors in one pass: (K, P) -> (K, P)."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sampla import checkpoint
 from sampla._batches import check_inputs, fingerprint, input_tensors, map_inputs
-from sampla._checks import require, require_finite, require_known
+from sampla._checks import require, require_finite
 from sampla._params import ParameterLayout
 from sampla._typing import Inputs
 from sampla.features import NetworkFeatures
@@ -122,6 +122,5 @@ def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
         raise ValueError(
             f"{path} was fitted with your own likelihood {config['name']}: pass load(..., likelihood=...)."
         )
-    require_known(config["name"], _BUILT_IN, "likelihood")
     likelihood: Likelihood = _BUILT_IN[config["name"]]()
     return likelihood
