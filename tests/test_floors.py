@@ -19,6 +19,7 @@ FLOORS = (
     ("the user's data", "_batches"),
     ("nouns", "features likelihoods priors"),
     ("the linear model, and what samples say about new data", "model predictive metrics"),
+    ("what is near M", "preconditioners"),
     ("verbs", "solvers"),
     ("what follows from samples", "evidence posterior"),
     ("the loop", "em"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sampla._checks import ConvergenceWarning
 from sampla.model import LinearModel
+from sampla.preconditioners import Jacobi, Preconditioner
 
 
 class Status(Enum):
@@ -35,6 +36,15 @@ class LinearSystem:
     """(P,) the diagonal of A."""
     diagonal: Tensor
     """(P,) an estimate of the diagonal of M, for preconditioning."""
+    preconditioner: Preconditioner | None = None
+    """Near H; None for the diagonal of H."""
+
+    @property
+    def inverse(self) -> Preconditioner:
+        """The preconditioner to use."""
+        return self.preconditioner or Jacobi(
+            (self.diagonal + self.precision).clamp_min(torch.finfo(self.precision.dtype).tiny)
+        )
 
     def product(self, vectors: Tensor) -> Tensor:
         """H v: (K, P) -> (K, P), one pass over the data."""
