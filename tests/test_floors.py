@@ -15,7 +15,7 @@ import sampla
 
 FLOORS = (
     # Top floor last. A folder stands for all its modules; "" is the package's own __init__, the public names.
-    ("no statistics", "_allocator _typing _checks _params _progress noise checkpoint"),
+    ("no statistics", "_allocator _blocks _typing _checks _params _progress noise checkpoint"),
     ("the user's data", "_batches"),
     ("nouns", "features likelihoods priors"),
     ("the linear model, and what samples say about new data", "model predictive metrics"),
