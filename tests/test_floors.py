@@ -20,7 +20,7 @@ FLOORS = (
     ("nouns", "features likelihoods priors"),
     ("the linear model, and what samples say about new data", "model predictive metrics"),
     ("what is near M", "preconditioners"),
-    ("verbs", "solvers"),
+    ("verbs", "solvers krylov"),
     ("what follows from samples", "evidence posterior"),
     ("the loop", "em"),
     ("what a fit leaves behind", "fitreport resume"),

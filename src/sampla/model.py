@@ -123,8 +123,7 @@ class LinearModel:
 
     def batches(self, columns: int) -> Iterator[LinearBatch]:
         """One pass, in pieces that suit products with this many vectors at once."""
-        rows = max(1, _ROWS_TIMES_COLUMNS // max(1, min(columns, _COLUMNS)))
-        yield from self._pieces(rows)
+        yield from self._pieces(_rows(columns))
 
     def _pieces(self, rows: int, stride: int = 1) -> Iterator[LinearBatch]:
         """All pieces of a pass, or with a stride every so many (whose noise must then not be asked for)."""
@@ -172,15 +171,21 @@ class LinearModel:
         self.ledger.products += num_samples / 2
         return NoiseDraw(total, diagonal)
 
-    def curvature_product(self, vectors: Tensor) -> Tensor:
-        """M v for K vectors in one pass: (K, P) -> (K, P)."""
+    def curvature_product(self, vectors: Tensor, stride: int = 1) -> Tensor:
+        """M v for K vectors in one pass: (K, P) -> (K, P).
+
+        With a stride, M is estimated from every stride-th piece of the data, for that part of the cost.
+        """
+        count, seen = vectors.shape[0], 0
         total = torch.zeros_like(vectors)
-        for batch in self.batches(vectors.shape[0]):
-            for columns in _column_ranges(vectors.shape[0]):
+        for batch in self._pieces(_rows(count), stride):
+            seen += batch.stop - batch.start
+            for columns in _column_ranges(count):
                 part = slice(columns.start, columns.stop)
                 total[part] += batch.curvature_product(vectors[part])
-        self.ledger.products += vectors.shape[0]
-        return total
+        share = seen / self.data.num_data
+        self.ledger.products += count * share
+        return total if seen == self.data.num_data else total / share
 
     def loss_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """The loss -sum log p(y_n | phi_n theta) and its gradient: (1, P) -> float, (1, P)."""
@@ -230,6 +235,10 @@ def effective_dimensions(samples: Tensor, curvature_samples: Tensor) -> Tensor:
 def curvature_norm(vectors: Tensor, curvature_vectors: Tensor) -> Tensor:
     """(K,) |phi v|_B = sqrt(v' M v), the size of a vector in function space."""
     return row_dot(vectors, curvature_vectors).clamp_min(0).sqrt()
+
+
+def _rows(columns: int) -> int:
+    return max(1, _ROWS_TIMES_COLUMNS // max(1, min(columns, _COLUMNS)))
 
 
 def _column_ranges(count: int) -> list[range]:

@@ -1,0 +1,108 @@
+"""A block Krylov space of M, with which every prior precision can be served: M does not depend on alpha.
+
+Block Lanczos (Golub and Underwood 1977) with full re-orthogonalisation: V is orthonormal, T = V M V'. Quadratic forms
+x' f(M) x of the start vectors x are read off T (Gauss quadrature, Golub and Meurant 2010; Ubaru, Chen, Saad 2017), for
+every f at once; V with T is a sketch of M for preconditioning; V' (T + alpha)^-1 V b starts a solve.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sampla._blocks import gram, orthonormal
+from sampla.model import LinearModel
+from sampla.preconditioners import Sketch
+
+Function = Callable[[Tensor], Tensor]
+"""A function of eigenvalues, applied entry by entry."""
+
+
+@dataclass(frozen=True)
+class KrylovSpace:
+    """span{X, M X, M^2 X, ...} as far as it has been built, in the coordinates of the features."""
+
+    basis: Tensor
+    """(m, P) V, orthonormal rows."""
+    gram: Tensor
+    """(m, m) T = V M V', float64."""
+    following: Tensor
+    """(j, P) the next rows, orthonormal to V, which M has not multiplied yet; none when the space is invariant."""
+    coupling: Tensor
+    """(i, j) M maps the last i rows of the basis onto themselves, earlier ones, and these times the next rows."""
+    start: Tensor
+    """(m, k) V X'; (j, k) before the first product."""
+    widths: tuple[int, ...]
+    """How many rows each multiplication added."""
+
+    @property
+    def iterations(self) -> int:
+        """How often M has been applied."""
+        return len(self.widths)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the space is invariant: what is read off it is then exact for its start vectors."""
+        return len(self.following) == 0
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """(m,) Ritz values, and (m, m) their vectors in the basis, float64."""
+        values, vectors = torch.linalg.eigh(self.gram)
+        return values.clamp_min(0), vectors
+
+    @cached_property
+    def start_in_spectrum(self) -> Tensor:
+        """(m, k) the start vectors in the Ritz vectors."""
+        return self.spectrum[1].mT @ self.start
+
+    def quadratic_forms(self, function: Function) -> Tensor:
+        """(k,) x' f(M) x for every start vector x, float64."""
+        return function(self.spectrum[0]) @ self.start_in_spectrum.square()
+
+    def before(self) -> "KrylovSpace":
+        """T as it was one iteration ago: the change since then says how far quadratic forms have settled."""
+        size = len(self.gram) - self.widths[-1]
+        return replace(self, gram=self.gram[:size, :size], start=self.start[:size], widths=self.widths[:-1])
+
+    def sketch(self) -> Sketch:
+        """M on this space, for preconditioning, with the lowest quarter of the Ritz values as the level outside."""
+        values, vectors = self.spectrum
+        return Sketch(self.basis, (vectors * values) @ vectors.mT, float(values.quantile(_TAIL)))
+
+    def galerkin(self, right: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+        """The best z in the space for (M + diag(precision)) z = b, and M z; no pass: (K, P) -> (K, P), (K, P)."""
+        inner = self.gram + gram(self.basis * precision, self.basis)
+        coordinates = torch.linalg.solve(inner, gram(self.basis, right))
+        ahead = self.coupling.mT @ coordinates[len(coordinates) - len(self.coupling) :]
+        image = (self.gram @ coordinates).mT.to(right) @ self.basis + ahead.mT.to(right) @ self.following
+        return coordinates.mT.to(right) @ self.basis, image
+
+    def grown(self, model: LinearModel) -> "KrylovSpace":
+        """One more application of M, for as many products as there are following rows."""
+        pushed = model.curvature_product(self.following)
+        basis = torch.cat([self.basis, self.following])
+        added, size = len(self.following), len(basis)
+        inner = gram(basis, pushed)  # (m, j)
+        rest = pushed - inner.mT.to(pushed) @ basis
+        rest -= gram(basis, rest).mT.to(pushed) @ basis
+        following, coupling = orthonormal(rest, pushed.norm(dim=1))
+        following -= gram(basis, following).mT.to(pushed) @ basis  # short remainders are mostly rounding otherwise
+        whole = pad(self.gram, (0, added, 0, added))
+        whole[:, size - added :] = inner
+        whole[size - added :, :] = inner.mT
+        start = self.start if self.iterations == 0 else pad(self.start, (0, 0, 0, added))
+        return KrylovSpace(basis, (whole + whole.mT) / 2, following, coupling.mT, start, (*self.widths, added))
+
+
+_TAIL = 0.25
+
+
+def krylov_space(start: Tensor) -> KrylovSpace:
+    """The space before the first product, from start vectors X (k, P)."""
+    following, factor = orthonormal(start)
+    empty = torch.zeros(0, 0, dtype=torch.float64, device=start.device)
+    return KrylovSpace(start[:0], empty, following, empty.new_zeros(0, len(following)), factor.double(), ())
