@@ -30,6 +30,16 @@ def gram(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
+def dots(left: Tensor, right: Tensor) -> Tensor:
+    """(K,) inner products of matching rows of two (K, P) blocks, in float64."""
+    width = max(1, _CHUNK // max(1, 2 * len(left)))
+    total = torch.zeros(len(left), dtype=torch.float64, device=left.device)
+    for start in range(0, left.shape[1], width):
+        part = slice(start, start + width)
+        total += torch.linalg.vecdot(left[:, part].double(), right[:, part].double())
+    return total
+
+
 def orthonormal(rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """An orthonormal basis Q of the rows, and C with rows = C' Q; m is their numerical rank.
 

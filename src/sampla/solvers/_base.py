@@ -88,6 +88,8 @@ class Solution:
     """(P,) diagonal of H^-1 M, where the solver knows it exactly."""
     reusable: Any = None
     """What the same solver can use again when only A has changed."""
+    errors: Tensor | None = None
+    """(K,) the error estimate of every column, where the solver has one."""
 
 
 State = TypeVar("State")
@@ -115,6 +117,10 @@ class Solver(ABC, Generic[State]):
     def stagnated(self, state: State) -> bool:
         """Whether rounding makes further steps useless."""
         return False
+
+    def complaint(self, state: State) -> str:
+        """What exactly went wrong in a state whose error is NaN, for the message; empty if there is no more to say."""
+        return ""
 
 
 def solve(
@@ -146,14 +152,15 @@ def solve(
     """
     state = solver.init(system, rhs, guess)
     history: list[float] = []
-    status = Status.MAX_PASSES
+    status, complaint = Status.MAX_PASSES, ""
     for number in range(1, max_passes + 1):
         say(f"pass {number}" + (f", error {history[-1]:.1%}" if history else ""))
         following = solver.step(system, rhs, state)
         error = solver.error(following)
         if error != error:  # NaN: keep the last good iterate
             status = Status.BROKE_DOWN
-            _require_something(solver, history, guess)
+            complaint = solver.complaint(following)
+            _require_something(solver, history, guess, complaint)
             break
         state = following
         history.append(error)
@@ -161,28 +168,32 @@ def solve(
             status = Status.CONVERGED
             break
         if solver.stagnated(state):
-            status = Status.STAGNATED
+            status, complaint = Status.STAGNATED, f"{rhs.data_part.dtype} can reach about {error:.0e} here"
             break
     found = solver.solution(system, rhs, state)
     reached = history[-1] if history else float("inf")
     if status is not Status.CONVERGED:
         warn(
             f"{type(solver).__name__} was asked for a relative error of {tolerance:.1e}, reached an estimated "
-            f"{reached:.1e} in {len(history)} passes and {status.value}.",
+            f"{reached:.1e} in {len(history)} passes and {_ending(status, complaint)}.",
             ConvergenceWarning,
             stacklevel=2,
         )
     return Solution(
         found.value, found.curvature_value, status, len(history), reached, history,
-        found.effective_dimension, found.reusable,
+        found.effective_dimension, found.reusable, found.errors,
     )  # fmt: skip
 
 
-def _require_something(solver: Solver[Any], history: list[float], guess: Solution | None) -> None:
+def _ending(status: Status, complaint: str) -> str:
+    return f"{status.value} ({complaint})" if complaint else status.value
+
+
+def _require_something(solver: Solver[Any], history: list[float], guess: Solution | None, complaint: str) -> None:
     """A solve that breaks down before its first good iterate has no answer: zeros would pass for certainty."""
     if not history and guess is None:
         raise ArithmeticError(
-            f"{type(solver).__name__} has no solution: in its first pass it {Status.BROKE_DOWN.value}."
+            f"{type(solver).__name__} has no solution: in its first pass it {_ending(Status.BROKE_DOWN, complaint)}."
         )
 
 

@@ -1,132 +1,230 @@
-"""Block conjugate gradients: all right-hand sides share one Krylov space.
+"""Preconditioned block conjugate gradients: all right-hand sides share one Krylov space.
 
-O'Leary 1980 in the form of Dubrulle 2001 (BCGrQ): the block residual is kept as Q C with orthonormal Q, so that
-columns that converge or become dependent do no harm. Jacobi preconditioning by symmetric scaling.
+O'Leary 1980 in the form of Dubrulle 2001 (BCGrQ), in the inner product of P^-1: the block residual is kept as R = C' Q
+with Q P^-1 Q' = I, so that columns that converge or become dependent do no harm. Q has as many rows as the block has
+rank, and that only falls. One pass, with S = P^-1 Q and search directions D:
+
+    G = D H D',    Z <- Z + C' G^-1 D,    T' Q_new = Q - G^-1 D H,    C_new = T C,    D_new = S_new + T D.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sampla.model import curvature_norm
-from sampla.solvers._base import (
-    LinearSystem,
-    RightHandSide,
-    Solution,
-    Solver,
-    Status,
-    error_bound,
-    jacobi_root,
-    relative_rms,
-)
+from sampla._blocks import dots, gram, orthonormal_pair
+from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status
+
+_WINDOW = 4
+"""Passes over which the rate of convergence is measured."""
+_SLOWEST = 0.99
+"""Largest rate (of squares) that is believed."""
+_DRIFT = 4.0
+"""Rounding errors a pass by which the recurred residual departs from the true one."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass did to each column; (K,) float64."""
+
+    residual: Tensor
+    """|r|^2 before, in the norm of P^-1."""
+    energy: Tensor
+    """|dz|_H^2."""
+    curvature: Tensor
+    """|dz|_M^2."""
 
 
 @dataclass(frozen=True)
 class BlockCGState:
-    """Everything in scaled coordinates y = z / d with d = (diag M + A)^(-1/2); vectors are rows."""
+    """The iterate, its residual and the next search directions; vectors are rows."""
 
     value: Tensor
-    """(K, P) the iterate z, unscaled."""
+    """(K, P) Z."""
     basis: Tensor
-    """(m, P) orthonormal rows Q of the residual D R = C' Q, m = min(K, P)."""
+    """(m, P) Q of the residual R = B - H Z = C' Q, Q P^-1 Q' = I."""
     factor: Tensor
-    """(m, K) C."""
+    """(m, K) C, float64."""
     direction: Tensor
-    """(m, P) search directions S."""
-    increments: tuple[float, ...] = ()
-    """|phi dz|_B / |phi z|_B of every step."""
-    residuals: tuple[float, ...] = ()
-    """|R| / |B| after every step, in scaled coordinates."""
-    bound: float = float("inf")
-    """A rigorous bound of the error, |R| / sqrt(smallest eigenvalue) relative to |phi z|_B."""
-    broken: bool = False
+    """(m, P) D."""
+    drift: Tensor
+    """() a square: how far rounding may have taken the recurred residual from the true one, in the norm of P^-1."""
+    scale: Tensor
+    """(K,) |b|, in the norm of P^-1."""
+    start: float
+    """|R|^2 when it was last computed from its definition."""
+    size: Tensor
+    """(K,) |z|_M^2."""
+    bound: Tensor
+    """(K,) no error |z - z*|_M^2 is larger."""
+    recent: tuple[Pass, ...] = ()
+    """The last passes since the residual was last computed from its definition."""
+    stuck: bool = False
+    complaint: str = ""
+    """Why there is no next iterate."""
 
 
 @dataclass(frozen=True)
 class BlockCG(Solver[BlockCGState]):
     """Block conjugate gradients (the default solver): no step size, K columns help one another.
 
-    The error estimate extrapolates the size of the last steps in function space, |phi dz|_B: a step that is a
-    fraction r of the one before announces r / sqrt(1 - r^2) of itself still to come. Where the residual proves less
-    (a block that spans the whole space ends at once), the proof counts.
+    The error estimate is measured, not guessed: the function-space error |z - z*|_M of the iterate ONE PASS AGO is the
+    step since taken, |dz|_M, and what the residual announces for later (step lengths and rate as of late). The iterate
+    that is returned is one pass better than stated, by the factor that a pass gains. Where the residual proves
+    less, |z - z*|_M <= |A^(-1/2) r| / 2, the proof counts. A plateau that ends only after many passes (eigenvalues of
+    M, well above the prior's precision, that the Krylov space has not seen yet) cannot be foreseen by any such
+    estimate: it can then be short.
+
+    Rounding makes the recurred residual depart from the true one. When it has become as small as this may be, it is
+    computed from its definition, which costs a pass; two such passes without progress between them end the solve.
     """
 
     def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> BlockCGState:
-        scale = jacobi_root(system)
+        total, inverse = rhs.total, system.inverse
+        scale = dots(total, inverse.solve(total)).clamp_min(0).sqrt()
         if guess is None:
-            value, residual = torch.zeros_like(rhs.data_part), rhs.total
-        else:
-            value = guess.value
-            residual = rhs.total - guess.curvature_value - system.precision * value
-        basis, factor = _orthonormal(residual * scale)
-        return BlockCGState(value, basis, factor, basis)
+            return _started(system, rhs, torch.zeros_like(total), total, scale)
+        return _started(system, rhs, guess.value, total - guess.curvature_value - system.precision * guess.value, scale)
 
     def step(self, system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
-        scale = jacobi_root(system)
-        pushed = system.product(state.direction * scale) * scale
-        gram = state.direction @ pushed.mT
-        root, info = torch.linalg.cholesky_ex((gram + gram.mT) / 2)
-        if int(info) != 0 or not bool(root.isfinite().all()):
-            return _broken(state)
-        weights = torch.cholesky_solve(state.factor, root)  # (m, K)
-        value = state.value + (weights.mT @ state.direction) * scale
-        remainder = state.basis - torch.cholesky_solve(pushed, root)
-        basis, change = _orthonormal(remainder)
-        factor = change @ state.factor
-        direction = basis + change @ state.direction
-        increment, bound = self._increment(system, rhs, value, weights, state, basis, factor)
-        if increment != increment:
-            return _broken(state)
-        size = float(factor.norm() / (rhs.total * scale).norm())
-        increments, residuals = (*state.increments, increment), (*state.residuals, size)
-        return BlockCGState(value, basis, factor, direction, increments, residuals, bound)
-
-    def _increment(
-        self,
-        system: LinearSystem,
-        rhs: RightHandSide,
-        value: Tensor,
-        weights: Tensor,
-        before: BlockCGState,
-        basis: Tensor,
-        factor: Tensor,
-    ) -> tuple[float, float]:
-        """|phi dz|_B / |phi z|_B, read off the residuals (M dz = R_before - R_after - A dz), and the bound."""
-        unscale = jacobi_root(system).reciprocal()
-        step = (weights.mT @ before.direction) / unscale
-        old, new = before.factor.mT @ before.basis, factor.mT @ basis
-        curvature_step = (old - new) * unscale - system.precision * step
-        curvature_value = rhs.total - new * unscale - system.precision * value
-        size = curvature_norm(value, curvature_value)
-        return relative_rms(curvature_norm(step, curvature_step), size), error_bound(system, new, size)
+        if len(state.basis) == 0 and not state.recent:  # the start solves the system
+            return state
+        if len(state.basis) == 0 or _size_of(state.factor) <= state.drift:
+            return _recomputed(system, rhs, state)
+        pushed = system.product(state.direction)
+        bend = gram(state.direction, pushed)
+        complaint, root = _root(bend, pushed.dtype)
+        if root is None:
+            if complaint or not state.recent:
+                return replace(state, complaint=complaint or _INDEFINITE)
+            return _recomputed(system, rhs, state)
+        return _moved(system, rhs, state, pushed, bend, root)
 
     def error(self, state: BlockCGState) -> float:
-        return float("nan") if state.broken else min(self._extrapolated(state), state.bound)
-
-    def _extrapolated(self, state: BlockCGState) -> float:
-        if len(state.increments) < 2:
-            return 1.0 if state.increments and state.increments[-1] > 0 else 0.0
-        last, *earlier = state.increments[-1], *state.increments[-3:-1]
-        if last == 0:
-            return 0.0
-        ratio = min(max(last / earlier[-1], (last / earlier[0]) ** (1 / len(earlier))), 0.99)
-        return float(last * ratio / (1 - ratio**2) ** 0.5)
+        if state.complaint:
+            return float("nan")
+        missing, size = float(_missing(state).sum()), float(state.size.sum())
+        if size == 0:
+            return 0.0 if missing == 0 else float("inf")
+        return float((missing / size) ** 0.5)
 
     def stagnated(self, state: BlockCGState) -> bool:
-        return state.residuals[-1] < 10 * torch.finfo(state.value.dtype).eps
+        return state.stuck
+
+    def complaint(self, state: BlockCGState) -> str:
+        return state.complaint
 
     def solution(self, system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> Solution:
-        residual = (state.factor.mT @ state.basis) / jacobi_root(system)
+        residual = state.factor.mT.to(state.basis) @ state.basis
         curvature_value = rhs.total - residual - system.precision * state.value
-        return Solution(state.value, curvature_value, Status.MAX_PASSES, len(state.increments), 0.0)
+        relative = _missing(state) / torch.where(state.size > 0, state.size, torch.ones_like(state.size))
+        return Solution(state.value, curvature_value, Status.MAX_PASSES, 0, 0.0, errors=relative.sqrt())
 
 
-def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Q (m, P) with orthonormal rows and C (m, K) with rows = C' Q."""
-    q, c = torch.linalg.qr(rows.mT)
-    return q.mT.contiguous(), c
+_NAN = (
+    "a product with M is NaN or infinite: check the data and the weights for huge values, scale the inputs, or use "
+    "float64"
+)
+_INDEFINITE = (
+    "a product has negative curvature, so M is not positive semi-definite: check that the likelihood's curvature is "
+    "positive, that the network is deterministic (dropout off), and that every pass gives the same data"
+)
 
 
-def _broken(state: BlockCGState) -> BlockCGState:
-    return BlockCGState(state.value, state.basis, state.factor, state.direction, broken=True)
+def _root(bend: Tensor, dtype: torch.dtype) -> tuple[str, Tensor | None]:
+    """Cholesky's factor of G; without one, the reason, empty if rounding explains it."""
+    if not bool(bend.isfinite().all()):
+        return _NAN, None
+    bend = (bend + bend.mT) / 2
+    root, info = torch.linalg.cholesky_ex(bend)
+    if int(info) == 0:
+        return "", root
+    values = torch.linalg.eigvalsh(bend)
+    rounding = 1e3 * torch.finfo(dtype).eps * values.abs().max()
+    return ("" if values[0] > -rounding else _INDEFINITE), None
+
+
+def _started(system: LinearSystem, rhs: RightHandSide, value: Tensor, residual: Tensor, scale: Tensor) -> BlockCGState:
+    """The state at an iterate whose residual has been computed from its definition."""
+    if not bool(residual.isfinite().all()):
+        empty, none = residual[:0], scale.new_zeros(0, len(scale))
+        zero = scale.new_zeros(len(scale))
+        return BlockCGState(value, empty, none, empty, zero.sum(), scale, 0.0, zero, zero, complaint=_NAN)
+    basis, dual, factor = orthonormal_pair(residual, system.inverse.solve, scale)
+    state = BlockCGState(
+        value, basis, factor, dual, _drift(residual.dtype) * scale.square().sum(), scale, float(_size_of(factor)),
+        scale, scale,
+    )  # fmt: skip
+    return _measured(system, rhs, state)
+
+
+def _moved(
+    system: LinearSystem, rhs: RightHandSide, state: BlockCGState, pushed: Tensor, bend: Tensor, root: Tensor
+) -> BlockCGState:
+    """One pass of the recurrences."""
+    weights = torch.cholesky_solve(state.factor, root)  # (m, K)
+    prior = gram(state.direction, state.direction * system.precision)
+    energy, prior_energy = (weights * (bend @ weights)).sum(0), (weights * (prior @ weights)).sum(0)
+    value = state.value + weights.mT.to(pushed) @ state.direction
+    remainder = state.basis - torch.cholesky_inverse(root).to(pushed) @ pushed
+    try:
+        basis, dual, change = orthonormal_pair(remainder, system.inverse.solve, torch.ones(len(remainder)))
+    except ArithmeticError:
+        return replace(state, complaint=_NAN)
+    done = Pass(state.factor.square().sum(0), energy, (energy - prior_energy).clamp_min(0))
+    moved = replace(
+        state,
+        value=value,
+        basis=basis,
+        factor=change @ state.factor,
+        direction=dual + change.to(dual) @ state.direction,
+        drift=state.drift + _drift(pushed.dtype) * done.residual.sum(),
+        recent=(*state.recent, done)[-_WINDOW:],
+    )
+    return _measured(system, rhs, moved)
+
+
+def _recomputed(system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
+    """Start again from the true residual; stuck if it has not fallen since it was last computed."""
+    curvature = system.model.curvature_product(state.value)
+    residual = rhs.total - curvature - system.precision * state.value
+    again = _started(system, rhs, state.value, residual, state.scale)
+    if again.complaint:
+        return replace(state, complaint=again.complaint)
+    return replace(again, recent=state.recent[-1:], stuck=again.start > state.start / 4)
+
+
+def _measured(system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
+    """With |z|_M^2 = z'(b - r - A z), and the bound H^-1 M H^-1 <= A^-1 / 4."""
+    overlap = (state.factor * gram(state.basis, state.value)).sum(0)
+    size = dots(state.value, rhs.total - system.precision * state.value) - overlap
+    spread = gram(state.basis, state.basis / system.precision)
+    bound = (state.factor * (spread @ state.factor)).sum(0) / 4
+    bound = bound + state.drift / len(bound) / (4 * _weakest(system))
+    return replace(state, size=size.clamp_min(0), bound=torch.nan_to_num(bound, nan=torch.inf))
+
+
+def _weakest(system: LinearSystem) -> float:
+    """A lower bound, near enough, of the eigenvalues of P^-1 H: what a unit of residual can mean at worst."""
+    return float((system.precision / (system.diagonal + system.precision)).min())
+
+
+def _missing(state: BlockCGState) -> Tensor:
+    """(K,) |z - z*|_M^2 of the iterate one pass ago."""
+    if not state.recent:
+        return state.bound
+    last, first = state.recent[-1], state.recent[0]
+    floor = state.drift / len(state.size)
+    left = state.factor.square().sum(0) + floor
+    rate = float(left.sum() / first.residual.sum().clamp_min(1e-300)) ** (1 / len(state.recent))
+    reach = last.curvature.sum() / last.residual.sum()  # |dz|_M^2 of a step for each |r|^2 before it
+    later = left * reach / (1 - min(rate, _SLOWEST))
+    return torch.minimum(last.curvature + later, state.bound)
+
+
+def _size_of(factor: Tensor) -> Tensor:
+    return factor.square().sum()
+
+
+def _drift(dtype: torch.dtype) -> float:
+    return float((_DRIFT * torch.finfo(dtype).eps) ** 2)
