@@ -1,0 +1,1 @@
+"""The parts of benchmarks/solvers.py: problems with known answers, contestants, measurements, words."""

@@ -1,0 +1,98 @@
+"""A whole fit by the library, its cost split into stages, and the problem that it leaves: sampling at a fixed alpha."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sampla.em import EM, Inference, infer
+from sampla.features import NetworkFeatures, ScaledFeatures, select_parameters
+from sampla.likelihoods import Categorical
+from sampla.model import Ledger, LinearModel, NoiseDraw
+from sampla.priors import GPrior
+from sampla.solvers import BlockCG
+from solver_cases.problem import SEED, Batches, Problem, Say, Truth, known_truth, prior_part, surveyed
+
+EM_TOLERANCE = 0.01
+"""Relative change of alpha at which a fit has settled."""
+SAMPLE_TOLERANCE = 0.02
+
+FindTruth = Callable[[NetworkFeatures, Tensor, Tensor, float], Truth]
+"""(float32 features, scale s, right-hand side b, alpha) -> the solution in float64."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network and the data that its posterior is about."""
+
+    name: str
+    network: nn.Module
+    batches: Batches
+
+    @property
+    def features(self) -> NetworkFeatures:
+        """J(x) at the trained weights."""
+        return NetworkFeatures(self.network, select_parameters(self.network)[0])
+
+
+def fit(subject: Subject, columns: int, say: Say) -> tuple[Inference, dict[str, Any]]:
+    """EM to one per cent in alpha, then K samples at two per cent; what it cost in products and seconds."""
+    model = LinearModel(subject.features, Categorical(), subject.batches, Ledger())
+    start, seen = perf_counter(), [0.0]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        inference = infer(
+            model, GPrior(), BlockCG(), num_samples=columns, seed=SEED, em=EM(tolerance=EM_TOLERANCE),
+            tolerance=SAMPLE_TOLERANCE, say=lambda text: _speak(text, seen, model.ledger, say),
+        )  # fmt: skip
+    steps = [
+        {"alpha": row.precision[0], "gamma": row.effective_dimension[0], "change": row.change, "passes": row.passes}
+        for row in inference.trace
+    ]
+    return inference, {
+        "columns": columns,
+        "alpha": float(inference.prior.precision[0]),
+        "gamma": float(inference.effective_dimension.sum()),
+        "products": model.ledger.products,
+        "passes": model.ledger.products / columns,
+        "seconds": perf_counter() - start,
+        "settled": inference.settled,
+        "steps": steps,
+        "final_passes": inference.solution.passes,
+        "final_error": inference.solution.error,
+        "warnings": [str(warning.message) for warning in caught],
+    }
+
+
+def _speak(text: str, seen: list[float], ledger: Ledger, say: Say) -> None:
+    """A line at most every few products."""
+    if ledger.products - seen[0] >= 1 or ledger.products == 0:
+        seen[0] = ledger.products
+        say(f"fit: {text} ({ledger.products:.0f} products)")
+
+
+def sampling_problem(subject: Subject, alpha: float, columns: int, cache: Path, find: FindTruth, say: Say) -> Problem:
+    """K posterior samples at this alpha under the g-prior, with the truth found by ``find`` or kept from before."""
+    base, features = surveyed(subject.features, Categorical(), subject.batches), subject.features
+    say(f"{subject.name}: drawing the noise of {columns} samples")
+    draw = base.draw_noise(SEED, columns)
+    scale = GPrior().bind(features.layout, draw.diagonal).scale
+    draw = NoiseDraw(draw.data_part * scale, draw.diagonal * scale.square())
+    model = surveyed(ScaledFeatures(features, scale), Categorical(), subject.batches)
+    rhs = (draw.data_part + prior_part(torch.full_like(draw.diagonal, alpha), columns)).double()
+    truth = known_truth(
+        cache / f"truth-{subject.name}.safetensors", rhs, alpha, lambda: find(features, scale, rhs, alpha), say
+    )
+    size = sum(len(labels) for _, labels in subject.batches)
+    facts = {"P": model.num_parameters, "N": size, "accuracy": truth.accuracy, "truth": truth.words}
+    return Problem(f"{subject.name}, alpha {alpha:g}", model, alpha, draw, truth, facts)
+
+
+def two_digits(value: float) -> float:
+    """Rounded to two significant digits: the problem then stays the same when a fit changes by a little."""
+    return float(f"{value:.1e}")
