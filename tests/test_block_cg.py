@@ -1,0 +1,172 @@
+"""Block CG: exact whatever the spectrum, the rank and the preconditioner; honest about its error; plain about bad input."""
+
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import sampla
+from cases import randn
+from random_systems import SPECTRA, RandomSystem, spectrum
+from sampla.preconditioners import Jacobi
+from sampla.solvers import LinearSystem, RightHandSide, Solution, Status, solve
+
+quiet = pytest.mark.filterwarnings("ignore::sampla.ConvergenceWarning")
+
+
+class Dense:
+    """A dense M, its diagonal for Jacobi, and right-hand sides."""
+
+    def __init__(self, matrix, alpha, columns, dtype=torch.float64):
+        self.matrix, size = matrix, len(matrix)
+        self.products = 0
+        self.model = SimpleNamespace(curvature_product=self.product, num_parameters=size)
+        self.precision = torch.full((size,), alpha).to(dtype)
+        self.system = LinearSystem(self.model, self.precision, matrix.diagonal().clamp_min(0).to(dtype))
+        self.rhs = RightHandSide(randn(columns, size).to(dtype), randn(columns, size, seed=1).to(dtype), columns, 0)
+
+    def product(self, vectors):
+        self.products += 1
+        return vectors @ self.matrix.to(vectors)
+
+    def exact(self):
+        return torch.linalg.solve(self.matrix + self.precision.double().diag(), self.rhs.total.double().mT).mT
+
+    def relative(self, value):
+        def size(z):
+            return float(((z @ self.matrix) * z).sum() ** 0.5)
+
+        return size(value.double() - self.exact()) / size(self.exact())
+
+    def solve(self, **options):
+        return solve(sampla.BlockCG(), self.system, self.rhs, **options)
+
+
+def psd(kind="power-law", size=60, decades=3.0, seed=0):
+    basis = torch.linalg.qr(randn(size, size, seed=seed)).Q
+    return basis @ torch.from_numpy(spectrum(kind, size, decades, np.random.default_rng(seed))).diag() @ basis.mT
+
+
+@pytest.mark.parametrize("kind", SPECTRA)
+@pytest.mark.parametrize("columns", [1, 5, 60, 90])
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_equals_a_dense_solve(kind, columns, preconditioned):
+    case = Dense(100 * psd(kind), 0.3, columns)
+    if preconditioned:  # a bad one: other directions must be healed by the iteration
+        case.system = replace(case.system, preconditioner=Jacobi(1 + randn(60, seed=3).square()))
+    found = case.solve(tolerance=1e-9)
+    assert found.status is Status.CONVERGED
+    assert case.relative(found.value) < 3e-9
+    torch.testing.assert_close(found.curvature_value, found.value @ case.matrix, rtol=1e-7, atol=1e-7)
+    assert found.errors.shape == (columns,)
+
+
+def test_a_better_preconditioner_changes_nothing_but_the_number_of_passes():
+    system = next(s for s in map(lambda n: RandomSystem(n, (2, 3)), range(0, 60, 3)) if s.system.preconditioner)
+    plain = replace(system.system, preconditioner=None)
+    found = [solve(sampla.BlockCG(), s, system.rhs, tolerance=1e-4, max_passes=500) for s in (plain, system.system)]
+    assert found[1].passes < found[0].passes
+    assert max(system.relative(f.value) for f in found) < 3e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_zero_and_combined_columns(dtype):
+    case = Dense(100 * psd(), 0.3, 2, dtype)
+    mix = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 0], [2, -3]]).to(dtype)
+    case.rhs = RightHandSide(mix @ case.rhs.data_part, mix @ case.rhs.prior_part, 5, 0)
+    state = sampla.BlockCG().init(case.system, case.rhs, None)
+    assert len(state.basis) == 2
+    found = case.solve(tolerance=1e-4)
+    assert case.relative(found.value) < 1e-3
+    assert not bool(found.value[3].any())
+    assert float(found.errors[3]) < 1e-3
+
+
+def test_columns_of_very_different_size_are_all_solved():
+    case = Dense(100 * psd(), 0.3, 4)
+    scale = torch.logspace(0, -9, 4).double()[:, None]
+    case.rhs = RightHandSide(case.rhs.data_part * scale, case.rhs.prior_part * scale, 4, 0)
+    found = case.solve(tolerance=1e-13, max_passes=100)
+    difference = (found.value - case.exact()).norm(dim=1) / case.exact().norm(dim=1)
+    assert float(difference.max()) < 1e-3
+
+
+def test_zero_right_hand_sides_cost_nothing():
+    case = Dense(psd(), 1.0, 3)
+    case.rhs = RightHandSide(0 * case.rhs.data_part, 0 * case.rhs.prior_part, 3, 0)
+    found = case.solve()
+    assert (found.status, found.error, case.products) == (Status.CONVERGED, 0.0, 0)
+    assert not bool(found.value.any())
+
+
+@pytest.mark.parametrize("alpha", [1e-6, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@quiet
+def test_extreme_precisions_end_with_a_true_statement(alpha, dtype):
+    case = Dense(100 * psd(decades=6), alpha, 8, dtype)
+    found = case.solve(tolerance=0.02, max_passes=300)
+    assert case.relative(found.value) < 3 * found.error
+    assert (found.status is Status.CONVERGED) == (found.error <= 0.02)
+
+
+@pytest.mark.parametrize("columns", [1, 8])
+def test_rounding_that_allows_no_more_is_said_with_what_can_be_had(columns):
+    case = Dense(100 * psd(decades=4), 1e-2, columns, torch.float32)
+    with pytest.warns(sampla.ConvergenceWarning, match=r"float64.*float32 can reach about \d"):
+        found = case.solve(tolerance=1e-12, max_passes=1000)
+    assert found.status is Status.STAGNATED
+    assert case.relative(found.value) < 3 * found.error
+    assert found.error < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda m: m - 5 * torch.eye(len(m)).double(), "negative curvature.*dropout off"),
+        (lambda m: m.index_fill(0, torch.tensor(3), torch.nan), "NaN or infinite"),
+        (lambda m: m.index_fill(0, torch.tensor(3), torch.inf), "NaN or infinite"),
+    ],
+)
+def test_products_that_are_wrong_are_named_and_the_guess_is_kept(spoil, said):
+    case = Dense(spoil(psd()), 1e-3, 4)
+    case.system = replace(case.system, diagonal=torch.ones(60).double())
+    with pytest.raises(ArithmeticError, match=said):
+        case.solve()
+    guess = Solution(randn(4, 60), randn(4, 60, seed=5), Status.CONVERGED, 1, 0.1)
+    with pytest.warns(sampla.ConvergenceWarning, match=said):
+        found = case.solve(guess=guess)
+    assert found.status is Status.BROKE_DOWN
+    torch.testing.assert_close(found.value, guess.value)
+
+
+def test_products_that_turn_wrong_later_leave_the_best_iterate():
+    case = Dense(100 * psd(), 0.1, 2)
+    case.model.curvature_product = lambda v: case.product(v) if case.products < 4 else v * torch.nan
+    with pytest.warns(sampla.ConvergenceWarning, match="NaN or infinite"):
+        found = case.solve(tolerance=1e-9)
+    assert (found.status, found.passes) == (Status.BROKE_DOWN, 4)
+    assert case.relative(found.value) < 1
+
+
+def estimates(seeds, u):
+    """(case, stated / true error at stopping) of the cases that converged."""
+    rows = []
+    for seed in seeds:
+        case = RandomSystem(seed, u)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", sampla.ConvergenceWarning)
+            found = solve(
+                sampla.BlockCG(), case.system, case.rhs, tolerance=case.tolerance, max_passes=250, guess=case.guess
+            )
+        if found.status is Status.CONVERGED:
+            rows.append((case, found.error / case.relative(found.value)))
+    return rows
+
+
+def report(rows):
+    ratios = np.array([ratio for _, ratio in rows])
+    within = ((ratios > 1 / 1.5) & (ratios < 1.5)).mean()
+    return within, (ratios < 1 / 1.5).mean(), (ratios < 1 / 3).mean(), ratios
