@@ -121,16 +121,19 @@ class LinearModel:
         """The same data and ledger with other features or another likelihood."""
         return LinearModel(features or self.features, likelihood or self.likelihood, self.data, self.ledger)
 
-    def batches(self, columns: int) -> Iterator[LinearBatch]:
-        """One pass, in pieces that suit products with this many vectors at once."""
-        yield from self._pieces(_rows(columns))
+    def batches(self, columns: int, stride: int = 1, offset: int = 0) -> Iterator[LinearBatch]:
+        """One pass, in pieces that suit products with this many vectors at once; with a stride every so many of them.
 
-    def _pieces(self, rows: int, stride: int = 1) -> Iterator[LinearBatch]:
+        The strides with offsets 0 to stride - 1 make up one pass.
+        """
+        yield from self._pieces(_rows(columns), stride, offset)
+
+    def _pieces(self, rows: int, stride: int = 1, offset: int = 0) -> Iterator[LinearBatch]:
         """All pieces of a pass, or with a stride every so many (whose noise must then not be asked for)."""
         first_output = 0
         for batch in self.data:
             for piece in batch.pieces(rows):
-                if piece.position // rows % stride:
+                if (piece.position // rows - offset) % stride:
                     continue
                 features = self.features.linearise(piece.inputs)
                 stop = piece.position + piece.size

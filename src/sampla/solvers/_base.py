@@ -20,6 +20,7 @@ class Status(Enum):
 
     CONVERGED = "reached the tolerance"
     MAX_PASSES = "stopped at max_passes before reaching the tolerance: allow more passes, or ask for less accuracy"
+    SPENT = "spent its budget before reaching the tolerance: raise budget, or ask for less accuracy"
     STAGNATED = "stopped because rounding allows no more progress: use float64, or ask for less accuracy"
     BROKE_DOWN = (
         "met NaN, infinity or a curvature that is not positive: check the likelihood's curvature and the scaling "
@@ -118,6 +119,10 @@ class Solver(ABC, Generic[State]):
         """Whether rounding makes further steps useless."""
         return False
 
+    def spent(self, state: State) -> bool:
+        """Whether a budget of the solver's own, in passes, is used up."""
+        return False
+
     def complaint(self, state: State) -> str:
         """What exactly went wrong in a state whose error is NaN, for the message; empty if there is no more to say."""
         return ""
@@ -166,6 +171,9 @@ def solve(
         history.append(error)
         if error <= tolerance:
             status = Status.CONVERGED
+            break
+        if solver.spent(state):
+            status = Status.SPENT
             break
         if solver.stagnated(state):
             status, complaint = Status.STAGNATED, f"{rhs.data_part.dtype} can reach about {error:.0e} here"
