@@ -1,14 +1,12 @@
-"""Parts of the EM loop on their own: the secant, dead groups, and the mode with curvature from part of the data."""
+"""Parts of the EM loop on their own: the secant, dead groups, and curvature from part of the data."""
 
 import pytest
 import torch
 
 import sampla
 from cases import linear_model, randn
-from sampla import model as model_module
 from sampla.evidence import accelerated, change_that_matters
 from sampla.priors import BoundPrior
-from sampla.solvers import linear_mode
 
 
 def alpha(*values):
@@ -39,21 +37,6 @@ def test_groups_about_which_the_data_say_nothing_do_not_hold_up_em():
     assert change_that_matters(prior, updated, alpha(5.0, 0.01)) == pytest.approx(0.01, rel=0.01)
     assert change_that_matters(prior, updated, alpha(5.0, 5.0)) > 10
     assert change_that_matters(prior, updated, alpha(0.0, 0.0)) == 0
-
-
-def test_mode_with_curvature_from_part_of_the_data_is_the_same_mode(monkeypatch):
-    rows, weights = randn(4000, 12), randn(12, 1, seed=1)
-    labels = (rows @ weights + randn(4000, 1, seed=2) > 0).double()
-    model = linear_model(sampla.DesignMatrix(12), sampla.Bernoulli(), [(rows, labels)])
-    precision, diagonal = torch.full((12,), 2.0).double(), torch.full((12,), 500.0).double()
-    whole = linear_mode(model, precision, diagonal, tolerance=1e-9)
-    assert model.hessian_stride == 1
-    monkeypatch.setattr(model_module, "_PLENTY", 500)
-    assert model.hessian_stride == 8
-    before = model.ledger.products
-    part = linear_mode(model, precision, diagonal, tolerance=1e-6)
-    assert torch.allclose(part.value, whole.value, rtol=1e-5)
-    assert model.ledger.products > before
 
 
 def test_curvature_of_a_part_is_scaled_to_all_data_and_only_for_a_fixed_order():

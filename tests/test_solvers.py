@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sampla
 from cases import SOLVERS, batches, linear_model, randn
-from dense import mode, prescribed
-from sampla.solvers import LinearSystem, RightHandSide, Status, linear_mode, solve
+from dense import prescribed
+from sampla.solvers import LinearSystem, RightHandSide, Status, solve
 
 NUM_DATA = 300
 SYSTEMS = {  # eigenvalues of M, prior precision
@@ -242,29 +242,3 @@ def test_noisy_targets_need_a_fixed_order():
     rhs = RightHandSide(noise.data_part, randn(2, 4), 2, 0)
     with pytest.raises(ValueError, match=r"fixed order for objective='targets'.*Use objective='regulariser'"):
         solve(SOLVERS["sgd-targets"](), LinearSystem(model, precision, noise.diagonal), rhs)
-
-
-@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
-@pytest.mark.parametrize(("alpha", "tolerance"), [(0.3, 1e-2), (10.0, 1e-7)])
-def test_linear_mode_against_dense_newton(problems, likelihood, alpha, tolerance):
-    problem = problems[likelihood]
-    model = linear_model(sampla.NetworkFeatures(problem.model, problem.names), problem.case.make(), problem.loader)
-    diagonal = problem.curvature.diagonal()
-    precision = torch.full_like(diagonal, alpha)
-    exact = mode(problem.features, problem.targets, problem.case.loss, precision)
-    found = linear_mode(model, precision, diagonal, tolerance=tolerance)
-    assert found.converged
-    assert float((found.value[0] - exact).norm() / exact.norm()) < 3 * tolerance
-    warm = linear_mode(model, precision, diagonal, guess=found.value, tolerance=10 * tolerance)
-    assert warm.newton_steps == 1
-
-
-def test_a_mode_that_is_not_reached_is_said(problems):
-    problem = problems["categorical"]
-    model = linear_model(
-        sampla.NetworkFeatures(problem.model, problem.names), problem.case.make(), problem.loader
-    )  # fmt: skip
-    precision = torch.full((problem.features.shape[-1],), 0.1).double()
-    with pytest.warns(sampla.ConvergenceWarning, match=r"mode of the linear model was asked .* after 1 Newton steps"):
-        found = linear_mode(model, precision, problem.curvature.diagonal(), tolerance=1e-8, max_steps=1)
-    assert not found.converged

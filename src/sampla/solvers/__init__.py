@@ -3,7 +3,7 @@
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, solve
 from sampla.solvers.block_cg import BlockCG
 from sampla.solvers.dense import Dense
-from sampla.solvers.newton import Mode, linear_mode
+from sampla.solvers.linear_mode import Mode, linear_mode
 from sampla.solvers.sgd import SGD
 
 __all__ = [

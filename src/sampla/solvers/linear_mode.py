@@ -1,0 +1,277 @@
+"""The mode of the linear model, theta* = argmin F(theta) = -sum log p(y_n | phi_n theta) + 1/2 |theta|_A^2.
+
+Preconditioned L-BFGS (Nocedal 1980; Liu and Nocedal 1989): one product a step, the gradient. The first step, and any
+that turns out too long, is a truncated Newton step whose conjugate directions fill the memory (Morales and Nocedal
+2000). It costs 1.5 products however many directions it takes, because where data are plenty its curvature comes from
+a part of them (Byrd et al. 2011). From zero that step is what keeps the first trial from landing where the loss is
+flat: a preconditioner built at the network knows nothing of the curvature there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from math import inf, isfinite, sqrt
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+from sampla._checks import ConvergenceWarning
+from sampla.model import LinearModel
+from sampla.preconditioners import Jacobi, Preconditioner
+from sampla.solvers._secants import Secants, dot
+
+_ARMIJO = 1e-4
+"""Share of the decrease promised by the slope that a step must keep."""
+_TRIALS = 12
+"""Lengths tried for one direction."""
+_FORCING = 0.1
+"""Relative residual at which a truncated Newton step is solved well enough."""
+_IDLE = 5
+"""Steps without progress, where the objective no longer resolves them, after which rounding is blamed."""
+_ROUNDING = 10.0
+"""Rounding of the objective, in units of the dtype's epsilon times its size."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """theta*, and how close."""
+
+    value: Tensor
+    """(1, P)."""
+    objective: float
+    """F(value)."""
+    error: float
+    """Estimate of |value - theta*|_H / |theta*|_A: sqrt(g' H^-1 g) / |value|_A with the gradient g at value and the
+    secants' H^-1. As |.|_H >= |.|_A, the relative error of |theta*|_A^2 is about twice this at worst."""
+    steps: int
+    products: float
+    """What it cost (a loss gradient is one product)."""
+    converged: bool
+    bound: float
+    """|value - theta*|_A / |theta*|_A is at most this: F is strongly convex, hence |value - theta*|_A <= |g|_{A^-1}.
+    Up to the rounding of g, and infinite if log_prob was seen not to be concave or g is too large to tell."""
+
+
+class _End(Enum):
+    """How the iteration ended, with the sentence a user needs."""
+
+    CONVERGED = "reached the tolerance"
+    MAX_STEPS = "stopped at max_steps: allow more steps, or raise the prior precision it starts from"
+    STAGNATED = "stopped because rounding allows no more progress: use float64, or ask for less accuracy"
+    NOT_FINITE = (
+        "met NaN or infinity however short the step: check that the likelihood's log_prob is finite for large outputs"
+    )
+    NO_DECREASE = (
+        "found no smaller objective along the gradient: check that the likelihood's log_prob is differentiable, and "
+        "that the loader gives the same data on every pass"
+    )
+
+
+@dataclass(frozen=True)
+class _Point:
+    theta: Tensor
+    objective: float
+    gradient: Tensor
+
+    @property
+    def resolution(self) -> float:
+        """Differences of the objective below this are rounding."""
+        return _ROUNDING * torch.finfo(self.theta.dtype).eps * abs(self.objective)
+
+    @property
+    def finite(self) -> bool:
+        return isfinite(self.objective) and isfinite(float(self.gradient.sum()))
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """F, its gradient and its curvature."""
+
+    model: LinearModel
+    precision: Tensor
+
+    def at(self, theta: Tensor) -> _Point:
+        loss, gradient = self.model.loss_gradient(theta)
+        return _Point(theta, loss + 0.5 * dot(self.precision * theta, theta), gradient + self.precision * theta)
+
+    def curvature(self, theta: Tensor, vector: Tensor, stride: int) -> Tensor:
+        return self.model.newton_product(theta, vector, stride) + self.precision * vector
+
+    def bound(self, point: _Point) -> float:
+        """|theta - theta*|_A <= e = |g|_{A^-1}, and |theta*|_A >= |theta|_A - e."""
+        distance = sqrt(float((point.gradient.double().square() / self.precision.double()).sum()))
+        size = self.size(point) - distance
+        return distance / size if size > 0 else (0.0 if distance == 0 else inf)
+
+    def size(self, point: _Point) -> float:
+        """|theta|_A."""
+        return sqrt(float((self.precision * point.theta.square()).double().sum()))
+
+    def bends_down(self, start: _Point, step: Tensor, change: Tensor) -> bool:
+        """Whether the loss alone bends downwards along a step by more than rounding: log p is then not concave."""
+        return dot(step, change) < 0.999 * dot(self.precision * step, step) - start.resolution
+
+
+@dataclass
+class _Search:
+    """The state of the iteration; one ``advance`` is one accepted step."""
+
+    objective: _Objective
+    secants: Secants
+    point: _Point
+    newton: bool = True
+    """Whether the next direction is a truncated Newton step."""
+    log_concave: bool = True
+    idle: int = 0
+    best: tuple[_Point, float] | None = field(default=None)
+    """The point to return, and its estimated error."""
+
+    def measure(self) -> float:
+        """Estimate the error of the present point, and keep the point if it is the best so far."""
+        point = self.point
+        distance = sqrt(max(0.0, dot(point.gradient, self.secants.cautious().solve(point.gradient))))
+        size = self.objective.size(point)
+        error = distance / size if size > 0 else (0.0 if distance == 0 else inf)
+        self.idle += 1
+        if self.best is None or point.objective < self.best[0].objective - point.resolution or error < self.best[1]:
+            self.best, self.idle = (point, error), 0
+        return error
+
+    def advance(self) -> _End | None:
+        """One step; None unless there is no going on."""
+        point = self.point
+        direction = self._newton_step() if self.newton else -self.secants.solve(point.gradient)
+        length, trial = 1.0, point
+        for _ in range(_TRIALS):
+            trial = self.objective.at(point.theta + length * direction)
+            if self._accepts(trial, length, direction):
+                self._learn(trial)
+                return _End.STAGNATED if self.idle >= _IDLE else None
+            if not self.newton:  # the secants promised too much: ask the curvature here
+                self.newton, direction = True, self._newton_step()
+            else:
+                length *= _shorter(dot(point.gradient, direction) * length, dot(trial.gradient, direction) * length)
+        if not trial.finite:
+            return _End.NOT_FINITE
+        resolved = -dot(point.gradient, direction) > point.resolution
+        return _End.NO_DECREASE if resolved else _End.STAGNATED
+
+    def _accepts(self, trial: _Point, length: float, direction: Tensor) -> bool:
+        """Enough decrease (Armijo); where rounding hides it, a smaller slope (Hager and Zhang 2005)."""
+        before, after = (dot(p.gradient, direction) for p in (self.point, trial))
+        if not trial.finite:
+            return False
+        if trial.objective <= self.point.objective + _ARMIJO * length * before:
+            return True
+        return trial.objective <= self.point.objective + self.point.resolution and abs(after) <= abs(before)
+
+    def _learn(self, trial: _Point) -> None:
+        step, change = trial.theta - self.point.theta, trial.gradient - self.point.gradient
+        self.log_concave = self.log_concave and not self.objective.bends_down(self.point, step, change)
+        self.secants = self.secants.taught(step, change)
+        self.point, self.newton = trial, False
+
+    def _newton_step(self) -> Tensor:
+        """As many conjugate gradient steps on the Newton system as 1.5 products pay; the secants learn each of them."""
+        point, solver, stride = self.point, self.secants, self.objective.model.hessian_stride
+        step, residual = torch.zeros_like(point.theta), -point.gradient
+        direction = solver.solve(residual)
+        first = size = dot(residual, direction)
+        for _ in range(stride):
+            pushed = self.objective.curvature(point.theta, direction, stride)
+            bend = dot(direction, pushed)
+            if not (0 < bend < inf and size > 0):
+                break
+            step, residual = step + (size / bend) * direction, residual - (size / bend) * pushed
+            self.secants = self.secants.taught(direction, pushed)
+            preconditioned = solver.solve(residual)
+            size, before = dot(residual, preconditioned), size
+            direction = preconditioned + (size / before) * direction
+            if size <= _FORCING**2 * first:
+                break
+        return step if bool(step.any()) else -solver.solve(point.gradient)
+
+
+def _shorter(before: float, after: float) -> float:
+    """The factor by which to shorten a step, from the slopes at its two ends (secant, kept within limits)."""
+    if not isfinite(after) or after <= before:
+        return 0.1
+    return min(0.7, max(0.1, before / (before - after)))
+
+
+def linear_mode(
+    model: LinearModel,
+    precision: Tensor,
+    preconditioner: Preconditioner | Tensor,
+    *,
+    guess: Tensor | None = None,
+    tolerance: float = 0.005,
+    max_steps: int = 500,
+    say: Callable[[str], None] = lambda _: None,
+) -> Mode:
+    """Minimise the penalised loss of the linear model.
+
+    Args:
+        model: the linear model, in the coordinates of the prior's scale.
+        precision: (P,) the diagonal of A.
+        preconditioner: near the Hessian of F, up to a factor; or (P,), an estimate of the loss's part of its diagonal.
+        guess: (1, P) to start from; zero when None.
+        tolerance: relative error asked for.
+        max_steps: steps at most.
+        say: called with one line before each step.
+
+    Returns:
+        The Mode; if it is not converged a ConvergenceWarning says so.
+
+    Raises:
+        ArithmeticError: if the loss or its gradient is not finite where it starts.
+    """
+    spent = model.ledger.products
+    objective = _Objective(model, precision)
+    start = objective.at(torch.zeros(1, model.num_parameters).to(precision) if guess is None else guess)
+    _require_start(start, guess)
+    search = _Search(objective, Secants(_near_hessian(preconditioner, precision)), start)
+    steps, end = 0, None
+    while end is None:
+        error = search.measure()
+        bound = objective.bound(search.point) if search.log_concave else inf
+        if min(error, bound) <= tolerance:
+            end = _End.CONVERGED
+        elif steps == max_steps:
+            end = _End.MAX_STEPS
+        else:
+            steps += 1
+            say(f"linear mode, step {steps}" + (f", error {error:.1%}" if isfinite(error) else ""))
+            end = search.advance()
+    assert search.best is not None
+    point, error = (search.point, error) if end is _End.CONVERGED else search.best
+    bound = objective.bound(point) if search.log_concave else inf
+    if end is not _End.CONVERGED:
+        _warn(tolerance, error, steps, end)
+    products = model.ledger.products - spent
+    return Mode(point.theta, point.objective, error, steps, products, end is _End.CONVERGED, bound)
+
+
+def _near_hessian(given: Preconditioner | Tensor, precision: Tensor) -> Preconditioner:
+    if isinstance(given, Preconditioner):
+        return given
+    return Jacobi((given + precision).clamp_min(torch.finfo(precision.dtype).tiny))
+
+
+def _require_start(start: _Point, guess: Tensor | None) -> None:
+    if not start.finite:
+        where = "theta = 0, where all outputs are zero" if guess is None else "the mode that was given to start from"
+        raise ArithmeticError(
+            f"the loss of the linear model or its gradient is not finite at {where}: check that the likelihood's "
+            "log_prob is finite there and differentiable, and that the features are finite."
+        )
+
+
+def _warn(tolerance: float, error: float, steps: int, end: _End) -> None:
+    warn(
+        f"the mode of the linear model was asked for a relative error of {tolerance:.1e}, reached an estimated "
+        f"{error:.1e} after {steps} steps and {end.value}.",
+        ConvergenceWarning,
+        stacklevel=3,
+    )
