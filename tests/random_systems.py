@@ -44,7 +44,7 @@ class RandomSystem:
         if draw.random() < 0.3:  # fewer data than parameters
             self.eigenvalues[int(size * draw.uniform(0.3, 0.9)) :] = 0
         self.signs = [draw.choice([-1.0, 1.0], size) for _ in range(2)]
-        self.alpha = self.eigenvalues[0] * 10 ** -draw.uniform(*u)
+        self.alpha = float(torch.tensor(self.eigenvalues[0] * 10 ** -draw.uniform(*u), dtype=self.dtype))
         self.model = cast(LinearModel, SimpleNamespace(curvature_product=self.product, num_parameters=size))
         self.diagonal = self.tensor(np.square(self._data_part(64)).mean(0))
         self.system = self._at(1.0, 32 if draw.random() < 0.4 else 0)
@@ -99,7 +99,7 @@ class RandomSystem:
         return RightHandSide(self.tensor(data), self.tensor(prior), columns - target, 0)
 
     def _at(self, factor: float, rank: int) -> LinearSystem:
-        precision = torch.full((self.size,), self.alpha * factor).to(self.dtype)
+        precision = torch.full((self.size,), self.alpha * factor, dtype=self.dtype)
         return LinearSystem(self.model, precision, self.diagonal, self._sketch(precision, rank) if rank else None)
 
     def _sketch(self, precision: Tensor, rank: int) -> Preconditioner:

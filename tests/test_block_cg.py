@@ -1,4 +1,4 @@
-"""Block CG: exact whatever the spectrum, the rank and the preconditioner; honest about its error; plain about bad input."""
+"""Block CG: exact whatever the spectrum, rank and preconditioner; honest about its error and about bad input."""
 
 import warnings
 from dataclasses import replace
@@ -24,7 +24,7 @@ class Dense:
         self.matrix, size = matrix, len(matrix)
         self.products = 0
         self.model = SimpleNamespace(curvature_product=self.product, num_parameters=size)
-        self.precision = torch.full((size,), alpha).to(dtype)
+        self.precision = torch.full((size,), alpha, dtype=dtype)
         self.system = LinearSystem(self.model, self.precision, matrix.diagonal().clamp_min(0).to(dtype))
         self.rhs = RightHandSide(randn(columns, size).to(dtype), randn(columns, size, seed=1).to(dtype), columns, 0)
 
@@ -65,7 +65,7 @@ def test_equals_a_dense_solve(kind, columns, preconditioned):
 
 
 def test_a_better_preconditioner_changes_nothing_but_the_number_of_passes():
-    system = next(s for s in map(lambda n: RandomSystem(n, (2, 3)), range(0, 60, 3)) if s.system.preconditioner)
+    system = next(s for s in (RandomSystem(n, (2, 3)) for n in range(0, 60, 3)) if s.system.preconditioner)
     plain = replace(system.system, preconditioner=None)
     found = [solve(sampla.BlockCG(), s, system.rhs, tolerance=1e-4, max_passes=500) for s in (plain, system.system)]
     assert found[1].passes < found[0].passes
@@ -151,9 +151,9 @@ def test_products_that_turn_wrong_later_leave_the_best_iterate():
     assert case.relative(found.value) < 1
 
 
-def estimates(seeds, u):
-    """(case, stated / true error at stopping) of the cases that converged."""
-    rows = []
+def stated_over_true(seeds, u):
+    """Error stated / true error of the iterate at stopping, for the cases that converged."""
+    ratios = []
     for seed in seeds:
         case = RandomSystem(seed, u)
         with warnings.catch_warnings():
@@ -162,11 +162,32 @@ def estimates(seeds, u):
                 sampla.BlockCG(), case.system, case.rhs, tolerance=case.tolerance, max_passes=250, guess=case.guess
             )
         if found.status is Status.CONVERGED:
-            rows.append((case, found.error / case.relative(found.value)))
-    return rows
+            ratios.append(found.error / case.relative(found.value))
+    return np.array(ratios)
 
 
-def report(rows):
-    ratios = np.array([ratio for _, ratio in rows])
-    within = ((ratios > 1 / 1.5) & (ratios < 1.5)).mean()
-    return within, (ratios < 1 / 1.5).mean(), (ratios < 1 / 3).mean(), ratios
+def test_error_is_not_understated_over_200_random_systems():
+    """Seeds that nothing was tuned on. Where the error is overstated, it is by what the last pass gained."""
+    ratios = stated_over_true(range(10_000, 10_200), u=(0.5, 3))
+    assert len(ratios) == 200
+    assert ratios.min() > 1 / 3
+    assert (ratios > 1 / 1.5).mean() >= 0.95
+    assert 1 < np.median(ratios) < 1.5
+    assert ((ratios > 1 / 1.5) & (ratios < 1.5)).mean() >= 0.6
+    assert (ratios < 3).mean() >= 0.9
+
+
+def test_error_with_a_very_weak_prior_is_of_the_right_size():
+    """No estimate from one iterate foresees the end of a plateau: the known limit, kept from growing."""
+    ratios = stated_over_true(range(20_000, 20_100), u=(3, 5))
+    assert (ratios > 1 / 3).mean() >= 0.88
+    assert 0.5 < np.median(ratios) < 1.5
+
+
+def test_errors_of_the_columns_are_theirs():
+    case = Dense(100 * psd(decades=4), 1e-2, 6)
+    found = case.solve(tolerance=0.3)
+    gap = found.value - case.exact()
+    true = ((gap @ case.matrix) * gap).sum(1).sqrt() / ((case.exact() @ case.matrix) * case.exact()).sum(1).sqrt()
+    ratios = found.errors / true
+    assert 0.3 < float(ratios.min()) < float(ratios.max()) < 5

@@ -19,7 +19,7 @@ _WINDOW = 4
 """Passes over which the rate of convergence is measured."""
 _SLOWEST = 0.99
 """Largest rate (of squares) that is believed."""
-_TRUST = 2.0
+_TRUST = 1.5
 """By which factor the extrapolated error may be below what has been measured or proved."""
 _TINY = 1e-300
 _DRIFT = 4.0
@@ -74,12 +74,14 @@ class BlockCG(Solver[BlockCGState]):
     The error estimate: each later step is taken to be as long, for the residual before it, as the last one was, and
     residuals to go on falling as they have lately, so that with q = |dz|_M^2 / |r_before|^2 of the last step and rate
     rho of the squared residuals the missing |z - z*|_M^2 is q |r|^2 / (1 - rho). It is not believed outside
-    [U/4, U], where U is the smaller of the missing part ONE PASS AGO (the same plus |dz|_M^2, which has been measured)
-    and what the residual proves: H^-1 M H^-1 <= A^-1 / 4, so that |z - z*|_M^2 <= r' A^-1 r / 4.
+    [U/2.25, U], where U is the smaller of the missing part ONE PASS AGO (the same plus |dz|_M^2, which has been
+    measured) and what the residual proves: H^-1 M H^-1 <= A^-1 / 4, so that |z - z*|_M^2 <= r' A^-1 r / 4.
 
-    What it is worth was measured over random systems (tests/test_block_cg.py). A plateau that ends only after many
-    passes cannot be foreseen from one iterate: with a prior precision more than 1,000 times below the largest
-    eigenvalue of M, few columns and eigenvalues in distant clusters, the estimate can be far short.
+    What it is worth (random systems of tests/test_block_cg.py): with a prior precision of lambda_max / 3 to
+    lambda_max / 1,000, lambda_max the largest eigenvalue of M, the error stated is at least 2/3 of the true one in 98 %
+    of the cases and never below a third; the median is 1.3 times the truth. With lambda_max / 1,000 to lambda_max /
+    100,000 it is below a third of the truth in 8 %, with few columns and eigenvalues in distant clusters in more: a
+    plateau that ends only after many passes cannot be foreseen from one iterate. More columns help.
 
     Rounding makes the recurred residual depart from the true one. When it has become as small as this may be, it is
     computed from its definition, which costs a pass; two such passes without progress between them end the solve.

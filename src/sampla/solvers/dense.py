@@ -18,6 +18,7 @@ class DenseState:
     curvature: Tensor | None
     value: Tensor
     effective_dimension: Tensor | None = None
+    log_determinant: float | None = None
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Dense(Solver[DenseState]):
     """
 
     max_parameters: int = 20_000
+    exact_determinant = True
 
     def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> DenseState:
         size = system.model.num_parameters
@@ -54,7 +56,8 @@ class Dense(Solver[DenseState]):
         value = torch.cholesky_solve(rhs.total.double().mT, root).mT.to(rhs.data_part)
         inverse_diagonal = torch.cholesky_inverse(root).diagonal()
         determined = (1 - precision * inverse_diagonal).clamp(0, 1)  # float32 products leave M slightly indefinite
-        return DenseState(curvature, value, determined)
+        determinant = 2 * float(root.diagonal().log().sum())
+        return DenseState(curvature, value, determined, determinant)
 
     def error(self, state: DenseState) -> float:
         return 0.0 if bool(state.value.isfinite().all()) else float("nan")
@@ -70,6 +73,9 @@ class Dense(Solver[DenseState]):
             0.0,
             effective_dimension=state.effective_dimension,
             reusable=(system.model, state.curvature),
+            errors=torch.zeros(len(state.value), dtype=torch.float64, device=state.value.device),
+            errors=torch.zeros(len(state.value), dtype=torch.float64),
+            log_determinant=state.log_determinant,
         )
 
 
