@@ -73,7 +73,6 @@ class Dense(Solver[DenseState]):
             0.0,
             effective_dimension=state.effective_dimension,
             reusable=(system.model, state.curvature),
-            errors=torch.zeros(len(state.value), dtype=torch.float64, device=state.value.device),
             errors=torch.zeros(len(state.value), dtype=torch.float64),
             log_determinant=state.log_determinant,
         )
