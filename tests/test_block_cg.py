@@ -151,6 +151,14 @@ def test_products_that_turn_wrong_later_leave_the_best_iterate():
     assert case.relative(found.value) < 1
 
 
+def test_negative_curvature_that_shows_only_later_is_named():
+    case = Dense(100 * psd() - 3 * torch.eye(60).double(), 0.1, 1)
+    with pytest.warns(sampla.ConvergenceWarning, match="negative curvature"):
+        found = case.solve(tolerance=1e-9)
+    assert found.status is Status.BROKE_DOWN
+    assert found.passes > 1
+
+
 def stated_over_true(seeds, u):
     """Error stated / true error of the iterate at stopping, for the cases that converged."""
     ratios = []
