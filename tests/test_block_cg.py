@@ -151,12 +151,14 @@ def test_products_that_turn_wrong_later_leave_the_best_iterate():
     assert case.relative(found.value) < 1
 
 
-def test_negative_curvature_that_shows_only_later_is_named():
-    case = Dense(100 * psd() - 3 * torch.eye(60).double(), 0.1, 1)
+@pytest.mark.parametrize("below", [0.2, 0.3, 0.5, 1.0])
+def test_negative_curvature_that_shows_only_later_is_named(below):
+    """Eigenvalues of M down to -below, with H = M + 0.1: never a claim of convergence."""
+    case = Dense(100 * psd() - below * torch.eye(60).double(), 0.1, 1)
     with pytest.warns(sampla.ConvergenceWarning, match="negative curvature"):
         found = case.solve(tolerance=1e-9)
     assert found.status is Status.BROKE_DOWN
-    assert found.passes > 1
+    assert bool(found.value.isfinite().all())
 
 
 def stated_over_true(seeds, u):

@@ -114,8 +114,8 @@ class BlockCG(Solver[BlockCGState]):
         if state.complaint:
             return float("nan")
         missing, size = float(_missing(state).sum()), float(state.size.sum())
-        if size == 0:
-            return 0.0 if missing == 0 else float("inf")
+        if size == 0:  # only a residual of zero is solved by z with phi z = 0
+            return 0.0 if missing == 0 and not bool(state.factor.any()) else float("inf")
         return float((missing / size) ** 0.5)
 
     def stagnated(self, state: BlockCGState) -> bool:
@@ -149,9 +149,13 @@ def _root(bend: Tensor, dtype: torch.dtype) -> tuple[str, Tensor | None]:
     root, info = torch.linalg.cholesky_ex(bend)
     if int(info) == 0:
         return "", root
-    values = torch.linalg.eigvalsh(bend)
-    rounding = 1e3 * torch.finfo(dtype).eps * values.abs().max()
-    return ("" if values[0] > -rounding else _INDEFINITE), None
+    lowest = torch.linalg.eigvalsh(bend)[0]
+    return ("" if lowest > -_rounding(bend, dtype) else _INDEFINITE), None
+
+
+def _rounding(bend: Tensor, dtype: torch.dtype) -> Tensor:
+    """Negative curvature that rounding explains."""
+    return 1e3 * torch.finfo(dtype).eps * bend.diagonal().abs().max()
 
 
 def _started(system: LinearSystem, rhs: RightHandSide, value: Tensor, residual: Tensor, scale: Tensor) -> BlockCGState:
@@ -175,6 +179,8 @@ def _moved(
     weights = torch.cholesky_solve(state.factor, root)  # (m, K)
     prior = gram(state.direction, state.direction * system.precision)
     energy, prior_energy = (weights * (bend @ weights)).sum(0), (weights * (prior @ weights)).sum(0)
+    if bool((energy - prior_energy < -_rounding(bend, pushed.dtype) * weights.square().sum(0)).any()):
+        return replace(state, complaint=_INDEFINITE)  # of M, although H may still be positive
     value = state.value + weights.mT.to(pushed) @ state.direction
     remainder = state.basis - torch.cholesky_inverse(root).to(pushed) @ pushed
     try:
