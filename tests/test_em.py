@@ -39,6 +39,7 @@ class Tiny:
     categorical: bool
 
     def fit(self, prior, structure, solver, em, num_samples=NUM_SAMPLES, **options):
+        em = replace(em, num_samples=num_samples)
         likelihood = sampla.Categorical() if self.categorical else sampla.Gaussian(structure=structure)
         la = sampla.LinearisedLaplace(
             self.model, likelihood, make_prior(prior), num_samples=num_samples, solver=solver, em=em, tolerance=1e-3,

@@ -1,5 +1,7 @@
 """How much the data have determined, and what that says about the hyperparameters (MacKay 1992)."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -70,3 +72,17 @@ def change_that_matters(prior: BoundPrior, updated: Tensor, gamma: Tensor) -> fl
 def relative_change(old: Tensor, new: Tensor) -> float:
     """The largest |log(new / old)| over groups: 0.02 is a change of 2 %."""
     return float((new / old).log().abs().max())
+
+
+@dataclass(frozen=True)
+class LogEvidence:
+    """log p(y) of the linear model (Laplace's approximation, exact for a Gaussian likelihood), in nats.
+
+    log p(y | mode) - |mode|_A^2 / 2 - log det(I + A^-1 M) / 2 (MacKay 1992).
+    """
+
+    value: float
+    standard_error: float
+    """Of the log determinant's estimate, halved; zero when exact."""
+    truncation: float
+    """What more iterations might still change."""

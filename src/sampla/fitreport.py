@@ -5,7 +5,9 @@ from typing import Any
 
 from sampla._batches import CheckedLoader
 from sampla.em import Inference, trace_rows
+from sampla.evidence import LogEvidence
 from sampla.likelihoods import Gaussian
+from sampla.spectral import LogError
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,22 @@ class FitReport:
     """Parameter name -> why it is not in the posterior."""
     dead_parameters: list[str]
     """Tensors on which the data say nothing, taken out by the g-prior."""
+    method: str = "fixed"
+    """How the hyperparameters were found: "krylov", "samples" or "fixed"."""
+    tolerance: float = 0.02
+    """Function-space error asked for."""
+    sample_errors: list[float] | None = None
+    """The estimated error of every sample, where the solver tells."""
+    mean_error: float | None = None
+    """Estimated relative error of the linear model's mean or mode; None where it was not needed."""
+    precision_error: list[float] | None = None
+    """Relative errors of alpha: standard error from the probes, and what more iterations might change."""
+    noise_error: list[float] | None = None
+    """The same of the noise precision."""
+    log_evidence: float | None = None
+    """log p(y) of the linear model, in nats."""
+    log_evidence_error: list[float] | None = None
+    """Its standard error, and what more iterations might change."""
 
     @property
     def std_error(self) -> float:
@@ -59,25 +77,76 @@ class FitReport:
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
     def __str__(self) -> str:
-        gamma, error = sum(self.effective_dimension), sum(e**2 for e in self.effective_dimension_error) ** 0.5
-        precision = ", ".join(f"{a:.3g}" for a in self.prior_precision[:8]) + (" ..." * (len(self.prior_precision) > 8))
         lines = [
             f"{self.num_samples} posterior samples of {self.num_parameters:,} parameters from {self.num_data:,} data",
             f"cost         {self.passes:.1f} passes ({self.sweeps} readings of the loader), {self.seconds:.1f} s",
-            f"samples      error {self.solve_error:.1%} of a function draw (estimated); the solve {self.status}",
+            f"samples      {self._sample_words()}; the solve {self.status}",
             f"sampling     a standard deviation is known to about {self.std_error:.0%} with K = {self.num_samples}",
-            f"prior        precision {precision}; {self._em_words()}",
-            f"data         determine {gamma:.1f} of {self.num_parameters:,} parameters"
-            + (f" (standard error {error:.1f})" if error else " (exact)"),
+            f"prior        {self._prior_words()}",
+            f"data         determine {self._gamma_words()} of {self.num_parameters:,} parameters",
         ]
+        if self.mean_error is not None:
+            lines.append(f"mean         error {self.mean_error:.2%} of the linear model's mean (estimated)")
+        if self.log_evidence is not None and self.log_evidence_error is not None:
+            spread, open_end = self.log_evidence_error
+            lines.append(
+                f"evidence     log p(y) = {self.log_evidence:,.1f} nats, standard error {spread:.1f}"
+                + (f", iterations may change {open_end:.1f}" if open_end > 0.1 * spread else "")
+            )
         if self.noise_precision is not None and not isinstance(self.noise_precision, list):
-            lines.append(f"noise        precision {self.noise_precision:.4g} (std {self.noise_precision**-0.5:.3g})")
+            known = _known(self.noise_error)
+            lines.append(
+                f"noise        precision {self.noise_precision:.4g}{known} (std {self.noise_precision**-0.5:.3g})"
+            )
         if self.excluded_parameters:
             reasons = sorted(set(self.excluded_parameters.values()))
             lines.append(f"left out     {len(self.excluded_parameters)} parameter tensors: {', '.join(reasons)}")
         if self.dead_parameters:
             lines.append(f"dead         {', '.join(self.dead_parameters)}: the data say nothing about them")
+        lines.append(f"to improve   {self.advice}")
         return "\n".join(lines)
+
+    @property
+    def summary(self) -> str:
+        """The certificate in one line."""
+        return (
+            f"{self.num_samples} samples in {self.passes:.1f} passes and {self.seconds:.0f} s: error "
+            f"{self.solve_error:.1%} of a function draw, a standard deviation known to {self.std_error:.0%}, prior "
+            + self._prior_words()
+        )
+
+    @property
+    def advice(self) -> str:
+        """What to change first to make the error bars more accurate."""
+        if self.solve_error > self.tolerance:
+            return f"the samples missed the tolerance of {self.tolerance:.0%}: {self._short_solve()}"
+        if not self.settled:
+            return "EM has not settled: raise EM(max_steps=...), or EM(max_rows=...) if the Krylov space was full"
+        alpha = max(self.precision_error or [0.0])
+        if alpha > self.std_error:
+            return f"alpha is known to {alpha:.0%} only: raise EM(num_samples=...)"
+        wanted = 4 * self.num_samples
+        return (
+            f"the number of samples limits the accuracy: num_samples={wanted} halves the {self.std_error:.0%} "
+            "of a standard deviation"
+        )
+
+    def _short_solve(self) -> str:
+        if "rounding" in self.status:
+            return "use float64, or ask for less"
+        return "raise max_passes, or ask for less"
+
+    def _sample_words(self) -> str:
+        words = f"error {self.solve_error:.1%} of a function draw (estimated)"
+        return words + (f", {max(self.sample_errors):.1%} for the worst" if self.sample_errors else "")
+
+    def _prior_words(self) -> str:
+        precision = ", ".join(f"{a:.3g}" for a in self.prior_precision[:8]) + (" ..." * (len(self.prior_precision) > 8))
+        return f"precision {precision}{_known(self.precision_error)}; {self._em_words()}"
+
+    def _gamma_words(self) -> str:
+        gamma, error = sum(self.effective_dimension), sum(e**2 for e in self.effective_dimension_error) ** 0.5
+        return f"{gamma:.1f}" + (f" (standard error {error:.1f})" if error else " (exact)")
 
     def _em_words(self) -> str:
         if not self.trace:
@@ -87,8 +156,25 @@ class FitReport:
         return f"EM {word} in {len(self.trace)} steps (last change {change:.1%})"
 
 
+def _known(errors: list[float] | None) -> str:
+    """ " (known to 3 %, ...)" from a standard error and a truncation error."""
+    if errors is None:
+        return ""
+    spread, open_end = errors
+    return f" (known to {spread:.1%}" + (f", iterations may change {open_end:.1%})" if open_end > spread / 10 else ")")
+
+
+def _pair(errors: LogError | LogEvidence | None) -> list[float] | None:
+    return None if errors is None else [errors.standard_error, errors.truncation]
+
+
 def build_report(
-    inference: Inference, data: CheckedLoader, excluded: dict[str, str], adjoint_error: float, seconds: float
+    inference: Inference,
+    data: CheckedLoader,
+    excluded: dict[str, str],
+    adjoint_error: float,
+    seconds: float,
+    tolerance: float,
 ) -> FitReport:
     """Collect the report from what the fit left behind."""
     likelihood = inference.model.likelihood
@@ -116,4 +202,12 @@ def build_report(
         adjoint_error=adjoint_error,
         excluded_parameters=dict(excluded),
         dead_parameters=list(inference.prior.dead),
+        method=inference.method,
+        tolerance=tolerance,
+        sample_errors=None if inference.solution.errors is None else inference.solution.errors[:count].tolist(),
+        mean_error=None if inference.mean is None else inference.mean_error,
+        precision_error=_pair(inference.precision_error),
+        noise_error=_pair(inference.noise_error),
+        log_evidence=None if inference.log_evidence is None else inference.log_evidence.value,
+        log_evidence_error=_pair(inference.log_evidence),
     )

@@ -1,11 +1,11 @@
 """A block Krylov space of M, with which every prior precision can be served: M does not depend on alpha.
 
 Block Lanczos (Golub and Underwood 1977) with full re-orthogonalisation: V is orthonormal, T = V M V'. Quadratic forms
-x' f(M) x of the start vectors x are read off T (Gauss quadrature, Golub and Meurant 2010; Ubaru, Chen, Saad 2017), for
-every f at once; V with T is a sketch of M for preconditioning; V' (T + alpha)^-1 V b starts a solve.
+x' f(M) x of the start vectors x are read off T for every f at once, from below by Gauss quadrature and, because M has
+no negative eigenvalue, from above by Gauss-Radau with a node at zero (Golub and Meurant 2010, chapters 6 and 7). V with
+T is a sketch of M for preconditioning; V' (T + alpha)^-1 V b starts a solve.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,8 +17,25 @@ from sampla._blocks import gram, orthonormal
 from sampla.model import LinearModel
 from sampla.preconditioners import Sketch
 
-Function = Callable[[Tensor], Tensor]
-"""A function of eigenvalues, applied entry by entry."""
+_TAIL = 0.25
+"""The quantile of the Ritz values that a sketch takes for the level of M outside the space."""
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """x' f(M) x = sum_q w_q f(lambda_q), for each of k vectors x."""
+
+    nodes: Tensor
+    """(q,) at least zero, float64."""
+    weights: Tensor
+    """(q, k) at least zero, float64."""
+
+    def __add__(self, other: "Quadrature") -> "Quadrature":
+        """The sum of the two rules, or with ``0.5 *`` their mean."""
+        return Quadrature(torch.cat([self.nodes, other.nodes]), torch.cat([self.weights, other.weights]))
+
+    def __rmul__(self, factor: float) -> "Quadrature":
+        return Quadrature(self.nodes, factor * self.weights)
 
 
 @dataclass(frozen=True)
@@ -55,18 +72,50 @@ class KrylovSpace:
         return values.clamp_min(0), vectors
 
     @cached_property
-    def start_in_spectrum(self) -> Tensor:
-        """(m, k) the start vectors in the Ritz vectors."""
-        return self.spectrum[1].mT @ self.start
+    def gauss(self) -> Quadrature:
+        """Below the truth for every completely monotone f, such as 1 / (x + alpha)."""
+        values, vectors = self.spectrum
+        return Quadrature(values, (vectors.mT @ self.start).square())
 
-    def quadratic_forms(self, function: Function) -> Tensor:
-        """(k,) x' f(M) x for every start vector x, float64."""
-        return function(self.spectrum[0]) @ self.start_in_spectrum.square()
+    @cached_property
+    def gauss_radau(self) -> Quadrature:
+        """Above the truth for the same f: T is continued by one block that gives it the eigenvalue zero.
+
+        The block is D = C' (T^-1)_last C with C the coupling: the Schur complement D - C' T^-1 C of the continued
+        matrix is zero then.
+        """
+        if self.complete:
+            return self.gauss
+        values, vectors = self.spectrum
+        floor = torch.finfo(self.basis.dtype).eps * values.max()
+        corner = vectors[len(self.gram) - len(self.coupling) :]
+        last = (corner / values.clamp_min(floor)) @ corner.mT
+        size, added = len(self.gram), self.coupling.shape[1]
+        whole = pad(self.gram, (0, added, 0, added))
+        whole[size - len(self.coupling) : size, size:] = self.coupling
+        whole[size:, size - len(self.coupling) : size] = self.coupling.mT
+        whole[size:, size:] = self.coupling.mT @ last @ self.coupling
+        nodes, continued = torch.linalg.eigh((whole + whole.mT) / 2)
+        return Quadrature(nodes.clamp_min(0), (continued[:size].mT @ self.start).square())
+
+    @cached_property
+    def quadrature(self) -> Quadrature:
+        """The mean of the two rules, whose errors have opposite signs."""
+        return 0.5 * self.gauss + 0.5 * self.gauss_radau
 
     def before(self) -> "KrylovSpace":
-        """T as it was one iteration ago: the change since then says how far quadratic forms have settled."""
+        """The space one iteration ago: the change since then says how far quadratic forms have settled."""
         size = len(self.gram) - self.widths[-1]
-        return replace(self, gram=self.gram[:size, :size], start=self.start[:size], widths=self.widths[:-1])
+        previous = self.widths[-2]
+        return replace(
+            self,
+            basis=self.basis[:size],
+            gram=self.gram[:size, :size],
+            following=self.basis[size:],
+            coupling=self.gram[size - previous : size, size:],
+            start=self.start[:size],
+            widths=self.widths[:-1],
+        )
 
     def sketch(self) -> Sketch:
         """M on this space, for preconditioning, with the lowest quarter of the Ritz values as the level outside."""
@@ -96,9 +145,6 @@ class KrylovSpace:
         whole[size - added :, :] = inner.mT
         start = self.start if self.iterations == 0 else pad(self.start, (0, 0, 0, added))
         return KrylovSpace(basis, (whole + whole.mT) / 2, following, coupling.mT, start, (*self.widths, added))
-
-
-_TAIL = 0.25
 
 
 def krylov_space(start: Tensor) -> KrylovSpace:

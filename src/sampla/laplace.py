@@ -50,6 +50,7 @@ class LinearisedLaplace:
         curvature_at: "network" takes the likelihood's curvature B at the network's outputs, as linearised Laplace is
             defined; "linear-mode" at the mode of the linear model, which is the linear model's own Laplace
             approximation: dearer, and less underconfident when the network has fitted its training data to the last.
+        log_evidence: whether to estimate log p(y); None: wherever something is learnt, with what EM leaves behind.
         progress: show a bar on anything over two seconds.
 
     Raises:
@@ -80,6 +81,7 @@ class LinearisedLaplace:
         max_passes: int = 200,
         em: EM | None = None,
         curvature_at: CurvatureAt = "network",
+        log_evidence: bool | None = None,
         progress: bool = True,
     ) -> None:
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, "Pass the trained network.")
@@ -99,6 +101,7 @@ class LinearisedLaplace:
         self.em = em or EM()
         require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
         self.curvature_at: CurvatureAt = curvature_at
+        self.log_evidence = log_evidence
         self._progress = Progress(progress)
         self._posterior: Posterior | None = None
         self._inference: Inference | None = None
@@ -132,11 +135,14 @@ class LinearisedLaplace:
             inference = infer(
                 model, self.prior, self.solver,
                 num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
-                curvature_at=self.curvature_at, max_passes=self.max_passes, say=self._say,
+                curvature_at=self.curvature_at, max_passes=self.max_passes, log_evidence=self.log_evidence,
+                say=self._say,
                 restore=lambda state: restore_state(checkpoint, state, self._identity(data)),
                 keep=lambda state: keep_state(checkpoint, state, self._identity(data)),
             )  # fmt: skip
-        report = build_report(inference, data, self.excluded, adjoint, perf_counter() - start)
+        report = build_report(inference, data, self.excluded, adjoint, perf_counter() - start, self.tolerance)
+        if report.seconds > 2:
+            self._progress.say(report.summary)
         self._inference, self._report = inference, report
         self._posterior = Posterior(
             features,
@@ -175,6 +181,23 @@ class LinearisedLaplace:
     def effective_dimension_(self) -> Tensor:
         """(G,) gamma: how many parameters the data determine, for each prior group."""
         return torch.tensor(self._facts()["effective_dimension"], dtype=torch.float64)
+
+    @property
+    def log_evidence_(self) -> float:
+        """log p(y) of the linear model in nats, to compare networks and priors; its errors are in ``report_``.
+
+        log p(y | mode) - |mode|_A^2 / 2 - log det(I + A^-1 M) / 2, the determinant by stochastic Lanczos quadrature
+        (exact with solver="dense").
+
+        Raises:
+            RuntimeError: if the fit was not asked for it.
+        """
+        value = self._facts()["log_evidence"]
+        if value is None:
+            raise RuntimeError(
+                "the log evidence was not estimated, because nothing was learnt: fit with log_evidence=True"
+            )
+        return float(value)
 
     @property
     def samples_(self) -> dict[str, Tensor]:

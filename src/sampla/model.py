@@ -54,6 +54,8 @@ class Survey:
     """N C: the number of outputs over all data."""
     residual: Tensor | None
     """Second moment of y - f for a Gaussian likelihood."""
+    target: Tensor | None = None
+    """Second moment of y for a Gaussian likelihood."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class LinearModel:
         Raises:
             ValueError: for NaN in inputs, outputs or targets, or targets that do not fit the outputs.
         """
-        entries, residual = 0, None
+        entries, moments = 0, None
         for batch in self.data:
             _check_batch(batch)
             outputs = self.features.linearise(batch.inputs).outputs
@@ -155,9 +157,10 @@ class LinearModel:
             self.likelihood.check_targets(outputs, batch.targets)
             entries += outputs.numel()
             if isinstance(self.likelihood, Gaussian):
-                moment = self.likelihood.second_moment((batch.targets - outputs).unsqueeze(0))
-                residual = moment if residual is None else residual + moment
-        return Survey(self.data.num_data, entries, residual)
+                both = (batch.targets - outputs, batch.targets)
+                parts = [self.likelihood.second_moment(r.unsqueeze(0)) for r in both]
+                moments = parts if moments is None else [a + b for a, b in zip(moments, parts, strict=True)]
+        return Survey(self.data.num_data, entries, *(moments or (None, None)))
 
     def draw_noise(self, seed: int, num_samples: int) -> NoiseDraw:
         """One pass of K vjps: the data part of the right-hand sides and the diagonal of M (method.md 2 and 4)."""

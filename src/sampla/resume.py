@@ -1,5 +1,6 @@
 """A fit that was stopped goes on: the state after every EM step, in one file."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +10,34 @@ from torch import Tensor
 from sampla import checkpoint
 from sampla._checks import require
 from sampla.em import EMState, EMStep, trace_rows
+from sampla.krylov import KrylovSpace
 from sampla.likelihoods import Gaussian
 from sampla.solvers import Solution, Status
+from sampla.spectral import LogError
 
 _FILE = "em-state.safetensors"
+_SPACE = ("basis", "gram", "following", "coupling", "start")
+_NUMBERS = ("noise_factor", "objective", "mode_error")
+_ERRORS = ("precision_error", "noise_error")
 
 
 def keep_state(folder: str | Path | None, state: EMState, identity: dict[str, Any]) -> None:
     """Write the state after an EM step; does nothing without a folder."""
     if folder is None:
         return
-    assert state.solution is not None
-    assert state.mode is not None
     Path(folder).mkdir(parents=True, exist_ok=True)
-    tensors = {
-        "precision": state.prior.precision,
-        "value": state.solution.value,
-        "curvature_value": state.solution.curvature_value,
-        "mode": state.mode,
-    }
+    tensors = {"precision": state.prior.precision, **_tensors_of(state)}
     likelihood = state.model.likelihood
     if isinstance(likelihood, Gaussian) and likelihood.noise_precision is not None:
         tensors["noise_precision"] = likelihood.noise_precision
-    facts = {"identity": identity, "trace": trace_rows(state.trace), "settled": state.settled}
+    facts = {
+        "identity": identity,
+        "trace": trace_rows(state.trace),
+        "settled": state.settled,
+        "numbers": {name: getattr(state, name) for name in _NUMBERS},
+        "errors": {name: getattr(state, name) and asdict(getattr(state, name)) for name in _ERRORS},
+        "widths": None if state.space is None else state.space.widths,
+    }
     checkpoint.save(Path(folder) / _FILE, tensors, facts)
 
 
@@ -59,7 +65,26 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
     model = state.model
     if "noise_precision" in tensors and isinstance(model.likelihood, Gaussian) and model.likelihood.learns_noise:
         model = model.replaced(likelihood=Gaussian(tensors["noise_precision"], learn=True))
-    solution = Solution(here("value"), here("curvature_value"), Status.MAX_PASSES, 0, float("nan"))
-    trace = [EMStep(**row) for row in facts["trace"]]
-    prior = state.prior.with_precision(here("precision").to(torch.float64))
-    return EMState(prior, model, solution, here("mode"), trace, facts["settled"])
+    solution = None
+    if "value" in tensors:
+        solution = Solution(here("value"), here("curvature_value"), Status.MAX_PASSES, 0, float("nan"))
+    space = None
+    if facts["widths"] is not None:
+        space = KrylovSpace(**{name: here(f"space.{name}") for name in _SPACE}, widths=tuple(facts["widths"]))
+    errors = {name: row and LogError(**row) for name, row in facts["errors"].items()}
+    return EMState(
+        state.prior.with_precision(here("precision").to(torch.float64)), model, solution,
+        here("mode") if "mode" in tensors else None,
+        [EMStep(**row) for row in facts["trace"]], facts["settled"], space, **{**facts["numbers"], **errors},
+    )  # fmt: skip
+
+
+def _tensors_of(state: EMState) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    if state.solution is not None:
+        tensors |= {"value": state.solution.value, "curvature_value": state.solution.curvature_value}
+    if state.mode is not None:
+        tensors["mode"] = state.mode
+    if state.space is not None:
+        tensors |= {f"space.{name}": getattr(state.space, name) for name in _SPACE}
+    return tensors

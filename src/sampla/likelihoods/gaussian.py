@@ -91,6 +91,17 @@ class Gaussian(Likelihood):
         squared = flat.square()
         return squared.sum(0) if self.structure == "diagonal" else squared.sum()
 
+    def weighted(self, moment: Tensor) -> float:
+        """sum_n r_n' B r_n from the second moment of r."""
+        precision = self._precision().to(moment)
+        if self.structure == "scalar":
+            return float(precision * moment.sum())
+        return float((precision * moment).sum())
+
+    def scaled(self, factor: float) -> "Gaussian":
+        """The same with a noise precision so many times as large."""
+        return Gaussian(self._precision() * factor, learn=self.learns_noise)
+
     def updated(self, residual: Tensor, function: Tensor, effective_dimension: float, entries: int) -> "Gaussian":
         """The M-step for the noise (method.md section 3; MacKay 1992 for scalar noise).
 

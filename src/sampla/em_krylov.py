@@ -1,0 +1,197 @@
+"""EM for the price of one Krylov space: gamma for every alpha, and for Gaussian likelihoods the mean too, from M alone.
+
+Works where H = f M + alpha I with one M: one prior group, and no noise to learn or scalar noise, whose precision is the
+factor f. A prior with several alphas shifts M by different amounts in different coordinates, and noise by output, or B
+at the linear mode, changes M itself: there EM works with posterior samples (em_samples.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import log
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from sampla.emstate import EMState, EMStep, Task, looseness
+from sampla.krylov import KrylovSpace, krylov_space
+from sampla.likelihoods import Gaussian
+from sampla.model import LinearModel
+from sampla.preconditioners import Jacobi, Preconditioner
+from sampla.priors import BoundPrior
+from sampla.solvers import Mode, linear_mode
+from sampla.spectral import FixedPoint, LogError, Settled, estimated, gamma
+
+_FEWEST = 3
+"""Iterations before the change of an estimate says anything about its error."""
+_FURTHEST = 10.0
+"""Factor by which alpha may change before the mode is found again."""
+_FAR_ENOUGH = 2.0
+"""Factor by which alpha must change for the space not to grow before the mode is found again."""
+_COARSEST, _SHARE = 0.05, 0.02
+"""Relative error of the mode allowed at first, and as a part of the last change of log alpha."""
+
+
+def shares_one_space(model: LinearModel, prior: BoundPrior) -> bool:
+    """Whether one Krylov space of M serves everything that is to be learnt."""
+    likelihood = model.likelihood
+    fixed = not likelihood.learns_noise or (isinstance(likelihood, Gaussian) and likelihood.structure == "scalar")
+    return len(prior.names) == 1 and fixed
+
+
+def start_space(task: Task, target_part: Tensor | None) -> KrylovSpace:
+    """The space from the noise's right-hand sides, and for a Gaussian likelihood that of the mean; no product yet."""
+    start = task.draw.data_part[: task.em_samples]
+    return krylov_space(start if target_part is None else torch.cat([start, target_part]))
+
+
+def run(task: Task, state: EMState, keep: Callable[[EMState], None]) -> EMState:
+    """EM steps until alpha and the noise have settled, or until steps or memory are used up."""
+    step = _gaussian_step if state.model.likelihood.is_quadratic else _mode_step
+    while not state.settled and len(state.trace) < task.em.max_steps:
+        rows = _rows(state.space)
+        state = step(task, state)
+        keep(state)
+        if not state.settled and state.model.likelihood.is_quadratic and _rows(state.space) == rows:
+            break  # no memory for a larger space
+    return state
+
+
+def _rows(space: KrylovSpace | None) -> int:
+    return 0 if space is None else len(space.basis)
+
+
+def _gaussian_step(task: Task, state: EMState) -> EMState:
+    """The space grows by one iteration; the fixed point of alpha and noise is read off it."""
+    start, spent = perf_counter(), state.model.ledger.products
+    assert state.space is not None
+    space = _grown(task, state, state.space, len(state.trace) + 1)
+    used = float(state.prior.precision[0]) / state.noise_factor
+    found = _fixed_point(task, state, space).solved(used)
+    hyper = found.hyper
+    prior = state.prior.with_precision(torch.full_like(state.prior.precision, hyper.precision))
+    change = max(
+        abs(log(hyper.precision / float(state.prior.precision[0]))), abs(log(hyper.noise_factor / state.noise_factor))
+    )
+    open_error = max(found.precision_error.truncation, found.noise_error.truncation)
+    size = float((space.quadrature.nodes + hyper.ratio).reciprocal().square() @ space.quadrature.weights[:, -1])
+    row = _row(task, state, space, found, change, open_error, (hyper.precision * size) ** 0.5, 0.0, start, spent)
+    settled = open_error <= task.em.tolerance / 2 and (space.complete or space.iterations >= _FEWEST)
+    return replace(
+        state, prior=prior, space=space, noise_factor=hyper.noise_factor, trace=[*state.trace, row], settled=settled,
+        precision_error=found.precision_error, noise_error=found.noise_error,
+    )  # fmt: skip
+
+
+def _mode_step(task: Task, state: EMState) -> EMState:
+    """The mode at the present alpha, and the alpha at which gamma over the mode's size would come back to itself."""
+    start, spent = perf_counter(), state.model.ledger.products
+    number, loose = len(state.trace) + 1, looseness(task.em, state.trace)
+    used = float(state.prior.precision[0])
+    mode = _mode(task, state, _mode_tolerance(task, state), number)
+    size = float(mode.value.double().square().sum())
+    assert state.space is not None
+    space = state.space if state.space.iterations else _grown(task, state, state.space, number)
+    while True:
+        slope = _slope(state, space, mode.value, size)
+        problem = replace(_fixed_point(task, state, space), mode_size=(used, size, slope))
+        found = problem.solved(used, used / _FURTHEST)
+        if found.precision_error.truncation <= task.em.tolerance / 2 * loose and space.iterations >= _FEWEST:
+            break
+        if loose > 1 and found.hyper.ratio < used / _FAR_ENOUGH:  # where the mode is now says little about so far away
+            break
+        larger = _grown(task, state, space, number)
+        if larger is space:
+            break
+        space = larger
+    proposed = min(found.hyper.ratio, used * _FURTHEST)
+    change = abs(log(proposed / used))
+    error = LogError(found.precision_error.standard_error, found.precision_error.truncation + 2 * mode.error)
+    settled = change <= task.em.tolerance and loose == 1 and error.truncation <= task.em.tolerance
+    norm = (used * size) ** 0.5
+    row = _row(task, state, space, found, change, found.precision_error.truncation, norm, mode.error, start, spent)
+    return replace(
+        state, prior=state.prior.with_precision(torch.full_like(state.prior.precision, proposed)), space=space,
+        mode=mode.value, objective=mode.objective + (proposed - used) / 2 * size, mode_error=mode.error,
+        trace=[*state.trace, row], settled=settled, precision_error=error,
+    )  # fmt: skip
+
+
+def _fixed_point(task: Task, state: EMState, space: KrylovSpace) -> FixedPoint:
+    likelihood, size = state.model.likelihood, 0.0
+    if isinstance(likelihood, Gaussian):
+        assert task.survey.target is not None
+        size = likelihood.weighted(task.survey.target)
+    return FixedPoint(
+        space, task.em_samples, learn_prior=state.prior.learn, precision=float(state.prior.precision[0]),
+        learn_noise=likelihood.learns_noise, target_size=size, entries=task.survey.entries,
+    )  # fmt: skip
+
+
+def _grown(task: Task, state: EMState, space: KrylovSpace, number: int) -> KrylovSpace:
+    """One iteration more, if the space is not whole and memory allows."""
+    if space.complete or len(space.basis) + len(space.following) > task.em.max_rows:
+        return space
+    task.say(f"EM {number}: Krylov space of {len(space.basis) + len(space.following)} vectors")
+    return space.grown(state.model)
+
+
+def _mode_tolerance(task: Task, state: EMState) -> float:
+    """|mode|^2 need only be known a few times better than alpha was moving."""
+    finest = min(task.em.mode_tolerance, task.em.tolerance / 4)
+    return max(finest, min(_COARSEST, _SHARE * state.trace[-1].change if state.trace else _COARSEST))
+
+
+def _mode(task: Task, state: EMState, tolerance: float, number: int) -> Mode:
+    return linear_mode(
+        state.model, state.prior.diagonal, mode_preconditioner(task, state), guess=state.mode, tolerance=tolerance,
+        say=lambda text: task.say(f"EM {number}: {text}"),
+    )  # fmt: skip
+
+
+def mode_preconditioner(task: Task, state: EMState) -> Preconditioner:
+    """What is near the Hessian at the mode: the Krylov space once there is one, the diagonal before."""
+    if state.space is None or state.space.iterations == 0:
+        return Jacobi(task.draw.diagonal + state.prior.diagonal)
+    return state.space.sketch().at(state.prior.diagonal)
+
+
+def _slope(state: EMState, space: KrylovSpace, mode: Tensor, size: float) -> float:
+    """d log |mode|^2 / d log alpha: by a secant through the last two modes, at first from the space.
+
+    The mode moves by -H^-1 mode d alpha, so the slope is -2 alpha mode' H^-1 mode / |mode|^2.
+    """
+    used = float(state.prior.precision[0])
+    if state.trace and state.mode is not None:
+        before = state.trace[-1].precision[0]
+        if abs(log(used / before)) > 0.02:
+            old = float(state.mode.double().square().sum())
+            return min(max(log(size / old) / log(used / before), -1.9), 0.0)
+    if space.iterations == 0:
+        return 0.0
+    inverse = space.sketch().at(state.prior.diagonal)
+    return min(max(-2 * used * float((mode * inverse.solve(mode)).double().sum()) / size, -1.9), 0.0)
+
+
+def _row(
+    task: Task, state: EMState, space: KrylovSpace, found: Settled, change: float, error: float, norm: float,
+    mode_error: float, start: float, spent: float,
+) -> EMStep:  # fmt: skip
+    likelihood, used = state.model.likelihood, float(state.prior.precision[0])
+    noise = likelihood.noise_precision if isinstance(likelihood, Gaussian) else None
+    determined = estimated(space, task.em_samples, gamma, used / state.noise_factor)
+    return EMStep(
+        precision=[used],
+        updated_precision=[found.hyper.precision],
+        noise_precision=None if noise is None else (noise * state.noise_factor).tolist(),
+        effective_dimension=[determined.value],
+        effective_dimension_error=[determined.standard_error],
+        mode_norm=norm,
+        change=change,
+        passes=space.iterations,
+        solve_error=error,
+        solve_history=[],
+        mode_error=mode_error,
+        seconds=perf_counter() - start,
+        products=state.model.ledger.products - spent,
+    )

@@ -1,0 +1,213 @@
+"""EM from posterior samples (method.md 2 and 3): for what a single Krylov space of M cannot serve.
+
+That is a prior with several alphas, noise that is learnt per output or in full, B at the linear mode, and solvers other
+than block conjugate gradients. Every step solves for a few samples, warm-started, with the noise draws kept; the next
+alpha comes from a secant through the last two steps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from sampla.emstate import EMState, EMStep, Task, looseness
+from sampla.evidence import (
+    accelerated,
+    change_that_matters,
+    effective_dimension,
+    relative_change,
+    updated_precision,
+)
+from sampla.features import Features, OutputsAt
+from sampla.likelihoods import Gaussian, Likelihood
+from sampla.model import LinearModel, NoiseDraw
+from sampla.noise import PRIOR, standard_normal
+from sampla.preconditioners import Jacobi
+from sampla.solvers import LinearSystem, Mode, RightHandSide, Solution, linear_mode, solve
+
+
+def prior_part(task: Task, diagonal: Tensor, num_samples: int) -> Tensor:
+    """(K, P) A theta0 = A^(1/2) xi of the right-hand sides."""
+    root = diagonal.sqrt()
+    return root * standard_normal(task.seed, PRIOR, range(num_samples), 0, tuple(root.shape), root)
+
+
+def target_part(model: LinearModel) -> Tensor:
+    """(1, P) sum_n phi_n' B_n y_n."""
+    return -model.loss_gradient(torch.zeros(1, model.num_parameters).to(model.features.like))[1]
+
+
+@dataclass
+class SampledEM:
+    """The right-hand sides as they follow the likelihood and the mode, and the steps made with them."""
+
+    task: Task
+    draw: NoiseDraw
+    """Of the present likelihood and, if it moves, the present mode."""
+    first: Likelihood
+    """The likelihood that the task's draw belongs to."""
+    moving: Features | None
+    """The features, where B is to be taken at the linear mode and so moves with it."""
+    target: Tensor | None = None
+    """(1, P) of the present likelihood, once it is known."""
+    mode_error: float = float("nan")
+    looseness: float = 1.0
+
+    def run(self, state: EMState, keep: Callable[[EMState], None]) -> EMState:
+        """EM steps until everything learnt has settled, or until the steps are used up."""
+        while not state.settled and len(state.trace) < self.task.em.max_steps:
+            state = self.step(state)
+            keep(state)
+        self.looseness = 1.0
+        return state
+
+    def step(self, state: EMState) -> EMState:
+        """E-step, mode, M-step."""
+        task, em, number = self.task, self.task.em, len(state.trace) + 1
+        start, spent = perf_counter(), state.model.ledger.products
+        self.looseness = looseness(em, state.trace)
+        state = self.at_mode(state, f"EM {number}: ")
+        tolerance = em.solve_tolerance * self.looseness
+        solution = self.e_step(state, task.em_samples, tolerance, f"EM {number}: samples, ")
+        mode, mode_error, objective = self._mode(state, solution, f"EM {number}: ")
+        gamma, gamma_error = effective_dimension(solution, task.em_samples, state.prior)
+        updated = updated_precision(state.prior, gamma, mode[0]) if state.prior.learn else state.prior.precision
+        model, noise_change = self._noise_step(state, solution, mode, float(gamma.sum()))
+        change = max(change_that_matters(state.prior, updated, gamma), noise_change)
+        likelihood = state.model.likelihood
+        row = EMStep(
+            precision=state.prior.precision.tolist(),
+            updated_precision=updated.tolist(),
+            noise_precision=likelihood.noise_precision.tolist() if isinstance(likelihood, Gaussian) else None,  # type: ignore[union-attr]
+            effective_dimension=gamma.tolist(),
+            effective_dimension_error=gamma_error.tolist(),
+            mode_norm=float((state.prior.diagonal * mode[0].square()).sum()) ** 0.5,
+            change=change,
+            passes=solution.passes,
+            solve_error=solution.error,
+            solve_history=solution.history,
+            mode_error=mode_error,
+            seconds=perf_counter() - start,
+            products=state.model.ledger.products - spent,
+        )
+        trace = [*state.trace, row]
+        settled = change <= em.tolerance and self.looseness == 1
+        prior = state.prior.with_precision(updated if settled else _proposed(trace, updated))
+        following = EMState(
+            prior, model, solution, mode, trace, settled, objective=objective, mode_error=mode_error
+        )  # fmt: skip
+        if model is not state.model:
+            self.renoise(following, before=state.model.likelihood)
+        return following
+
+    def right_hand_side(self, state: EMState, num_samples: int) -> RightHandSide:
+        """K samples, and for a quadratic likelihood the mean, as one block."""
+        data_part, prior = self.draw.data_part[:num_samples], prior_part(self.task, state.prior.diagonal, num_samples)
+        if state.model.likelihood.is_quadratic:
+            if self.target is None:
+                self.target = target_part(state.model)
+            data_part = torch.cat([data_part, self.target])
+            prior = torch.cat([prior, torch.zeros_like(prior[:1])])
+        return RightHandSide(data_part, prior, num_samples, self.task.seed)
+
+    def e_step(self, state: EMState, num_samples: int, tolerance: float, label: str) -> Solution:
+        """The block solve, from the last step's solution."""
+        task = self.task
+        return solve(
+            task.solver, LinearSystem(state.model, state.prior.diagonal, self.draw.diagonal),
+            self.right_hand_side(state, num_samples), tolerance=tolerance, max_passes=task.max_passes,
+            guess=state.solution, say=lambda text: task.say(label + text),
+        )  # fmt: skip
+
+    def at_mode(self, state: EMState, label: str) -> EMState:
+        """Where B is taken at the linear mode: find the mode at the present alpha, and move B there."""
+        if self.moving is None:
+            return state
+        model = state.model.replaced(features=self.moving)
+        found = self._linear_mode(model, state, label)
+        self.mode_error = found.error
+        moved = replace(
+            state, mode=found.value, objective=found.objective, mode_error=found.error,
+            model=model.replaced(features=OutputsAt(self.moving, found.value)),
+        )  # fmt: skip
+        self.redraw(moved)
+        return moved
+
+    def renoise(self, state: EMState, before: Likelihood | None = None) -> None:
+        """Right-hand sides for a changed noise: scalar noise only scales them, any other needs a new pass.
+
+        Args:
+            state: its likelihood is the new one.
+            before: the likelihood that the state's solution belongs to; None if it is the new one already.
+        """
+        ratio = scalar_ratio(state.model.likelihood, self.first)
+        if ratio is None:
+            return self.redraw(state)
+        draw = self.task.draw
+        self.draw, self.target = NoiseDraw(draw.data_part * ratio**0.5, draw.diagonal * ratio), None
+        if before is not None and state.solution is not None:
+            change = scalar_ratio(state.model.likelihood, before)
+            assert change is not None
+            curvature_value = state.solution.curvature_value * change
+            state.solution = replace(state.solution, curvature_value=curvature_value, reusable=None)
+        return None
+
+    def redraw(self, state: EMState, num_samples: int | None = None) -> None:
+        """The right-hand sides again after B has changed, from the same standard normals; EM needs few of them."""
+        count = num_samples or self.task.em_samples
+        self.draw, self.target = state.model.draw_noise(self.task.seed, count), None
+        if num_samples is not None:
+            return
+        if state.solution is not None:  # its M z belongs to the old noise: keep z only as far as it can be checked
+            state.solution = replace(
+                state.solution, curvature_value=state.model.curvature_product(state.solution.value), reusable=None
+            )
+
+    def _mode(self, state: EMState, solution: Solution, label: str) -> tuple[Tensor, float, float | None]:
+        if state.model.likelihood.is_quadratic:
+            return solution.value[-1:], solution.error, None
+        if self.moving is not None:
+            assert state.mode is not None
+            return state.mode, self.mode_error, state.objective
+        found = self._linear_mode(state.model, state, label)
+        return found.value, found.error, found.objective
+
+    def _linear_mode(self, model: LinearModel, state: EMState, label: str) -> Mode:
+        return linear_mode(
+            model, state.prior.diagonal, Jacobi(self.draw.diagonal + state.prior.diagonal),
+            guess=state.mode, tolerance=self.task.em.mode_tolerance * self.looseness,
+            say=lambda text: self.task.say(label + text),
+        )  # fmt: skip
+
+    def _noise_step(self, state: EMState, solution: Solution, mode: Tensor, gamma: float) -> tuple[LinearModel, float]:
+        likelihood = state.model.likelihood
+        if not (isinstance(likelihood, Gaussian) and likelihood.learns_noise):
+            return state.model, 0.0
+        residual, function = state.model.noise_moments(mode, solution.value[: self.task.em_samples])
+        updated = likelihood.updated(residual, function, gamma, self.task.survey.entries)
+        old, new = likelihood.noise_precision, updated.noise_precision
+        assert old is not None
+        assert new is not None
+        if old.ndim == 2:
+            old, new = old.diagonal(), new.diagonal()
+        return state.model.replaced(likelihood=updated), relative_change(old, new)
+
+
+def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
+    """Where the next EM step starts: a secant through the last two, where only alpha is learnt."""
+    if trace[-1].noise_precision != trace[0].noise_precision:  # the update moves with the noise: no secant
+        return updated
+    used = [updated.new_tensor(row.precision) for row in trace[-2:]]
+    updates = [updated.new_tensor(row.updated_precision) for row in trace[-2:]]
+    return accelerated(used, updates)
+
+
+def scalar_ratio(new: Likelihood, old: Likelihood) -> float | None:
+    """new / old noise precision if both are scalar."""
+    if not (isinstance(new, Gaussian) and isinstance(old, Gaussian)) or new.structure != "scalar":
+        return None
+    assert new.noise_precision is not None
+    assert old.noise_precision is not None
+    return float(new.noise_precision / old.noise_precision)

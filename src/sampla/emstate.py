@@ -1,0 +1,174 @@
+"""What the loop over hyperparameters is asked, what it remembers between its steps, and what it leaves behind."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+from warnings import warn
+
+from torch import Tensor
+
+from sampla._checks import ConvergenceWarning, require
+from sampla.evidence import LogEvidence
+from sampla.krylov import KrylovSpace
+from sampla.model import LinearModel, NoiseDraw, Survey
+from sampla.priors import BoundPrior
+from sampla.solvers import Solution, Solver
+from sampla.spectral import LogError
+
+CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
+Method: TypeAlias = Literal["krylov", "samples"]
+
+
+@dataclass(frozen=True)
+class EM:
+    """When the loop stops and how accurate it works.
+
+    Args:
+        tolerance: largest relative change of any prior or noise precision at which EM has settled.
+        max_steps: EM steps at most.
+        solve_tolerance: function-space error of the E-steps that use samples (gamma is off by about its square).
+        mode_tolerance: relative error of the linear mode.
+        num_samples: right-hand sides that EM works with; the final solve has K. gamma is then known to about
+            sqrt(2 / (num_samples gamma)) of itself.
+        max_rows: vectors of P that the Krylov space of M may hold.
+        method: "krylov" reads gamma for every alpha off one Krylov space of M, "samples" solves for posterior samples
+            at every step, as the paper does; None: the Krylov space wherever M does not change with what is learnt.
+    """
+
+    tolerance: float = 0.02
+    max_steps: int = 30
+    solve_tolerance: float = 0.05
+    mode_tolerance: float = 0.005
+    num_samples: int = 8
+    max_rows: int = 256
+    method: Method | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "solve_tolerance", "mode_tolerance"):
+            require(0 < getattr(self, name) < 1, f"EM {name} in (0, 1)", f"{getattr(self, name)}", "Try 0.02.")
+        require(self.max_steps >= 1, "at least one EM step", f"{self.max_steps}", "Fix the prior with learn=False.")
+        require(self.num_samples >= 2, "at least two samples for EM", f"{self.num_samples}", "The default is 8.")
+        require(self.max_rows >= 16, "max_rows of at least 16", f"{self.max_rows}", "The default is 256.")
+        known = self.method in (None, "krylov", "samples")
+        require(known, "EM method 'krylov', 'samples' or None", f"{self.method!r}", "None chooses.")
+
+
+@dataclass(frozen=True)
+class EMStep:
+    """One row of the trace."""
+
+    precision: list[float]
+    """alpha of each prior group that the E-step used."""
+    updated_precision: list[float]
+    """What MacKay's update made of it; the next step starts from a secant through these."""
+    noise_precision: Any
+    """The noise precision that the E-step used; None if the likelihood has none."""
+    effective_dimension: list[float]
+    effective_dimension_error: list[float]
+    """Standard error of the estimate; zero when exact."""
+    mode_norm: float
+    """|mode|_A at the alpha used."""
+    change: float
+    """Largest |log ratio| of updated to used precisions, over groups in which the data determine anything."""
+    passes: int
+    """Products per right-hand side: of the solve, or of the growing Krylov space."""
+    solve_error: float
+    """Estimated function-space error of the samples; or how far alpha may still move if the Krylov space grows."""
+    solve_history: list[float]
+    """Error estimate after each pass of the E-step."""
+    mode_error: float
+    seconds: float
+    products: float = 0.0
+    """All products with M and gradients of this step."""
+
+
+@dataclass
+class EMState:
+    """All that an interrupted loop needs to go on as if nothing had happened."""
+
+    prior: BoundPrior
+    model: LinearModel
+    solution: Solution | None = None
+    mode: Tensor | None = None
+    trace: list[EMStep] = field(default_factory=list)
+    settled: bool = False
+    space: KrylovSpace | None = None
+    """Of M as it was at the first noise precision."""
+    noise_factor: float = 1.0
+    """Present noise precision over the first, where the Krylov space serves every noise precision."""
+    objective: float | None = None
+    """-log p(y | mode) + |mode|_A^2 / 2 at the present mode."""
+    mode_error: float = float("nan")
+    precision_error: LogError | None = None
+    noise_error: LogError | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What stays the same over the steps of one fit."""
+
+    solver: Solver[Any]
+    em: EM
+    seed: int
+    num_samples: int
+    survey: Survey
+    draw: NoiseDraw
+    """The right-hand sides' data parts at the first likelihood, in the coordinates of the prior's scale."""
+    tolerance: float
+    max_passes: int
+    learns: bool
+    """Whether there are hyperparameters to find."""
+    wants_evidence: bool
+    say: Callable[[str], None]
+
+    @property
+    def em_samples(self) -> int:
+        """How many right-hand sides EM works with."""
+        return min(self.em.num_samples, self.num_samples)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """The posterior of a linear model in the coordinates of its parameters theta."""
+
+    samples: Tensor
+    """(K, P) zero-mean posterior samples of theta - mean."""
+    mean: Tensor | None
+    """(P,) posterior mean of the linear model: exact for Gaussian, the mode found in EM otherwise (None if fixed)."""
+    prior: BoundPrior
+    model: LinearModel
+    solution: Solution
+    effective_dimension: Tensor
+    effective_dimension_error: Tensor
+    trace: list[EMStep]
+    settled: bool
+    method: str
+    """How the hyperparameters were found: "krylov", "samples" or "fixed"."""
+    log_evidence: LogEvidence | None
+    mean_error: float
+    """Relative error of the mean, estimated; NaN where there is none."""
+    precision_error: LogError | None
+    """Relative errors of alpha, where they are known."""
+    noise_error: LogError | None
+
+
+def warn_unsettled(em: EM, state: EMState) -> None:
+    """Say that EM stopped at max_steps."""
+    warn(
+        f"EM was asked to settle within {em.tolerance:.0%}, and after {len(state.trace)} steps the hyperparameters "
+        f"still change by {state.trace[-1].change:.1%} a step: see report_.trace, raise EM(max_steps=...), or fix the "
+        "prior with learn=False.",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
+
+
+def looseness(em: EM, trace: list[EMStep]) -> float:
+    """How many times looser an EM step may work while the hyperparameters still move by much: 1 to 4."""
+    change = trace[-1].change if trace else 1.0
+    return min(4.0, max(1.0, change / (5 * em.tolerance)))
+
+
+def trace_rows(trace: list[EMStep]) -> list[dict[str, Any]]:
+    """The trace as plain dicts, for JSON."""
+    return [asdict(step) for step in trace]

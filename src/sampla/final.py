@@ -1,0 +1,171 @@
+"""The final solve of K samples with what EM has learnt, and the numbers read off at the end."""
+
+from dataclasses import replace
+from math import log, nan, pi
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+from sampla._checks import ConvergenceWarning
+from sampla.em_krylov import mode_preconditioner
+from sampla.em_samples import prior_part
+from sampla.emstate import EMState, Inference, Task
+from sampla.evidence import LogEvidence, effective_dimension
+from sampla.features import ScaledFeatures
+from sampla.krylov import KrylovSpace, krylov_space
+from sampla.likelihoods import Gaussian
+from sampla.model import LinearModel
+from sampla.preconditioners import Sketch
+from sampla.solvers import LinearSystem, RightHandSide, Solution, Status, linear_mode, solve
+from sampla.spectral import LogError, estimated, gamma, log_determinant
+
+_SETTLED = 0.01
+"""Relative change per iteration of the log determinant at which a space made for it alone is large enough."""
+
+
+def right_hand_side(task: Task, diagonal: Tensor, data_part: Tensor) -> RightHandSide:
+    prior = torch.zeros_like(data_part)
+    prior[: task.num_samples] = prior_part(task, diagonal, task.num_samples)
+    return RightHandSide(data_part, prior, task.num_samples, task.seed)
+
+
+def final_solve(task: Task, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> Solution:
+    return solve(
+        task.solver, system, rhs, tolerance=task.tolerance, max_passes=task.max_passes, guess=guess,
+        say=lambda text: task.say("final samples, " + text),
+    )  # fmt: skip
+
+
+def _guess(value: Tensor, curvature_value: Tensor) -> Solution:
+    return Solution(value, curvature_value, Status.MAX_PASSES, 0, nan)
+
+
+def extended(solution: Solution | None, rhs: RightHandSide) -> Solution | None:
+    """EM's few samples as the start of K: zero for the samples that EM did not have."""
+    if solution is None:
+        return None
+    means = len(rhs.data_part) - rhs.num_samples
+    known = len(solution.value) - means
+
+    def placed(rows: Tensor) -> Tensor:
+        whole = torch.zeros_like(rhs.data_part)
+        whole[:known] = rows[:known]
+        whole[rhs.num_samples :] = rows[known:]
+        return whole
+
+    return replace(
+        solution, value=placed(solution.value), curvature_value=placed(solution.curvature_value), errors=None
+    )
+
+
+def scaled(sketch: Sketch, factor: float) -> Sketch:
+    return Sketch(sketch.basis, sketch.gram * factor, sketch.tail * factor)
+
+
+def galerkin(space: KrylovSpace, rhs: RightHandSide, precision: Tensor, factor: float) -> Solution:
+    """(f M + A) z = b in the space of M: (M + A / f) z = b / f."""
+    value, image = space.galerkin(rhs.total / factor, precision / factor)
+    return _guess(value, image * factor)
+
+
+def with_mode(task: Task, state: EMState) -> EMState:
+    """The linear mode where nothing has needed it yet."""
+    found = linear_mode(
+        state.model, state.prior.diagonal, mode_preconditioner(task, state), tolerance=task.em.mode_tolerance,
+        say=lambda text: task.say("evidence: " + text),
+    )  # fmt: skip
+    return replace(state, mode=found.value, objective=found.objective, mode_error=found.error)
+
+
+def space_for_evidence(task: Task, state: EMState) -> EMState:
+    """Fixed hyperparameters: the space only has to settle the log determinant."""
+    assert state.space is not None
+    alpha = float(state.prior.precision[0])
+    space = _settled_space(task, state.space, state.model, alpha)
+    state = replace(state, space=space)
+    return state if state.model.likelihood.is_quadratic else with_mode(task, state)
+
+
+def _settled_space(task: Task, space: KrylovSpace, model: LinearModel, alpha: float) -> KrylovSpace:
+    while not space.complete and len(space.basis) + len(space.following) <= task.em.max_rows:
+        task.say(f"log evidence: Krylov space of {len(space.basis) + len(space.following)} vectors")
+        space = space.grown(model)
+        found = estimated(space, task.em_samples, log_determinant, alpha)
+        if space.iterations > 2 and found.truncation <= _SETTLED * found.value:
+            break
+    return space
+
+
+def whitened_space(task: Task, system: LinearSystem, rhs: RightHandSide) -> KrylovSpace:
+    """The space of A^(-1/2) M A^(-1/2), where A is the identity."""
+    white = system.precision.rsqrt()
+    model = system.model.replaced(features=ScaledFeatures(system.model.features, white))
+    return _settled_space(task, krylov_space(rhs.data_part[: task.em_samples] * white), model, 1.0)
+
+
+def whitened_solve(
+    task: Task, system: LinearSystem, rhs: RightHandSide, guess: Solution | None, space: KrylovSpace
+) -> Solution:
+    """The final solve in coordinates in which A is the identity and the space is a sketch of M."""
+    white = system.precision.rsqrt()
+    one = torch.ones_like(white)
+    model = system.model.replaced(features=ScaledFeatures(system.model.features, white))
+    inner = LinearSystem(model, one, system.diagonal * white.square(), space.sketch().at(one))
+    right = RightHandSide(rhs.data_part * white, rhs.prior_part * white, rhs.num_samples, rhs.seed)
+    value, image = space.galerkin(right.total, one)
+    if guess is not None:
+        known = guess.value.any(dim=1)
+        value[known], image[known] = guess.value[known] / white, guess.curvature_value[known] * white
+    solution = final_solve(task, inner, right, _guess(value, image))
+    return replace(solution, value=solution.value * white, curvature_value=solution.curvature_value / white)
+
+
+def inference(task: Task, state: EMState, determinant: LogEvidence | None, method: str) -> Inference:
+    assert state.solution is not None
+    solution, count, quadratic = state.solution, task.num_samples, state.model.likelihood.is_quadratic
+    dimension, dimension_error = effective_dimension(solution, count, state.prior)
+    mean = solution.value[count] if quadratic else None if state.mode is None else state.mode[0]
+    objective, noise_error = state.objective, state.noise_error
+    mean_error = state.mode_error
+    if quadratic:
+        mean_error = float(solution.errors[-1]) if solution.errors is not None else solution.error
+        if determinant is not None or state.noise_factor != 1:
+            loss, _ = state.model.loss_gradient(solution.value[count:])
+            assert mean is not None
+            objective = loss + 0.5 * float((state.prior.diagonal * mean.square()).double().sum())
+            noise_error = _checked_noise(task, state, loss)
+    evidence = None
+    if determinant is not None and objective is not None:
+        evidence = LogEvidence(
+            -objective - determinant.value / 2, determinant.standard_error / 2, determinant.truncation / 2
+        )
+    return Inference(
+        solution.value[:count] * state.prior.scale,
+        None if mean is None else mean * state.prior.scale,
+        state.prior, state.model, solution, dimension, dimension_error, state.trace, state.settled or not task.learns, method,
+        evidence, mean_error, state.precision_error, noise_error,
+    )  # fmt: skip
+
+
+def _checked_noise(task: Task, state: EMState, loss: float) -> LogError | None:
+    """The noise precision read off the Krylov space against MacKay's update at the mean itself."""
+    likelihood, known = state.model.likelihood, state.noise_error
+    learnt = isinstance(likelihood, Gaussian) and likelihood.learns_noise and likelihood.structure == "scalar"
+    if not learnt or known is None or state.space is None:
+        return known
+    assert isinstance(likelihood, Gaussian)
+    assert likelihood.noise_precision is not None
+    entries = task.survey.entries
+    ratio = float(state.prior.precision[0]) / state.noise_factor
+    determined = estimated(state.space, task.em_samples, gamma, ratio).value
+    residual = 2 * loss - entries * log(2 * pi) + entries * float(likelihood.noise_precision.log())
+    drift = abs(log(max(entries - determined, 1e-3 * entries) / max(residual, 1e-300)))
+    if drift > 2 * task.em.tolerance:
+        warn(
+            f"the noise precision was asked for within {task.em.tolerance:.0%}, and the residuals at the posterior "
+            f"mean say {drift:.1%} off: rounding, or too small a Krylov space. Use float64, or EM(method='samples').",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return replace(known, truncation=max(known.truncation, drift))
