@@ -7,8 +7,8 @@ from torch import Tensor
 from sampla.preconditioners import Preconditioner
 
 _KEPT = 20
-"""Pairs remembered: 40 vectors of P. Ten do as well where tens of products are enough; where hundreds are needed, twenty
-save a fifth of them."""
+"""Pairs remembered: 40 vectors of P. Ten do as well where tens of products are enough; where hundreds are needed,
+twenty save a fifth of them."""
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ class Mode:
     error: float
     """Estimate of |value - theta*|_H / |theta*|_A: sqrt(g' H^-1 g) / |value|_A with the gradient g at value and the
     secants' H^-1. As |.|_H >= |.|_A, the relative error of |theta*|_A^2 is about twice this.
-    Within a factor of two in nine of ten cases tried; a quarter of the truth at worst, with a diagonal preconditioner on
-    badly scaled features."""
+    Within a factor of two in nine of ten cases tried; a quarter of the truth at worst, with a diagonal preconditioner
+    on badly scaled features."""
     steps: int
     products: float
     """What it cost (a loss gradient is one product)."""
