@@ -4,6 +4,7 @@ from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, 
 from sampla.solvers.block_cg import BlockCG
 from sampla.solvers.dense import Dense
 from sampla.solvers.linear_mode import Mode, linear_mode
+from sampla.solvers.minibatch import Minibatch
 from sampla.solvers.sgd import SGD
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "BlockCG",
     "Dense",
     "LinearSystem",
+    "Minibatch",
     "Mode",
     "RightHandSide",
     "Solution",

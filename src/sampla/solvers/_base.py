@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Generic, TypeVar
 from warnings import warn
@@ -91,6 +91,8 @@ class Solution:
     """What the same solver can use again when only A has changed."""
     errors: Tensor | None = None
     """(K,) the error estimate of every column, where the solver has one."""
+    curvature_exact: bool = True
+    """Whether ``curvature_value`` is more than an estimate from part of the data."""
 
 
 State = TypeVar("State")
@@ -155,6 +157,9 @@ def solve(
     Raises:
         ArithmeticError: if it broke down before the first good iterate, with no earlier solution to fall back on.
     """
+    if guess is not None and not guess.curvature_exact:  # its residual would be wrong: a pass to know it
+        curvature_value = system.model.curvature_product(guess.value)
+        guess = replace(guess, curvature_value=curvature_value, curvature_exact=True)
     state = solver.init(system, rhs, guess)
     history: list[float] = []
     status, complaint = Status.MAX_PASSES, ""
@@ -190,6 +195,7 @@ def solve(
     return Solution(
         found.value, found.curvature_value, status, len(history), reached, history,
         found.effective_dimension, found.reusable, found.errors,
+        curvature_exact=found.curvature_exact,
     )  # fmt: skip
 
 
