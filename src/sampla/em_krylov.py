@@ -88,12 +88,18 @@ def _mode_step(task: Task, state: EMState) -> EMState:
     start, spent = perf_counter(), state.model.ledger.products
     number, loose = len(state.trace) + 1, looseness(task.em, state.trace)
     used = float(state.prior.precision[0])
+    assert state.space is not None
+    while state.space.iterations < _FEWEST:  # needed anyway, and it preconditions the first mode
+        larger = _grown(task, state, state.space, number)
+        if larger is state.space:
+            break
+        state = replace(state, space=larger)
     mode = _mode(task, state, _mode_tolerance(task, state), number)
     size = float(mode.value.double().square().sum())
-    assert state.space is not None
-    space = state.space if state.space.iterations else _grown(task, state, state.space, number)
+    space = state.space
+    assert space is not None
     while True:
-        slope = _slope(state, space, mode.value, size)
+        slope = _slope(task, state, space, size)
         problem = replace(_fixed_point(task, state, space), mode_size=(used, size, slope))
         found = problem.solved(used, used / _FURTHEST)
         if found.precision_error.truncation <= task.em.tolerance / 2 * loose and space.iterations >= _FEWEST:
@@ -112,7 +118,7 @@ def _mode_step(task: Task, state: EMState) -> EMState:
     row = _row(task, state, space, found, change, found.precision_error.truncation, norm, mode.error, start, spent)
     return replace(
         state, prior=state.prior.with_precision(torch.full_like(state.prior.precision, proposed)), space=space,
-        mode=mode.value, objective=mode.objective + (proposed - used) / 2 * size, mode_error=mode.error,
+        mode=mode.value, last_mode=mode, objective=mode.objective + (proposed - used) / 2 * size, mode_error=mode.error,
         trace=[*state.trace, row], settled=settled, precision_error=error,
     )  # fmt: skip
 
@@ -144,7 +150,8 @@ def _mode_tolerance(task: Task, state: EMState) -> float:
 
 def _mode(task: Task, state: EMState, tolerance: float, number: int) -> Mode:
     return linear_mode(
-        state.model, state.prior.diagonal, mode_preconditioner(task, state), guess=state.mode, tolerance=tolerance,
+        state.model, state.prior.diagonal, mode_preconditioner(task, state), guess=state.last_mode or state.mode,
+        tolerance=tolerance,
         say=lambda text: task.say(f"EM {number}: {text}"),
     )  # fmt: skip
 
@@ -156,10 +163,10 @@ def mode_preconditioner(task: Task, state: EMState) -> Preconditioner:
     return state.space.sketch().at(state.prior.diagonal)
 
 
-def _slope(state: EMState, space: KrylovSpace, mode: Tensor, size: float) -> float:
-    """d log |mode|^2 / d log alpha: by a secant through the last two modes, at first from the space.
+def _slope(task: Task, state: EMState, space: KrylovSpace, size: float) -> float:
+    """d log |mode|^2 / d log alpha: by a secant through the last two modes.
 
-    The mode moves by -H^-1 mode d alpha, so the slope is -2 alpha mode' H^-1 mode / |mode|^2.
+    At the first mode it is taken for that of gamma: the update is then MacKay's own, which needs no such guess.
     """
     used = float(state.prior.precision[0])
     if state.trace and state.mode is not None:
@@ -167,10 +174,8 @@ def _slope(state: EMState, space: KrylovSpace, mode: Tensor, size: float) -> flo
         if abs(log(used / before)) > 0.02:
             old = float(state.mode.double().square().sum())
             return min(max(log(size / old) / log(used / before), -1.9), 0.0)
-    if space.iterations == 0:
-        return 0.0
-    inverse = space.sketch().at(state.prior.diagonal)
-    return min(max(-2 * used * float((mode * inverse.solve(mode)).double().sum()) / size, -1.9), 0.0)
+    here, there = (float(gamma(space.quadrature, a)[: task.em_samples].mean()) for a in (used, 1.1 * used))
+    return log(there / here) / log(1.1)
 
 
 def _row(

@@ -52,7 +52,6 @@ class SampledEM:
     """The features, where B is to be taken at the linear mode and so moves with it."""
     target: Tensor | None = None
     """(1, P) of the present likelihood, once it is known."""
-    mode_error: float = float("nan")
     looseness: float = 1.0
 
     def run(self, state: EMState, keep: Callable[[EMState], None]) -> EMState:
@@ -71,7 +70,7 @@ class SampledEM:
         state = self.at_mode(state, f"EM {number}: ")
         tolerance = em.solve_tolerance * self.looseness
         solution = self.e_step(state, task.em_samples, tolerance, f"EM {number}: samples, ")
-        mode, mode_error, objective = self._mode(state, solution, f"EM {number}: ")
+        mode, found = self._mode(state, solution, f"EM {number}: ")
         gamma, gamma_error = effective_dimension(solution, task.em_samples, state.prior)
         updated = updated_precision(state.prior, gamma, mode[0]) if state.prior.learn else state.prior.precision
         model, noise_change = self._noise_step(state, solution, mode, float(gamma.sum()))
@@ -88,7 +87,7 @@ class SampledEM:
             passes=solution.passes,
             solve_error=solution.error,
             solve_history=solution.history,
-            mode_error=mode_error,
+            mode_error=solution.error if found is None else found.error,
             seconds=perf_counter() - start,
             products=state.model.ledger.products - spent,
         )
@@ -96,7 +95,8 @@ class SampledEM:
         settled = change <= em.tolerance and self.looseness == 1
         prior = state.prior.with_precision(updated if settled else _proposed(trace, updated))
         following = EMState(
-            prior, model, solution, mode, trace, settled, objective=objective, mode_error=mode_error
+            prior, model, solution, mode, found, trace, settled,
+            objective=None if found is None else found.objective, mode_error=row.mode_error,
         )  # fmt: skip
         if model is not state.model:
             self.renoise(following, before=state.model.likelihood)
@@ -127,9 +127,8 @@ class SampledEM:
             return state
         model = state.model.replaced(features=self.moving)
         found = self._linear_mode(model, state, label)
-        self.mode_error = found.error
         moved = replace(
-            state, mode=found.value, objective=found.objective, mode_error=found.error,
+            state, mode=found.value, last_mode=found, objective=found.objective, mode_error=found.error,
             model=model.replaced(features=OutputsAt(self.moving, found.value)),
         )  # fmt: skip
         self.redraw(moved)
@@ -165,19 +164,17 @@ class SampledEM:
                 state.solution, curvature_value=state.model.curvature_product(state.solution.value), reusable=None
             )
 
-    def _mode(self, state: EMState, solution: Solution, label: str) -> tuple[Tensor, float, float | None]:
+    def _mode(self, state: EMState, solution: Solution, label: str) -> tuple[Tensor, Mode | None]:
         if state.model.likelihood.is_quadratic:
-            return solution.value[-1:], solution.error, None
-        if self.moving is not None:
-            assert state.mode is not None
-            return state.mode, self.mode_error, state.objective
-        found = self._linear_mode(state.model, state, label)
-        return found.value, found.error, found.objective
+            return solution.value[-1:], None
+        found = self._linear_mode(state.model, state, label) if self.moving is None else state.last_mode
+        assert found is not None
+        return found.value, found
 
     def _linear_mode(self, model: LinearModel, state: EMState, label: str) -> Mode:
         return linear_mode(
             model, state.prior.diagonal, Jacobi(self.draw.diagonal + state.prior.diagonal),
-            guess=state.mode, tolerance=self.task.em.mode_tolerance * self.looseness,
+            guess=state.last_mode or state.mode, tolerance=self.task.em.mode_tolerance * self.looseness,
             say=lambda text: self.task.say(label + text),
         )  # fmt: skip
 

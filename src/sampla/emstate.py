@@ -12,7 +12,7 @@ from sampla.evidence import LogEvidence
 from sampla.krylov import KrylovSpace
 from sampla.model import LinearModel, NoiseDraw, Survey
 from sampla.priors import BoundPrior
-from sampla.solvers import Solution, Solver
+from sampla.solvers import Mode, Solution, Solver
 from sampla.spectral import LogError
 
 CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
@@ -90,6 +90,8 @@ class EMState:
     model: LinearModel
     solution: Solution | None = None
     mode: Tensor | None = None
+    last_mode: Mode | None = None
+    """The mode with what its search has learnt; a loop that was interrupted goes on without it."""
     trace: list[EMStep] = field(default_factory=list)
     settled: bool = False
     space: KrylovSpace | None = None

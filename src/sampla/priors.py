@@ -150,7 +150,7 @@ def _one_group(layout: ParameterLayout) -> Tensor:
     return torch.zeros(layout.total, dtype=torch.int64)
 
 
-_START = 100.0
+_START = 30.0
 """First alpha over the mean curvature of the group: solves are cheap where the prior is strong, and EM comes down."""
 
 

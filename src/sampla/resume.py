@@ -74,7 +74,7 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
     errors = {name: row and LogError(**row) for name, row in facts["errors"].items()}
     return EMState(
         state.prior.with_precision(here("precision").to(torch.float64)), model, solution,
-        here("mode") if "mode" in tensors else None,
+        here("mode") if "mode" in tensors else None, None,
         [EMStep(**row) for row in facts["trace"]], facts["settled"], space, **{**facts["numbers"], **errors},
     )  # fmt: skip
 

@@ -53,6 +53,27 @@ class Mode:
     bound: float
     """|value - theta*|_A / |theta*|_A is at most this: F is strongly convex, hence |value - theta*|_A <= |g|_{A^-1}.
     Up to the rounding of g, and infinite if log_prob was seen not to be concave or g is too large to tell."""
+    memory: "Memory | None" = field(default=None, repr=False)
+    """To go on from, when A has changed: the data part of everything learnt stays true."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a mode knows about the loss: a new A then costs no product to begin with."""
+
+    precision: Tensor
+    """(P,) the A of the pairs."""
+    loss: float
+    gradient: Tensor
+    """(1, P) of the loss alone, at the mode."""
+    secants: Secants
+
+    def moved(self, precision: Tensor, preconditioner: Preconditioner) -> Secants:
+        """The secants for another A: (H + dA) s = y + dA s."""
+        moved = Secants(preconditioner)
+        for pair in self.secants.pairs:
+            moved = moved.taught(pair.step, pair.change + (precision - self.precision) * pair.step)
+        return moved
 
 
 class _End(Enum):
@@ -207,7 +228,7 @@ def linear_mode(
     precision: Tensor,
     preconditioner: Preconditioner | Tensor,
     *,
-    guess: Tensor | None = None,
+    guess: Tensor | Mode | None = None,
     tolerance: float = 0.005,
     max_steps: int = 500,
     say: Callable[[str], None] = lambda _: None,
@@ -218,7 +239,7 @@ def linear_mode(
         model: the linear model, in the coordinates of the prior's scale.
         precision: (P,) the diagonal of A.
         preconditioner: near the Hessian of F, up to a factor; or (P,), an estimate of the loss's part of its diagonal.
-        guess: (1, P) to start from; zero when None.
+        guess: (1, P) to start from, or the mode at another A, which saves products; zero when None.
         tolerance: relative error asked for.
         max_steps: steps at most.
         say: called with one line before each step.
@@ -231,9 +252,7 @@ def linear_mode(
     """
     spent = model.ledger.products
     objective = _Objective(model, precision)
-    start = objective.at(torch.zeros(1, model.num_parameters).to(precision) if guess is None else guess)
-    _require_start(start, guess)
-    search = _Search(objective, Secants(_near_hessian(preconditioner, precision)), start)
+    search = _begun(objective, _near_hessian(preconditioner, precision), guess)
     steps, end = 0, None
     while end is None:
         error = search.measure()
@@ -252,7 +271,24 @@ def linear_mode(
     if end is not _End.CONVERGED:
         _warn(tolerance, error, steps, end)
     products = model.ledger.products - spent
-    return Mode(point.theta, point.objective, error, steps, products, end is _End.CONVERGED, bound)
+    memory = Memory(
+        precision, point.objective - 0.5 * dot(precision * point.theta, point.theta),
+        point.gradient - precision * point.theta, search.secants,
+    )  # fmt: skip
+    return Mode(point.theta, point.objective, error, steps, products, end is _End.CONVERGED, bound, memory)
+
+
+def _begun(objective: _Objective, inverse: Preconditioner, guess: Tensor | Mode | None) -> _Search:
+    if isinstance(guess, Mode) and guess.memory is not None:
+        theta, memory, precision = guess.value, guess.memory, objective.precision
+        value = memory.loss + 0.5 * dot(precision * theta, theta)
+        start = _Point(theta, value, memory.gradient + precision * theta)
+        secants = memory.moved(precision, inverse)
+        return _Search(objective, secants, start, newton=not secants.pairs)
+    at = guess.value if isinstance(guess, Mode) else guess
+    start = objective.at(torch.zeros(1, objective.model.num_parameters).to(objective.precision) if at is None else at)
+    _require_start(start, at)
+    return _Search(objective, Secants(inverse), start)
 
 
 def _near_hessian(given: Preconditioner | Tensor, precision: Tensor) -> Preconditioner:
