@@ -25,7 +25,7 @@ from sampla.final import (
     inference,
     right_hand_side,
     scaled,
-    space_for_evidence,
+    settled_space,
     whitened_solve,
     whitened_space,
     with_mode,
@@ -125,9 +125,12 @@ def _with_krylov(task: Task, state: EMState, restore: _Restore, keep: _Keep) -> 
         state = em_krylov.run(task, state, keep)
         if not state.settled:
             warn_unsettled(task.em, state)
-    elif task.wants_evidence:
-        state = space_for_evidence(task, state)
     factor = state.noise_factor
+    ratio = float(state.prior.precision[0]) / factor
+    if task.wants_evidence and state.space is not None:
+        state = replace(state, space=settled_space(task, state.space, state.model, ratio))
+        if not quadratic and state.mode is None:
+            state = with_mode(task, state)
     model, likelihood = state.model, state.model.likelihood
     if factor != 1 and isinstance(likelihood, Gaussian):
         model = model.replaced(likelihood=likelihood.scaled(factor))
@@ -144,8 +147,7 @@ def _with_krylov(task: Task, state: EMState, restore: _Restore, keep: _Keep) -> 
     final = replace(state, model=model, solution=solution)
     determinant = None
     if task.wants_evidence and state.space is not None:
-        alpha = float(state.prior.precision[0])
-        found = estimated(state.space, task.em_samples, log_determinant, alpha / factor)
+        found = estimated(state.space, task.em_samples, log_determinant, ratio)
         determinant = LogEvidence(found.value, found.standard_error, found.truncation)
     return inference(task, final, determinant, "krylov" if task.learns else "fixed")
 

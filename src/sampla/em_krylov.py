@@ -113,7 +113,8 @@ def _mode_step(task: Task, state: EMState) -> EMState:
     proposed = min(found.hyper.ratio, used * _FURTHEST)
     change = abs(log(proposed / used))
     error = LogError(found.precision_error.standard_error, found.precision_error.truncation + 2 * mode.error)
-    settled = change <= task.em.tolerance and loose == 1 and error.truncation <= task.em.tolerance
+    accurate = found.precision_error.truncation <= task.em.tolerance / 2 and mode.error <= _finest(task)
+    settled = change <= task.em.tolerance and accurate
     norm = (used * size) ** 0.5
     row = _row(task, state, space, found, change, found.precision_error.truncation, norm, mode.error, start, spent)
     return replace(
@@ -144,8 +145,12 @@ def _grown(task: Task, state: EMState, space: KrylovSpace, number: int) -> Krylo
 
 def _mode_tolerance(task: Task, state: EMState) -> float:
     """|mode|^2 need only be known a few times better than alpha was moving."""
-    finest = min(task.em.mode_tolerance, task.em.tolerance / 4)
-    return max(finest, min(_COARSEST, _SHARE * state.trace[-1].change if state.trace else _COARSEST))
+    return max(_finest(task), min(_COARSEST, _SHARE * state.trace[-1].change if state.trace else _COARSEST))
+
+
+def _finest(task: Task) -> float:
+    """|mode|^2 is off by about twice the error of the mode at worst."""
+    return min(task.em.mode_tolerance, task.em.tolerance / 2)
 
 
 def _mode(task: Task, state: EMState, tolerance: float, number: int) -> Mode:

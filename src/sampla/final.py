@@ -20,8 +20,10 @@ from sampla.preconditioners import Sketch
 from sampla.solvers import LinearSystem, RightHandSide, Solution, Status, linear_mode, solve
 from sampla.spectral import LogError, estimated, gamma, log_determinant
 
-_SETTLED = 0.01
-"""Relative change per iteration of the log determinant at which a space made for it alone is large enough."""
+_FEWEST = 3
+"""Iterations before the change of an estimate says anything about its error."""
+_SHARE = 0.5
+"""Truncation error of the log determinant allowed, in standard errors."""
 
 
 def right_hand_side(task: Task, diagonal: Tensor, data_part: Tensor) -> RightHandSide:
@@ -78,22 +80,15 @@ def with_mode(task: Task, state: EMState) -> EMState:
     return replace(state, mode=found.value, objective=found.objective, mode_error=found.error)
 
 
-def space_for_evidence(task: Task, state: EMState) -> EMState:
-    """Fixed hyperparameters: the space only has to settle the log determinant."""
-    assert state.space is not None
-    alpha = float(state.prior.precision[0])
-    space = _settled_space(task, state.space, state.model, alpha)
-    state = replace(state, space=space)
-    return state if state.model.likelihood.is_quadratic else with_mode(task, state)
-
-
-def _settled_space(task: Task, space: KrylovSpace, model: LinearModel, alpha: float) -> KrylovSpace:
+def settled_space(task: Task, space: KrylovSpace, model: LinearModel, ratio: float) -> KrylovSpace:
+    """The space, grown until the log determinant depends less on its iterations than on its probes."""
     while not space.complete and len(space.basis) + len(space.following) <= task.em.max_rows:
+        if space.iterations >= _FEWEST:
+            found = estimated(space, task.em_samples, log_determinant, ratio)
+            if found.truncation <= _SHARE * found.standard_error:
+                break
         task.say(f"log evidence: Krylov space of {len(space.basis) + len(space.following)} vectors")
         space = space.grown(model)
-        found = estimated(space, task.em_samples, log_determinant, alpha)
-        if space.iterations > 2 and found.truncation <= _SETTLED * found.value:
-            break
     return space
 
 
@@ -101,7 +96,7 @@ def whitened_space(task: Task, system: LinearSystem, rhs: RightHandSide) -> Kryl
     """The space of A^(-1/2) M A^(-1/2), where A is the identity."""
     white = system.precision.rsqrt()
     model = system.model.replaced(features=ScaledFeatures(system.model.features, white))
-    return _settled_space(task, krylov_space(rhs.data_part[: task.em_samples] * white), model, 1.0)
+    return settled_space(task, krylov_space(rhs.data_part[: task.em_samples] * white), model, 1.0)
 
 
 def whitened_solve(
@@ -143,8 +138,8 @@ def inference(task: Task, state: EMState, determinant: LogEvidence | None, metho
     return Inference(
         solution.value[:count] * state.prior.scale,
         None if mean is None else mean * state.prior.scale,
-        state.prior, state.model, solution, dimension, dimension_error, state.trace, state.settled or not task.learns, method,
-        evidence, mean_error, state.precision_error, noise_error,
+        state.prior, state.model, solution, dimension, dimension_error, state.trace,
+        state.settled or not task.learns, method, evidence, mean_error, state.precision_error, noise_error,
     )  # fmt: skip
 
 
