@@ -91,8 +91,12 @@ class Solution:
     """What the same solver can use again when only A has changed."""
     errors: Tensor | None = None
     """(K,) the error estimate of every column, where the solver has one."""
+    log_determinant: float | None = None
+    """log det H, where the solver knows it exactly."""
     curvature_exact: bool = True
     """Whether ``curvature_value`` is more than an estimate from part of the data."""
+    check_products: int = 0
+    """Products with single vectors that measuring the error cost, beside the passes."""
 
 
 State = TypeVar("State")
@@ -100,6 +104,11 @@ State = TypeVar("State")
 
 class Solver(ABC, Generic[State]):
     """Frozen hyperparameters and three methods; all that changes lives in the state."""
+
+    recycles = False
+    """Whether a preconditioner and an approximate solution save it passes."""
+    exact_determinant = False
+    """Whether its solutions tell log det H exactly."""
 
     @abstractmethod
     def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> State:
@@ -116,6 +125,10 @@ class Solver(ABC, Generic[State]):
     @abstractmethod
     def solution(self, system: LinearSystem, rhs: RightHandSide, state: State) -> Solution:
         """The present iterate, as a Solution whose status and history the loop fills in."""
+
+    def certify(self, system: LinearSystem, rhs: RightHandSide, state: State) -> State:
+        """The same iterate with an error worth stating: called only where the loop would stop, so it may cost."""
+        return state
 
     def stagnated(self, state: State) -> bool:
         """Whether rounding makes further steps useless."""
@@ -167,6 +180,9 @@ def solve(
         say(f"pass {number}" + (f", error {history[-1]:.1%}" if history else ""))
         following = solver.step(system, rhs, state)
         error = solver.error(following)
+        if error <= tolerance:
+            following = solver.certify(system, rhs, following)
+            error = solver.error(following)
         if error != error:  # NaN: keep the last good iterate
             status = Status.BROKE_DOWN
             complaint = solver.complaint(following)
@@ -181,8 +197,13 @@ def solve(
             status = Status.SPENT
             break
         if solver.stagnated(state):
-            status, complaint = Status.STAGNATED, f"{rhs.data_part.dtype} can reach about {error:.0e} here"
+            status = Status.STAGNATED
             break
+    if history and status not in (Status.CONVERGED, Status.BROKE_DOWN):
+        state, history[-1] = _certified(solver, system, rhs, state)
+        status = Status.CONVERGED if history[-1] <= tolerance else status
+    if status is Status.STAGNATED:
+        complaint = f"{rhs.data_part.dtype} can reach about {history[-1]:.0e} here"
     found = solver.solution(system, rhs, state)
     reached = history[-1] if history else float("inf")
     if status is not Status.CONVERGED:
@@ -194,9 +215,16 @@ def solve(
         )
     return Solution(
         found.value, found.curvature_value, status, len(history), reached, history,
-        found.effective_dimension, found.reusable, found.errors,
-        curvature_exact=found.curvature_exact,
+        found.effective_dimension, found.reusable, found.errors, found.log_determinant,
+        curvature_exact=found.curvature_exact, check_products=found.check_products,
     )  # fmt: skip
+
+
+def _certified(solver: Solver[State], system: LinearSystem, rhs: RightHandSide, state: State) -> tuple[State, float]:
+    """A state that must do, and its error as well as it can be known: as it was if that breaks down."""
+    certified = solver.certify(system, rhs, state)
+    error = solver.error(certified)
+    return (certified, error) if error == error else (state, solver.error(state))
 
 
 def _ending(status: Status, complaint: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sampla._blocks import dots, gram, orthonormal_pair
+from sampla.noise import PROBE, standard_normal
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status
 
 _WINDOW = 4
@@ -21,6 +22,12 @@ _SLOWEST = 0.99
 """Largest rate (of squares) that is believed."""
 _TRUST = 1.5
 """By which factor the extrapolated error may be below what has been measured or proved."""
+_RELIABLE = 0.3
+"""The error is known once so small a part of it is extrapolated: a tenth of its square."""
+_MOST = 20
+"""Products that one measurement of the error may cost."""
+_VISIBLE = 1.0
+"""The error is measured where the squared residual is so many times what rounding explains."""
 _TINY = 1e-300
 _DRIFT = 4.0
 """Rounding errors a pass by which the recurred residual departs from the true one."""
@@ -65,6 +72,14 @@ class BlockCGState:
     stuck: bool = False
     complaint: str = ""
     """Why there is no next iterate."""
+    correction: float = 1.0
+    """The error measured last over its cheap estimate, fading with the passes since."""
+    checks: int = 0
+    """How many times the error has been measured."""
+    check_products: int = 0
+    """What that has cost."""
+    checked: bool = False
+    """Whether the error has been measured at this very iterate."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,31 @@ class BlockCG(Solver[BlockCGState]):
         missing, size = float(_missing(state).sum()), float(state.size.sum())
         if size == 0:  # only a residual of zero is solved by z with phi z = 0
             return 0.0 if missing == 0 and not bool(state.factor.any()) else float("inf")
-        return float((missing / size) ** 0.5)
+        return state.correction * float((missing / size) ** 0.5)
+
+    def certify(self, system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
+        if state.checked or _size_of(state.factor) <= _VISIBLE * state.drift:
+            return state
+        inner = _inner(rhs, state)
+        if inner is None:
+            return state
+        problem, probe = inner
+        products = 0
+        while products < _MOST:
+            probe = self.step(system, problem, probe)
+            products += 1
+            if probe.complaint:
+                return replace(state, complaint=probe.complaint)
+            if self.error(probe) <= _RELIABLE or probe.stuck:
+                break
+        found = float((probe.size + _missing(probe)).sum()) * float(_size_of(state.factor) + state.drift) / probe.start
+        found = min(found, float(state.bound.sum()))
+        cheap = float(_missing(state).sum())
+        return replace(
+            state,
+            correction=(found / cheap) ** 0.5 if cheap > 0 else 1.0,
+            checks=state.checks + 1, check_products=state.check_products + products, checked=True,
+        )  # fmt: skip
 
     def stagnated(self, state: BlockCGState) -> bool:
         return state.stuck
@@ -129,7 +168,10 @@ class BlockCG(Solver[BlockCGState]):
         residual = state.factor.mT.to(state.basis) @ state.basis
         curvature_value = rhs.total - residual - system.precision * state.value
         relative = _missing(state) / torch.where(state.size > 0, state.size, torch.ones_like(state.size))
-        return Solution(state.value, curvature_value, Status.MAX_PASSES, 0, 0.0, errors=relative.sqrt())
+        return Solution(
+            state.value, curvature_value, Status.MAX_PASSES, 0, 0.0, errors=state.correction * relative.sqrt(),
+            check_products=state.check_products,
+        )  # fmt: skip
 
 
 _NAN = (
@@ -157,6 +199,26 @@ def _root(bend: Tensor, dtype: torch.dtype) -> tuple[str, Tensor | None]:
 def _rounding(bend: Tensor, dtype: torch.dtype) -> Tensor:
     """Negative curvature that rounding explains."""
     return 1e3 * torch.finfo(dtype).eps * bend.diagonal().abs().max()
+
+
+def _inner(rhs: RightHandSide, state: BlockCGState) -> tuple[RightHandSide, BlockCGState] | None:
+    """H e = r for r a sum of the residual's columns with random signs, from e = 0 along the present directions."""
+    columns = state.factor.shape[1]
+    signs = standard_normal(rhs.seed, PROBE, range(state.checks, state.checks + 1), 0, (columns,), state.factor).sign()
+    mix = state.factor @ signs.mT
+    length = mix.norm()
+    if not float(length) > 0:
+        return None
+    mixed = (mix / length).mT.to(state.basis)
+    basis = mixed @ state.basis
+    factor = length.reshape(1, 1)
+    zero, square = length.new_zeros(1), length.square()
+    residual = length.to(basis) * basis
+    start = BlockCGState(
+        torch.zeros_like(basis), basis, factor, mixed @ state.direction, _drift(basis.dtype) * square,
+        length.reshape(1), float(square), zero, zero,
+    )  # fmt: skip
+    return RightHandSide(residual, torch.zeros_like(residual), 0, rhs.seed), start
 
 
 def _started(system: LinearSystem, rhs: RightHandSide, value: Tensor, residual: Tensor, scale: Tensor) -> BlockCGState:
@@ -197,6 +259,8 @@ def _moved(
         direction=dual + change.to(dual) @ state.direction,
         drift=state.drift + _drift(pushed.dtype) * done.residual.sum(),
         recent=(*state.recent, done)[-_WINDOW:],
+        correction=state.correction**0.5,
+        checked=False,
     )
     return _measured(system, rhs, moved)
 
@@ -208,7 +272,10 @@ def _recomputed(system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -
     again = _started(system, rhs, state.value, residual, state.scale)
     if again.complaint:
         return replace(state, complaint=again.complaint)
-    return replace(again, recent=state.recent[-1:], stuck=len(again.basis) == 0 or again.start > state.start / 4)
+    return replace(
+        again, recent=state.recent[-1:], stuck=len(again.basis) == 0 or again.start > state.start / 4,
+        correction=state.correction, checks=state.checks, check_products=state.check_products,
+    )  # fmt: skip
 
 
 def _measured(system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
