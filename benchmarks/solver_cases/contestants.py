@@ -15,7 +15,7 @@ from solver_cases.measure import Contestant, Factory
 from solver_cases.problem import SEED, Problem
 from solver_cases.references import SeparateCG
 
-GRID = (1 / 9, 1 / 3, 1.0, 3.0, 9.0)
+GRID = (1 / 27, 1 / 9, 1 / 3, 1.0, 3.0)
 """Step sizes of SGD, in units of the one that its power iteration finds."""
 SGD_COLUMNS = 4
 """SGD's columns know nothing of one another: a few show what all would. Its minibatches are then of 128 data."""
@@ -106,12 +106,12 @@ TABLE: list[Entry] = [
     Entry("block CG, K = 8", partial(block_cg, columns=8), _SMALL),
     Entry("block CG, K = 16", partial(block_cg, columns=16), _LARGE),
     Entry("block CG, K = 64", partial(block_cg, columns=64), _LARGE),
-    Entry("block CG + Nyström 64, K = 8", partial(nystrom_cg, columns=8), _SMALL),
-    Entry("block CG + Nyström 64, K = 16", partial(nystrom_cg, columns=16), _LARGE),
-    Entry("block CG + Nyström 64, K = 64", partial(nystrom_cg, columns=64), _LARGE),
-    Entry("block CG + Nyström 64 (10 % of the data), K = 16", partial(nystrom_cg, columns=16, stride=10), _LARGE),
-    Entry("block CG + Nyström 64 (10 % of the data), K = 64", partial(nystrom_cg, columns=64, stride=10), _LARGE),
-    Entry("block CG + inverse on a third of the data, K = 16", partial(subset_cg, columns=16), ("mnist",), 8),
+    Entry(f"block CG + Nyström {RANK}, K = 8", partial(nystrom_cg, columns=8), _SMALL),
+    Entry(f"block CG + Nyström {RANK}, K = 16", partial(nystrom_cg, columns=16), _LARGE),
+    Entry(f"block CG + Nyström {RANK}, K = 64", partial(nystrom_cg, columns=64), _LARGE),
+    Entry(f"block CG + Nyström {RANK} (10 % of the data), K = 16", partial(nystrom_cg, columns=16, stride=10), _LARGE),
+    Entry(f"block CG + Nyström {RANK} (10 % of the data), K = 64", partial(nystrom_cg, columns=64, stride=10), _LARGE),
+    Entry("block CG + inverse on a third of the data, K = 16", partial(subset_cg, columns=16), ("mnist",), 4),
     Entry("block CG + EM's Krylov space, K = 8", partial(recycled_cg, columns=8), _SMALL),
     Entry("block CG + EM's Krylov space, K = 16", partial(recycled_cg, columns=16), _LARGE),
     Entry("block CG + EM's Krylov space, K = 64", partial(recycled_cg, columns=64), _LARGE),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sampla import ConvergenceWarning
 from sampla.em import EM, Inference, infer
 from sampla.features import NetworkFeatures, ScaledFeatures, select_parameters
 from sampla.likelihoods import Categorical
@@ -51,7 +52,7 @@ def fit(subject: Subject, columns: int, say: Say) -> tuple[Inference, dict[str, 
             tolerance=SAMPLE_TOLERANCE, say=lambda text: _speak(text, seen, model.ledger, say),
         )  # fmt: skip
     steps = [
-        {"alpha": row.precision[0], "gamma": row.effective_dimension[0], "change": row.change, "passes": row.passes}
+        {"alpha": row.precision[0], "gamma": row.effective_dimension[0], "change": row.change, "products": row.products}
         for row in inference.trace
     ]
     return inference, {
@@ -62,10 +63,11 @@ def fit(subject: Subject, columns: int, say: Say) -> tuple[Inference, dict[str, 
         "passes": model.ledger.products / columns,
         "seconds": perf_counter() - start,
         "settled": inference.settled,
+        "method": inference.method,
         "steps": steps,
         "final_passes": inference.solution.passes,
         "final_error": inference.solution.error,
-        "warnings": [str(warning.message) for warning in caught],
+        "warnings": [str(w.message) for w in caught if issubclass(w.category, ConvergenceWarning)],
     }
 
 

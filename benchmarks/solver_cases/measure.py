@@ -115,9 +115,10 @@ class Watch:
 
 
 Factory = Callable[[Problem], Contestant | list[Contestant] | None]
-"""Several contestants race, and the best one is reported: a grid of step sizes. None: does not apply here."""
-_HEAT, _FINALISTS = 5, 2
-"""Steps of every contestant of a race, and how many go on."""
+"""Several contestants race, and the best one is reported: a grid of step sizes, the smallest first. None: does not
+apply here."""
+_HEAT = 10
+"""Steps that every contestant of a race is given."""
 
 
 def measure(name: str, problem: Problem, factory: Factory, max_steps: int, say: Say) -> dict[str, Any] | None:
@@ -143,7 +144,11 @@ def measure(name: str, problem: Problem, factory: Factory, max_steps: int, say: 
 
 
 def race(watches: list[Watch], max_steps: int, say: Say) -> tuple[Watch, int]:
-    """All go a few steps, the best of them to the end; who is first at the stop level wins, its number is told."""
+    """All go a few steps; the best so far and the one before it in the list go on to the end.
+
+    The list is in order of step size: the next smaller step is slower at first and settles lower. Who is first at the
+    stop level wins, or else who is lowest at the end; its number is told.
+    """
 
     def standing(number: int) -> float:
         watch = watches[number]
@@ -151,7 +156,8 @@ def race(watches: list[Watch], max_steps: int, say: Say) -> tuple[Watch, int]:
 
     for watch in watches:
         watch.advance(min(_HEAT, max_steps), lambda _: None)
-    finalists = sorted(range(len(watches)), key=standing)[:_FINALISTS]
+    leader = min(range(len(watches)), key=standing)
+    finalists = [leader, leader - 1] if leader > 0 else [leader]
     for number in finalists:
         watches[number].advance(max_steps - _HEAT, lambda text, n=number: say(f"({n}) {text}"))
     best = min(finalists, key=lambda n: (watches[n].passes_to(STOP) or inf, standing(n)))

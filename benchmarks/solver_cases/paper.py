@@ -27,6 +27,8 @@ EPOCHS = 20
 """For an E-step, and for a mode."""
 TARGET = 15.0
 _TRIAL = 10
+_STALLED, _FINER = 0.99, 3.0
+"""An epoch that leaves more of the error than this is the last at its step size; the grid's ratio."""
 _ROUNDS = 3
 
 
@@ -51,7 +53,7 @@ def paper_schedule(subject: Subject, ours: dict[str, Any], cap: int, say: Say) -
     """Run until alpha is within 1 % of its fixed point and the samples at 2 %, or until the ratio is beyond doubt.
 
     Generous to the paper: step sizes are the best of a grid at the final alpha, choosing them is free, alpha counts as
-    found the first time it is within 1 %, and the last solve is told the fixed point.
+    found the first time it is within 1 %, and the last solve is told the fixed point and when to lower its step.
     """
     goal = _goal(subject, ours, say)
     sample_step, chosen = _best_sample_step(goal, say)
@@ -104,10 +106,15 @@ class _Run:
         return False
 
     def sharpen(self) -> bool:
-        """The samples at the fixed point, until their true error is small; False if the cap comes first."""
+        """The samples at the fixed point, until their true error is small; False if the cap comes first.
+
+        A step that brings nothing more, because its noise has been reached, gives way to the next smaller of the grid.
+        """
         while self.epochs < self._cap:
             self._advance_samples(self._goal.alpha)
-            self.error = _error(self._goal, self._samples)
+            before, self.error = self.error, _error(self._goal, self._samples)
+            if self.error > _STALLED * before:
+                self._steps = (self._steps[0] / _FINER, self._steps[1])
             self._say(f"paper: {self.epochs} epochs, true error of the samples {self.error:.3f}")
             if self.error <= SAMPLE_TOLERANCE:
                 return True
@@ -132,7 +139,8 @@ def _goal(subject: Subject, ours: dict[str, Any], say: Say) -> Goal:
         warnings.simplefilter("ignore")
         found: Inference = infer(
             model, GPrior(), BlockCG(), num_samples=COLUMNS, seed=SEED, tolerance=0.001,
-            em=EM(tolerance=0.002, solve_tolerance=0.01, mode_tolerance=0.002),
+            em=EM(tolerance=0.002, solve_tolerance=0.01, mode_tolerance=0.002, num_samples=COLUMNS, method="samples"),
+            log_evidence=False,
         )  # fmt: skip
     data_part = found.model.draw_noise(SEED, COLUMNS).data_part
     solution = found.solution

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+from sampla import ConvergenceWarning
 from sampla.solvers import solve
 from solver_cases.contestants import TABLE
 from solver_cases.measure import STOP, Contestant, measure
@@ -57,11 +58,12 @@ def honest(problem: Problem, contestant: Contestant) -> dict[str, Any]:
         except ArithmeticError as error:
             raised = {"status": "raised", "message": str(error), "warned": True}
             return {**raised, "passes": 0, "stated": None, "true": None}
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, ConvergenceWarning)]
     true = problem.truth.first(contestant.columns).error(found.value, found.curvature_value)
     return {
         "status": found.status.name,
-        "message": "; ".join(str(warning.message) for warning in caught),
-        "warned": bool(caught),
+        "message": "; ".join(said),
+        "warned": bool(said),
         "passes": found.passes,
         "stated": found.error,
         "true": true,

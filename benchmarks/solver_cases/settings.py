@@ -41,7 +41,7 @@ class Settings:
     @property
     def mnist_images(self) -> int:
         """Training images of the LeNet."""
-        return 1000 if self.quick else 10_000
+        return 400 if self.quick else 10_000
 
     @property
     def mnist_columns(self) -> int:
@@ -56,7 +56,7 @@ class Settings:
     @property
     def paper_cap(self) -> int:
         """Epochs after which the paper's schedule is given up."""
-        return 60 if self.quick else 400
+        return 160 if self.quick else 400
 
     def sizes(self) -> dict[str, object]:
         """What a kept result depends on."""

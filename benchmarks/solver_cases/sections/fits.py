@@ -62,13 +62,13 @@ def _fit_row(part: str, fit: dict[str, Any], results: dict[str, Any]) -> list[st
 
 def _steps(part: str, fit: dict[str, Any]) -> str:
     each = "; ".join(
-        f"alpha {step['alpha']:.4g}, gamma {step['gamma']:.1f}, {step['passes']} passes, change {step['change']:.1%}"
+        f"alpha {step['alpha']:.4g}, gamma {step['gamma']:.1f}, change {step['change']:.1%}, "
+        f"{step['products']:.0f} products"
         for step in fit["steps"]
     )
     said = f" It warned: {' '.join(fit['warnings'])}" if fit["warnings"] else ""
-    return f"{part}, EM step by step: {each}. Final samples: {fit['final_passes']} passes, stated error " + (
-        f"{share(fit['final_error'])}.{said}"
-    )
+    final = f"Final samples: {fit['final_passes']} passes, stated error {share(fit['final_error'])}."
+    return f"{part}, EM (method {fit['method']}) step by step: {each}. {final}{said}"
 
 
 def _paper(fit: dict[str, Any], paper: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from solver_cases.contestants import TABLE
 from solver_cases.measure import LEVELS
 from solver_cases.sections._table import Verdict, passes, share, table, under
 from solver_cases.spectra import ALPHAS, CONDITIONS, KINDS
@@ -41,7 +42,9 @@ def _network(part: str, title: str, results: dict[str, Any]) -> str:
         f"{facts['N']:,} images, P = {facts['P']:,}, alpha = {facts['alpha']:g} (what EM finds, to two digits). Truth: "
         f"{facts['truth']}; relative residual {facts['accuracy']:.0e}."
     )
-    head = ["solver", "to 10 %", "2 %", "0.1 %", "spent before", "EM's own", "stops", "estimate", "truth", "s a pass"]
+    rows = {entry.name: rows[entry.name] for entry in TABLE if entry.name in rows}
+    head = ["solver", "to 10 %", "2 %", "0.1 %", "spent before", "EM's own", "stops", "estimate", "truth"]
+    head += ["at the end", "s a pass"]
     return f"## {title}\n\n{words}\n\n" + table(head, [_row(row) for row in rows.values()]) + "\n\n" + _notes(rows)
 
 
@@ -57,6 +60,9 @@ def _row(row: dict[str, Any]) -> list[str]:
         passes(stopped["passes"]) if stopped else "" if row["reference"] else row["status"],
         share(stopped["estimate"]) if stopped else "",
         share(stopped["true"]) if stopped else "",
+        ""
+        if row["to"]["0.001"] is not None or not row["last"]
+        else f"{share(row['last']['true'])} after " + passes(row["last"]["passes"]),
         f"{seconds:.2f}",
     ]
 
@@ -80,9 +86,10 @@ def _spectra(results: dict[str, Any]) -> str:
         return ""
     solvers = list(dict.fromkeys(row["solver"] for row in rows.values()))
     conditions = [c for c in CONDITIONS if any(f"condition {c:.0e}," in key for key in rows)]
+    steps = ", ".join(f"{entry.name} {entry.max_steps}" for entry in TABLE if entry.name in solvers)
     pieces = [
         "## Prescribed spectra\n\nPasses to a true error of 2 %; M has mean eigenvalue 1, float64. A dash: not reached "
-        "in as many steps as the solver is given (40 for SGD, 120 for separate columns, 60 for blocks)."
+        f"in as many steps as the solver is given ({steps})."
     ]
     for alpha in ALPHAS:
         head = [f"alpha = {alpha:.0e}", *(f"{kind} {condition:.0e}" for kind in KINDS for condition in conditions)]
