@@ -6,11 +6,12 @@ counted as passes already spent; ``spent=`` states it otherwise. None: the solve
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from sampla.krylov import KrylovSpace, krylov_space
 from sampla.noise import PROBE, standard_normal
 from sampla.preconditioners import SubsetInverse, nystrom
-from sampla.solvers import SGD, BlockCG, Solution, Status
+from sampla.solvers import SGD, BlockCG, Minibatch, Solution, Solver, Status
 from solver_cases.measure import Contestant, Factory
 from solver_cases.problem import SEED, Problem
 from solver_cases.references import SeparateCG
@@ -22,6 +23,7 @@ SGD_COLUMNS = 4
 RANK = 64
 """Of the Nystrom sketch."""
 _PROBES = 8
+_DEFAULT = BlockCG()
 _ALL, _LARGE, _SMALL = ("spectra", "mnist", "resnet"), ("spectra", "mnist"), ("resnet",)
 
 
@@ -56,9 +58,9 @@ def separate_cg(problem: Problem) -> Contestant:
     return Contestant(SeparateCG(), problem.system, SGD_COLUMNS, reference=True)
 
 
-def block_cg(problem: Problem, columns: int) -> Contestant | None:
-    """The library's default solver; does not apply where the problem has fewer columns."""
-    return Contestant(BlockCG(), problem.system, columns) if columns <= len(problem.truth.value) else None
+def plain(problem: Problem, columns: int, solver: Solver[Any] = _DEFAULT) -> Contestant | None:
+    """A solver of the library on the system as it is; does not apply where the problem has fewer columns."""
+    return Contestant(solver, problem.system, columns) if columns <= len(problem.truth.value) else None
 
 
 def nystrom_cg(problem: Problem, columns: int, stride: int = 1) -> Contestant | None:
@@ -103,9 +105,9 @@ def _krylov(problem: Problem) -> tuple[KrylovSpace, float]:
 TABLE: list[Entry] = [
     Entry("SGD (the paper's)", paper_sgd, max_steps=40, reference=True),
     Entry("CG, one column at a time", separate_cg, max_steps=120, reference=True),
-    Entry("block CG, K = 8", partial(block_cg, columns=8), _SMALL),
-    Entry("block CG, K = 16", partial(block_cg, columns=16), _LARGE),
-    Entry("block CG, K = 64", partial(block_cg, columns=64), _LARGE),
+    Entry("block CG, K = 8", partial(plain, columns=8), _SMALL),
+    Entry("block CG, K = 16", partial(plain, columns=16), _LARGE),
+    Entry("block CG, K = 64", partial(plain, columns=64), _LARGE),
     Entry(f"block CG + Nyström {RANK}, K = 8", partial(nystrom_cg, columns=8), _SMALL),
     Entry(f"block CG + Nyström {RANK}, K = 16", partial(nystrom_cg, columns=16), _LARGE),
     Entry(f"block CG + Nyström {RANK}, K = 64", partial(nystrom_cg, columns=64), _LARGE),
@@ -115,4 +117,8 @@ TABLE: list[Entry] = [
     Entry("block CG + EM's Krylov space, K = 8", partial(recycled_cg, columns=8), _SMALL),
     Entry("block CG + EM's Krylov space, K = 16", partial(recycled_cg, columns=16), _LARGE),
     Entry("block CG + EM's Krylov space, K = 64", partial(recycled_cg, columns=64), _LARGE),
+    Entry("minibatch steps between exact residuals, K = 8", partial(plain, columns=8, solver=Minibatch()), _SMALL, 30),
+    Entry(
+        "minibatch steps between exact residuals, K = 16", partial(plain, columns=16, solver=Minibatch()), _LARGE, 30
+    ),
 ]

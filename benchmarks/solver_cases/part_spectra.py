@@ -13,7 +13,7 @@ from solver_cases.spectra import ALPHAS, CONDITIONS, KINDS, spectrum, spectrum_p
 from solver_cases.store import Store
 
 _COLUMNS = 64
-_SOLVE_PASSES = 200
+_SOLVE_PASSES = 100
 
 
 def run(settings: Settings, store: Store) -> None:

@@ -31,7 +31,7 @@ class Settings:
     @property
     def spectra_size(self) -> tuple[int, int]:
         """P, N."""
-        return (160, 320) if self.quick else (1000, 2000)
+        return (160, 320) if self.quick else (1000, 1250)
 
     @property
     def estimate_cases(self) -> int:
