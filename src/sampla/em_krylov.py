@@ -30,6 +30,8 @@ _FAR_ENOUGH = 2.0
 """Factor by which alpha must change for the space not to grow before the mode is found again."""
 _COARSEST, _SHARE = 0.05, 0.02
 """Relative error of the mode allowed at first, and as a part of the last change of log alpha."""
+_UNKNOWN = 10.0
+"""What the trace says of an alpha that the space cannot reach yet: it may be off by more than so many times itself."""
 
 
 def shares_one_space(model: LinearModel, prior: BoundPrior) -> bool:
@@ -198,8 +200,8 @@ def _row(
         effective_dimension_error=[determined.standard_error],
         mode_norm=norm,
         change=change,
-        passes=space.iterations,
-        solve_error=error,
+        passes=space.iterations - sum(row.passes for row in state.trace),
+        solve_error=min(error, _UNKNOWN),
         solve_history=[],
         mode_error=mode_error,
         seconds=perf_counter() - start,

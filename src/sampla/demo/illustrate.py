@@ -48,7 +48,9 @@ def pictures(
             "convergence", "How the solver converged",
             "How far the samples are from the exact ones, as a share of the size of a function draw, estimated from "
             "the last steps of the solver. Each EM step starts from the samples of the step before.",
-            convergence_figure(report.trace, report.solve_history, em_tolerance, tolerance),
+            convergence_figure(
+                report.trace if report.method == "samples" else [], report.solve_history, em_tolerance, tolerance
+            ),
         ),
     ]  # fmt: skip
 
