@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sampla import ConvergenceWarning
@@ -80,9 +81,8 @@ def _speak(text: str, seen: list[float], ledger: Ledger, say: Say) -> None:
 
 def sampling_problem(subject: Subject, alpha: float, columns: int, cache: Path, find: FindTruth, say: Say) -> Problem:
     """K posterior samples at this alpha under the g-prior, with the truth found by ``find`` or kept from before."""
-    base, features = surveyed(subject.features, Categorical(), subject.batches), subject.features
-    say(f"{subject.name}: drawing the noise of {columns} samples")
-    draw = base.draw_noise(SEED, columns)
+    features = subject.features
+    draw = _kept_draw(cache / f"draw-{subject.name}-{columns}.safetensors", subject, columns, say)
     scale = GPrior().bind(features.layout, draw.diagonal).scale
     draw = NoiseDraw(draw.data_part * scale, draw.diagonal * scale.square())
     model = surveyed(ScaledFeatures(features, scale), Categorical(), subject.batches)
@@ -93,6 +93,16 @@ def sampling_problem(subject: Subject, alpha: float, columns: int, cache: Path, 
     size = sum(len(labels) for _, labels in subject.batches)
     facts = {"P": model.num_parameters, "N": size, "accuracy": truth.accuracy, "truth": truth.words}
     return Problem(f"{subject.name}, alpha {alpha:g}", model, alpha, draw, truth, facts)
+
+
+def _kept_draw(path: Path, subject: Subject, columns: int, say: Say) -> NoiseDraw:
+    """The same bits in every run, whatever the number of threads: the truth belongs to them."""
+    if not path.is_file():
+        say(f"{subject.name}: drawing the noise of {columns} samples")
+        draw = surveyed(subject.features, Categorical(), subject.batches).draw_noise(SEED, columns)
+        save_file({"data_part": draw.data_part, "diagonal": draw.diagonal}, path)
+    kept = load_file(path)
+    return NoiseDraw(kept["data_part"], kept["diagonal"])
 
 
 def two_digits(value: float) -> float:
