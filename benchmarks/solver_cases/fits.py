@@ -82,7 +82,8 @@ def _speak(text: str, seen: list[float], ledger: Ledger, say: Say) -> None:
 def sampling_problem(subject: Subject, alpha: float, columns: int, cache: Path, find: FindTruth, say: Say) -> Problem:
     """K posterior samples at this alpha under the g-prior, with the truth found by ``find`` or kept from before."""
     features = subject.features
-    draw = _kept_draw(cache / f"draw-{subject.name}-{columns}.safetensors", subject, columns, say)
+    size = sum(len(labels) for _, labels in subject.batches)
+    draw = _kept_draw(cache / f"draw-{subject.name}-{size}-{columns}.safetensors", subject, columns, say)
     scale = GPrior().bind(features.layout, draw.diagonal).scale
     draw = NoiseDraw(draw.data_part * scale, draw.diagonal * scale.square())
     model = surveyed(ScaledFeatures(features, scale), Categorical(), subject.batches)
@@ -90,7 +91,6 @@ def sampling_problem(subject: Subject, alpha: float, columns: int, cache: Path, 
     truth = known_truth(
         cache / f"truth-{subject.name}.safetensors", rhs, alpha, lambda: find(features, scale, rhs, alpha), say
     )
-    size = sum(len(labels) for _, labels in subject.batches)
     facts = {"P": model.num_parameters, "N": size, "accuracy": truth.accuracy, "truth": truth.words}
     return Problem(f"{subject.name}, alpha {alpha:g}", model, alpha, draw, truth, facts)
 
