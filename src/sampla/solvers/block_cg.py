@@ -24,10 +24,10 @@ _TRUST = 1.5
 """By which factor the extrapolated error may be below what has been measured or proved."""
 _RELIABLE = 0.3
 """The error is known once so small a part of it is extrapolated: a tenth of its square."""
-_MOST = 20
+_MOST = 30
 """Products that one measurement of the error may cost."""
-_VISIBLE = 1.0
-"""The error is measured where the squared residual is so many times what rounding explains."""
+_FADING = 0.5
+"""Power a pass by which the last measurement's correction of the cheap estimate fades: plateaus end."""
 _TINY = 1e-300
 _DRIFT = 4.0
 """Rounding errors a pass by which the recurred residual departs from the true one."""
@@ -135,27 +135,20 @@ class BlockCG(Solver[BlockCGState]):
         return state.correction * float((missing / size) ** 0.5)
 
     def certify(self, system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
-        if state.checked or _size_of(state.factor) <= _VISIBLE * state.drift:
+        """Measure the error of this iterate, unless that has been done or rounding hides it."""
+        posed = None if state.checked or _size_of(state.factor) <= state.drift else _error_system(rhs, state)
+        if posed is None:
             return state
-        inner = _inner(rhs, state)
-        if inner is None:
-            return state
-        problem, probe = inner
+        error_rhs, probe = posed
         products = 0
-        while products < _MOST:
-            probe = self.step(system, problem, probe)
+        while products < _MOST and not probe.stuck and not self.error(probe) <= _RELIABLE:
+            probe = self.step(system, error_rhs, probe)
             products += 1
-            if probe.complaint:
+            if probe.complaint:  # what is wrong with M is wrong for the iterate too
                 return replace(state, complaint=probe.complaint)
-            if self.error(probe) <= _RELIABLE or probe.stuck:
-                break
-        found = float((probe.size + _missing(probe)).sum()) * float(_size_of(state.factor) + state.drift) / probe.start
-        found = min(found, float(state.bound.sum()))
-        cheap = float(_missing(state).sum())
         return replace(
-            state,
-            correction=(found / cheap) ** 0.5 if cheap > 0 else 1.0,
-            checks=state.checks + 1, check_products=state.check_products + products, checked=True,
+            state, correction=_measured_over_cheap(state, probe), checks=state.checks + 1,
+            check_products=state.check_products + products, checked=True,
         )  # fmt: skip
 
     def stagnated(self, state: BlockCGState) -> bool:
@@ -201,24 +194,40 @@ def _rounding(bend: Tensor, dtype: torch.dtype) -> Tensor:
     return 1e3 * torch.finfo(dtype).eps * bend.diagonal().abs().max()
 
 
-def _inner(rhs: RightHandSide, state: BlockCGState) -> tuple[RightHandSide, BlockCGState] | None:
-    """H e = r for r a sum of the residual's columns with random signs, from e = 0 along the present directions."""
-    columns = state.factor.shape[1]
-    signs = standard_normal(rhs.seed, PROBE, range(state.checks, state.checks + 1), 0, (columns,), state.factor).sign()
+def _error_system(rhs: RightHandSide, state: BlockCGState) -> tuple[RightHandSide, BlockCGState] | None:
+    """H e = r, r the sum of the residual's columns with random signs, to be solved from e = 0; None if r is zero.
+
+    It goes on along the same combination of the present search directions, which are H-conjugate to the ones before:
+    for one column these are the very next passes.
+    """
+    columns, turn = state.factor.shape[1], state.checks
+    signs = standard_normal(rhs.seed, PROBE, range(turn, turn + 1), 0, (columns,), state.factor).sign()
     mix = state.factor @ signs.mT
     length = mix.norm()
     if not float(length) > 0:
         return None
-    mixed = (mix / length).mT.to(state.basis)
-    basis = mixed @ state.basis
-    factor = length.reshape(1, 1)
-    zero, square = length.new_zeros(1), length.square()
+    shares = (mix / length).mT.to(state.basis)
+    basis = shares @ state.basis
     residual = length.to(basis) * basis
+    zero, square = length.new_zeros(1), length.square()
     start = BlockCGState(
-        torch.zeros_like(basis), basis, factor, mixed @ state.direction, _drift(basis.dtype) * square,
-        length.reshape(1), float(square), zero, zero,
+        torch.zeros_like(basis), basis, length.reshape(1, 1), shares @ state.direction, _drift(basis.dtype) * square,
+        length.reshape(1), float(square), zero, square.new_full((1,), torch.inf),
     )  # fmt: skip
     return RightHandSide(residual, torch.zeros_like(residual), 0, rhs.seed), start
+
+
+def _measured_over_cheap(state: BlockCGState, probe: BlockCGState) -> float:
+    """The block's error from that of a random combination of its columns, over the cheap estimate.
+
+    E|e_s|_M^2 = sum_k |e_k|_M^2 for random signs s. That the combined residual is longer or shorter than the same sum
+    says is known, and tells most of the chance: the ratio estimator |e_s|_M^2 sum_k |r_k|^2 / |r_s|^2.
+    """
+    size, missing = float(probe.size.sum()), float(_missing(probe).sum())
+    found = size + (missing if missing <= size else 0.0)  # an extrapolation of more than is known is worth nothing
+    found *= float(_size_of(state.factor) + state.drift) / probe.start
+    cheap = float(_missing(state).sum())
+    return (min(found, float(state.bound.sum())) / cheap) ** 0.5 if cheap > 0 else 1.0
 
 
 def _started(system: LinearSystem, rhs: RightHandSide, value: Tensor, residual: Tensor, scale: Tensor) -> BlockCGState:
@@ -259,7 +268,7 @@ def _moved(
         direction=dual + change.to(dual) @ state.direction,
         drift=state.drift + _drift(pushed.dtype) * done.residual.sum(),
         recent=(*state.recent, done)[-_WINDOW:],
-        correction=state.correction**0.5,
+        correction=state.correction**_FADING,
         checked=False,
     )
     return _measured(system, rhs, moved)
