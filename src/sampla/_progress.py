@@ -1,5 +1,6 @@
 """One progress bar, shown only for what lasts longer than two seconds."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -24,4 +25,4 @@ class Progress:
     def say(self, text: str) -> None:
         """One line above the bar."""
         if self.enabled:
-            tqdm.write(text)
+            tqdm.write(text, file=sys.stderr)
