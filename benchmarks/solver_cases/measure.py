@@ -117,15 +117,23 @@ class Watch:
 Factory = Callable[[Problem], Contestant | list[Contestant] | None]
 """Several contestants race, and the best one is reported: a grid of step sizes, the smallest first. None: does not
 apply here."""
-_HEAT = 10
+_HEAT = 6
 """Steps that every contestant of a race is given."""
 
 
 def measure(name: str, problem: Problem, factory: Factory, max_steps: int, say: Say) -> dict[str, Any] | None:
-    """Build the contestant, count what that spends, and watch it; None where it does not apply.
+    """Build the contestant, count what that spends, and watch it; None where it does not apply, or refuses.
 
     Choosing the best of a race is not counted as spent.
     """
+    try:
+        return _measured(name, problem, factory, max_steps, say)
+    except ValueError as refusal:  # such as a dual solver that would need too large a kernel
+        say(f"{name}: does not apply, {refusal}")
+        return None
+
+
+def _measured(name: str, problem: Problem, factory: Factory, max_steps: int, say: Say) -> dict[str, Any] | None:
     before, start = problem.products, perf_counter()
     built = factory(problem)
     building = perf_counter() - start

@@ -58,7 +58,7 @@ def paper_schedule(subject: Subject, ours: dict[str, Any], cap: int, say: Say) -
     goal = _goal(subject, ours, say)
     sample_step, chosen = _best_sample_step(goal, say)
     mode_step, mode_chosen = _best_mode_step(goal, say)
-    cap = min(cap, ceil((TARGET + 1) * ours["passes"]))
+    cap = min(cap, ceil((TARGET + 1) * ours["passes"]) + EPOCHS)
     run = _Run(goal, sample_step, mode_step, cap, say)
     reached = run.find_alpha() and run.sharpen()
     columns = ours["columns"]

@@ -9,7 +9,7 @@ from torch import Generator
 from sampla.solvers import BlockCG, solve
 from solver_cases.problem import Problem
 from solver_cases.settings import Settings
-from solver_cases.spectra import KINDS, spectrum, spectrum_problem
+from solver_cases.spectra import KINDS, Spectrum, spectrum, spectrum_problem
 from solver_cases.store import Store
 
 SOLVERS: dict[str, Any] = {
@@ -49,13 +49,15 @@ def _case(number: int, factory: Any) -> dict[str, Any]:
         "kind": kind, "condition": condition, "alpha": alpha, "columns": columns, "tolerance": tolerance,
         "dtype": str(dtype).removeprefix("torch."),
     }  # fmt: skip
-    return {**facts, **_stated(problem, factory, columns, tolerance)}
+    return {**facts, **_stated(case, problem, factory, tolerance)}
 
 
-def _stated(problem: Problem, factory: Any, columns: int, tolerance: float) -> dict[str, Any]:
+def _stated(case: Spectrum, problem: Problem, factory: Any, tolerance: float) -> dict[str, Any]:
     solver, system = factory(problem)
+    truth = problem.truth.value
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = solve(solver, system, problem.rhs(columns), tolerance=tolerance, max_passes=400)
-    true = problem.truth.error(found.value, found.curvature_value)
+        found = solve(solver, system, problem.rhs(len(truth)), tolerance=tolerance, max_passes=400)
+    missing, whole = case.size(found.value.double() - truth), case.size(truth)
+    true = float((missing.square().mean() / whole.square().mean()).sqrt())
     return {"status": found.status.name, "passes": found.passes, "stated": found.error, "true": true}

@@ -40,10 +40,11 @@ def _one(problem: Problem, settings: Settings, store: Store) -> None:
 
 def _solved(problem: Problem, factory: Any) -> dict[str, Any] | None:
     """What a user's solve to 2 % says, and what is true of it."""
-    contestant = factory(problem)
-    if contestant is None:
+    try:
+        contestant = factory(problem)
+        return None if contestant is None else problem.measured_free(lambda: honest(problem, contestant))
+    except ValueError:  # the solver refuses such a problem, which the row of the table has told
         return None
-    return problem.measured_free(lambda: honest(problem, contestant))
 
 
 def honest(problem: Problem, contestant: Contestant) -> dict[str, Any]:

@@ -42,6 +42,10 @@ class Spectrum:
         rows, targets = self.rows.to(dtype), self.targets.to(dtype)
         return list(zip(rows.split(_BATCH), targets.split(_BATCH), strict=True))
 
+    def size(self, vectors: Tensor) -> Tensor:
+        """(K,) |phi v| from the known eigenvalues, without the rounding of a product."""
+        return ((vectors.double() @ self.vectors).square() * self.eigenvalues).sum(1).sqrt()
+
     def solve(self, rhs: Tensor, alpha: float) -> Truth:
         """(M + alpha)^-1 b and M times it."""
         inside = rhs.double() @ self.vectors / (self.eigenvalues + alpha)
