@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from sampla.krylov import KrylovSpace, krylov_space
-from sampla.noise import PROBE, standard_normal
 from sampla.preconditioners import SubsetInverse, nystrom
 from sampla.solvers import SGD, BlockCG, Minibatch, Solution, Solver, Status
+from sampla.spectral import estimated, gamma
 from solver_cases.measure import Contestant, Factory
 from solver_cases.problem import SEED, Problem
 from solver_cases.references import SeparateCG
@@ -22,7 +22,10 @@ SGD_COLUMNS = 4
 """SGD's columns know nothing of one another: a few show what all would. Its minibatches are then of 128 data."""
 RANK = 64
 """Of the Nystrom sketch."""
-_PROBES = 8
+_PROBES, _ROWS = 8, 256
+"""Of EM's Krylov space: how many probes, and how many vectors at most."""
+_SETTLED = 0.005
+"""Relative truncation error of gamma at which EM, asked for one per cent, stops its growth."""
 _DEFAULT = BlockCG()
 _ALL, _LARGE, _SMALL = ("spectra", "mnist", "resnet"), ("spectra", "mnist"), ("resnet",)
 
@@ -60,12 +63,12 @@ def separate_cg(problem: Problem) -> Contestant:
 
 def plain(problem: Problem, columns: int, solver: Solver[Any] = _DEFAULT) -> Contestant | None:
     """A solver of the library on the system as it is; does not apply where the problem has fewer columns."""
-    return Contestant(solver, problem.system, columns) if columns <= len(problem.truth.value) else None
+    return Contestant(solver, problem.system, columns) if columns <= len(problem.draw.data_part) else None
 
 
 def nystrom_cg(problem: Problem, columns: int, stride: int = 1) -> Contestant | None:
     """Block CG with a Nystrom sketch of all data, or of every stride-th piece; the sketch counts."""
-    if columns > len(problem.truth.value):
+    if columns > len(problem.draw.data_part):
         return None
     sketch = nystrom(problem.model, RANK, SEED, stride).at(problem.precision)
     return Contestant(BlockCG(), replace(problem.system, preconditioner=sketch), columns)
@@ -73,7 +76,7 @@ def nystrom_cg(problem: Problem, columns: int, stride: int = 1) -> Contestant | 
 
 def subset_cg(problem: Problem, columns: int) -> Contestant | None:
     """Block CG preconditioned by the inverse on a third of the data, whose inner products count."""
-    if columns > len(problem.truth.value):
+    if columns > len(problem.draw.data_part):
         return None
     inverse = SubsetInverse(problem.model, problem.precision, problem.draw.diagonal, stride=3)
     return Contestant(BlockCG(), replace(problem.system, preconditioner=inverse), columns)
@@ -81,7 +84,7 @@ def subset_cg(problem: Problem, columns: int) -> Contestant | None:
 
 def recycled_cg(problem: Problem, columns: int) -> Contestant | None:
     """Block CG on the Krylov space of M that EM would have built for gamma: its start and its preconditioner."""
-    if columns > len(problem.truth.value):
+    if columns > len(problem.draw.data_part):
         return None
     space, products = _krylov(problem)
     rhs = problem.rhs(columns)
@@ -92,12 +95,15 @@ def recycled_cg(problem: Problem, columns: int) -> Contestant | None:
 
 
 def _krylov(problem: Problem) -> tuple[KrylovSpace, float]:
-    """The space of eight random probes after eight products each, built once for each problem."""
+    """The space as EM builds it, from eight columns of noise until gamma has settled; built once for each problem."""
     if "krylov" not in problem.reusable:
-        before, like = problem.products, problem.draw.diagonal
-        space = krylov_space(standard_normal(SEED, PROBE, range(_PROBES), 0, (len(like),), like).sign())
-        while space.iterations < _PROBES and not space.complete:
+        before = problem.products
+        space = krylov_space(problem.draw.data_part[:_PROBES])
+        while not space.complete and len(space.basis) < _ROWS:
             space = space.grown(problem.model)
+            found = estimated(space, _PROBES, gamma, problem.alpha)
+            if space.iterations > 2 and found.truncation <= _SETTLED * found.value:
+                break
         problem.reusable["krylov"] = space, problem.products - before
     return problem.reusable["krylov"]
 

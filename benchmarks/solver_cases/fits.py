@@ -79,15 +79,20 @@ def _speak(text: str, seen: list[float], ledger: Ledger, say: Say) -> None:
         say(f"fit: {text} ({ledger.products:.0f} products)")
 
 
-def sampling_problem(subject: Subject, alpha: float, columns: int, cache: Path, find: FindTruth, say: Say) -> Problem:
-    """K posterior samples at this alpha under the g-prior, with the truth found by ``find`` or kept from before."""
+def sampling_problem(
+    subject: Subject, alpha: float, columns: int, known: int, cache: Path, find: FindTruth, say: Say
+) -> Problem:
+    """K posterior samples at this alpha under the g-prior, with the truth found by ``find`` or kept from before.
+
+    The truth is that of the first ``known`` columns: the error of a larger block is judged on those.
+    """
     features = subject.features
     size = sum(len(labels) for _, labels in subject.batches)
     draw = _kept_draw(cache / f"draw-{subject.name}-{size}-{columns}.safetensors", subject, columns, say)
     scale = GPrior().bind(features.layout, draw.diagonal).scale
     draw = NoiseDraw(draw.data_part * scale, draw.diagonal * scale.square())
     model = surveyed(ScaledFeatures(features, scale), Categorical(), subject.batches)
-    rhs = (draw.data_part + prior_part(torch.full_like(draw.diagonal, alpha), columns)).double()
+    rhs = (draw.data_part[:known] + prior_part(torch.full_like(draw.diagonal, alpha), known)).double()
     truth = known_truth(
         cache / f"truth-{subject.name}.safetensors", rhs, alpha, lambda: find(features, scale, rhs, alpha), say
     )

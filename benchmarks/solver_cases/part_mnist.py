@@ -25,6 +25,8 @@ from solver_cases.store import Store
 
 FIT_COLUMNS = 16
 _BATCH = 500
+_KNOWN = 16
+"""Columns whose truth is found: enough to judge the error of 64 on."""
 _ACCURACY = 1e-10
 
 
@@ -38,7 +40,7 @@ def run(settings: Settings, store: Store) -> None:
     def truth(features: NetworkFeatures, scale: Tensor, rhs: Tensor, alpha: float) -> Truth:  # noqa: ARG001
         return solved_in_float64(subject, scale, rhs, alpha, settings.say)
 
-    problem = sampling_problem(subject, alpha, settings.mnist_columns, settings.cache, truth, settings.say)
+    problem = sampling_problem(subject, alpha, settings.mnist_columns, _KNOWN, settings.cache, truth, settings.say)
     store.once("mnist/problem", lambda: {"name": problem.name, "alpha": alpha, **problem.facts})
     run_table("mnist", problem, settings, store)
     store.once("mnist/paper", lambda: paper_schedule(subject, found, settings.paper_cap, settings.say))

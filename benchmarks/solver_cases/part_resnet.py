@@ -67,7 +67,7 @@ def run(settings: Settings, store: Store) -> None:
     def truth(features: NetworkFeatures, scale: Tensor, rhs: Tensor, alpha: float) -> Truth:  # noqa: ARG001
         return solved_by_kernel(subject, scale, rhs, alpha, settings.say)
 
-    problem = sampling_problem(subject, alpha, COLUMNS, settings.cache, truth, settings.say)
+    problem = sampling_problem(subject, alpha, COLUMNS, COLUMNS, settings.cache, truth, settings.say)
     store.once("resnet/problem", lambda: {"name": problem.name, "alpha": alpha, **problem.facts})
     run_table("resnet", problem, settings, store)
 

@@ -37,11 +37,14 @@ class Truth:
     """How it was found."""
 
     def error(self, value: Tensor, curvature_value: Tensor) -> float:
-        """|phi (z - z*)|_B / |phi z*|_B over the first rows, the root mean square over columns; costs no product."""
-        count = len(value)
+        """|phi (z - z*)|_B / |phi z*|_B over the first rows, the root mean square over columns; costs no product.
+
+        Over all columns whose truth is known, if a solver has more.
+        """
+        count = min(len(value), len(self.value))
         truth, curvature = self.value[:count], self.curvature_value[:count]
-        difference = value.double() - truth
-        missing = (difference * (curvature_value.double() - curvature)).sum(1).clamp_min(0)
+        difference = value[:count].double() - truth
+        missing = (difference * (curvature_value[:count].double() - curvature)).sum(1).clamp_min(0)
         return float((missing.mean() / (truth * curvature).sum(1).mean()).sqrt())
 
     def first(self, count: int) -> "Truth":
@@ -58,7 +61,7 @@ class Problem:
     """In whitened coordinates."""
     alpha: float
     draw: NoiseDraw
-    """Whitened; as many columns as the truth has."""
+    """Whitened; the truth may be known for its first columns only."""
     truth: Truth
     facts: dict[str, Any] = field(default_factory=dict)
     """For the words: sizes, conditions."""

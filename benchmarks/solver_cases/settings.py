@@ -31,7 +31,7 @@ class Settings:
     @property
     def spectra_size(self) -> tuple[int, int]:
         """P, N."""
-        return (160, 320) if self.quick else (1000, 1250)
+        return (160, 320) if self.quick else (600, 750)
 
     @property
     def estimate_cases(self) -> int:
@@ -45,7 +45,7 @@ class Settings:
 
     @property
     def mnist_columns(self) -> int:
-        """K of the truth."""
+        """K of the largest block."""
         return 64
 
     @property
