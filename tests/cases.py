@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -191,3 +192,20 @@ def linear_model(features: Features, likelihood: sampla.Likelihood, loader: Any)
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard normals for test inputs."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+SPECTRA: dict[str, np.ndarray] = {  # eigenvalues of M
+    "power law": 100 * np.arange(1.0, 61.0) ** -2,
+    "clustered": np.repeat([30.0, 3.0, 0.3, 0.03], 15) * np.linspace(0.9, 1.1, 60),
+    "flat": np.linspace(1, 2, 60),
+    "low rank": np.r_[np.logspace(2, -1, 20), np.zeros(40)],
+}
+
+
+def spectrum_model(name: str, dtype: torch.dtype = torch.float64) -> tuple[LinearModel, Tensor]:
+    """A Gaussian model of 90 data with noise 1 and a row of SPECTRA, and its M in float64; the targets are random."""
+    rows = dense.prescribed(SPECTRA[name], 90).to(dtype)
+    model = linear_model(
+        sampla.DesignMatrix(60, dtype=dtype), sampla.Gaussian(1.0), batches(rows, randn(90, 1).to(dtype), 50)
+    )
+    return model, rows.double().mT @ rows.double()

@@ -288,3 +288,38 @@ def prescribed(eigenvalues: Sequence[float], rows: int, seed: int = 0) -> Tensor
     left = np.linalg.qr(generator.standard_normal((rows, size)))[0]
     right = np.linalg.qr(generator.standard_normal((size, size)))[0]
     return torch.from_numpy(left * np.sqrt(np.asarray(eigenvalues)) @ right.T)
+
+
+def quadratic_forms(matrix: Tensor, function: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+    """(K,) x' f(M) x for each row x; f gets the eigenvalues of M, at least zero."""
+    values, rotation = torch.linalg.eigh(matrix)
+    return (vectors @ rotation).square() @ function(values.clamp_min(0))
+
+
+def galerkin(matrix: Tensor, precision: Tensor, span: Tensor, right: Tensor) -> Tensor:
+    """(K, P) the z in the span of the rows, (m, P), that solves (M + A) z = b as seen from the span."""
+    basis = torch.linalg.qr(span.mT).Q
+    inner = basis.mT @ (matrix + precision.diag()) @ basis
+    return (basis @ torch.linalg.solve(inner, basis.mT @ right.mT)).mT
+
+
+def log_determinant(matrix: Tensor, precision: Tensor) -> float:
+    """log det(I + A^-1 M), A = diag(precision)."""
+    return float(torch.linalg.slogdet(torch.eye(len(matrix)).to(matrix) + matrix / precision[:, None]).logabsdet)
+
+
+def gaussian_log_evidence(features: Tensor, targets: Tensor, weights: Tensor, precision: Tensor) -> float:
+    """log N(y; 0, J A^-1 J' + B^-1), the density of all targets (N, C) at once; B (N, C, C)."""
+    rows = features.flatten(0, 1)
+    noise = torch.block_diag(*torch.linalg.inv(weights))
+    covariance = (rows / precision) @ rows.mT + noise
+    return float(
+        torch.distributions.MultivariateNormal(torch.zeros(len(rows)).double(), covariance).log_prob(targets.flatten())
+    )
+
+
+def laplace_log_evidence(features: Tensor, targets: Tensor, loss: Loss, weights: Tensor, precision: Tensor) -> float:
+    """log p(y | J theta*) - |theta*|_A^2 / 2 - log det(I + A^-1 M) / 2, for a loss that is -log p(y | f)."""
+    found = mode(features, targets, loss, precision)
+    fit = torch.vmap(loss)(features @ found, targets).sum() + 0.5 * (precision * found.square()).sum()
+    return -float(fit) - log_determinant(curvature(features, weights), precision) / 2

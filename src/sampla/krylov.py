@@ -139,12 +139,15 @@ class KrylovSpace:
         rest = pushed - inner.mT.to(pushed) @ basis
         rest -= gram(basis, rest).mT.to(pushed) @ basis
         following, coupling = orthonormal(rest, pushed.norm(dim=1))
-        following -= gram(basis, following).mT.to(pushed) @ basis  # short remainders are mostly rounding otherwise
+        following -= gram(basis, following).mT.to(pushed) @ basis  # short remainders are mostly rounding otherwise,
+        following, again = orthonormal(following)  # and have become shorter now
         whole = pad(self.gram, (0, added, 0, added))
         whole[:, size - added :] = inner
         whole[size - added :, :] = inner.mT
         start = self.start if self.iterations == 0 else pad(self.start, (0, 0, 0, added))
-        return KrylovSpace(basis, (whole + whole.mT) / 2, following, coupling.mT, start, (*self.widths, added))
+        return KrylovSpace(
+            basis, (whole + whole.mT) / 2, following, (again @ coupling).mT, start, (*self.widths, added)
+        )  # fmt: skip
 
 
 def krylov_space(start: Tensor) -> KrylovSpace:
