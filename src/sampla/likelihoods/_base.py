@@ -3,7 +3,9 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.func import vjp
 
 from sampla._checks import require
 
@@ -31,6 +33,12 @@ class Likelihood(ABC):
     @abstractmethod
     def curvature_root_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
         """S xi with S S' = B for each of K vectors: (K, n, *out) -> (K, n, *out)."""
+
+    def curvature_root_transpose_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
+        """S' u for each of K vectors: (K, n, *out) -> (K, n, *out); by autograd unless overridden."""
+        transpose = vjp(lambda xi: self.curvature_root_product(outputs, xi), torch.zeros_like(vectors))[1]
+        product: Tensor = transpose(vectors)[0]
+        return product.detach()
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse targets that do not belong to these outputs; only their number is checked unless overridden.

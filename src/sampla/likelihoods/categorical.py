@@ -28,6 +28,10 @@ class Categorical(Likelihood):
         weighted = p.sqrt() * vectors
         return weighted - p * weighted.sum(-1, keepdim=True)
 
+    def curvature_root_transpose_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
+        p = outputs.softmax(-1)
+        return p.sqrt() * (vectors - (p * vectors).sum(-1, keepdim=True))
+
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(-1)
 

@@ -3,6 +3,7 @@
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, solve
 from sampla.solvers.block_cg import BlockCG
 from sampla.solvers.dense import Dense
+from sampla.solvers.dual import DualDescent
 from sampla.solvers.linear_mode import Mode, linear_mode
 from sampla.solvers.minibatch import Minibatch
 from sampla.solvers.sgd import SGD
@@ -11,6 +12,7 @@ __all__ = [
     "SGD",
     "BlockCG",
     "Dense",
+    "DualDescent",
     "LinearSystem",
     "Minibatch",
     "Mode",

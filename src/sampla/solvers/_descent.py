@@ -16,7 +16,7 @@ _BATCH, _SMALLEST_BATCH, _STEPS = 64, 8, 64
 """Data in a step; fewer where N is small, so that a pass has at least so many steps."""
 _STRIDE = 8
 """A pass is read in so many interleaved parts: each is a cross-section of the data, however they are sorted."""
-_COLUMNS, _ROWS_TIMES_COLUMNS = 64, 512
+COLUMNS, _ROWS_TIMES_COLUMNS = 64, 512
 """Columns of one product with a piece, and how ``LinearModel.batches`` cuts pieces."""
 _POWER_BATCHES, _POWER_STEPS = 4, 6
 _FAR = 100.0
@@ -129,6 +129,11 @@ def batch_size(model: LinearModel) -> int:
     return max(_SMALLEST_BATCH, min(_BATCH, model.data.num_data // _STEPS))
 
 
+def piece_columns(model: LinearModel, columns: int) -> int:
+    """For how many columns ``LinearModel.batches`` must cut so that pieces for so many are no larger than a step."""
+    return max(min(columns, COLUMNS), _ROWS_TIMES_COLUMNS // batch_size(model))
+
+
 def data_in(batch: list[LinearBatch]) -> int:
     """n."""
     return sum(piece.stop - piece.start for piece in batch)
@@ -139,7 +144,7 @@ def estimated_product(system: LinearSystem, batch: list[LinearBatch], vectors: T
     scale = system.model.data.num_data / data_in(batch)
     product = system.precision * vectors
     for piece in batch:
-        for total, part in zip(product.split(_COLUMNS), vectors.split(_COLUMNS), strict=True):
+        for total, part in zip(product.split(COLUMNS), vectors.split(COLUMNS), strict=True):
             total += scale * piece.curvature_product(part)
     return product
 
@@ -149,7 +154,7 @@ def _minibatches(model: LinearModel, turn: int, columns: int, stride: int | None
     full = batch_size(model)
     stride = stride or max(1, min(_STRIDE, model.data.num_data // (2 * full)))
     batch: list[LinearBatch] = []
-    for piece in model.batches(max(min(columns, _COLUMNS), _ROWS_TIMES_COLUMNS // full), stride, turn % stride):
+    for piece in model.batches(piece_columns(model, columns), stride, turn % stride):
         batch.append(piece)
         if data_in(batch) >= full:
             yield batch

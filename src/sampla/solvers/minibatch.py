@@ -27,8 +27,8 @@ from sampla.preconditioners import Preconditioner, Sketch, nystrom
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status
 from sampla.solvers._descent import automatic_step, descend
 
-_SKETCH_PASSES = 0.2
-"""What a sketch of its own may cost, where so few data are enough for it."""
+_SKETCH_PASSES, _SKETCH_AT_MOST = 0.2, 4.0
+"""What a sketch of its own should cost, and may cost where N is too small for that."""
 _SKETCH_DATA = 256
 """Data a sketch needs at least."""
 _HELD_OUT, _PARTS = 128, 50
@@ -132,10 +132,10 @@ class Minibatch(Solver[MinibatchState]):
             return kept[1]
         rank = min(self.rank, model.num_parameters)
         most = max(1, model.data.num_data // _SKETCH_DATA)
-        allowed = _SKETCH_PASSES
+        allowed, at_most = _SKETCH_PASSES, _SKETCH_AT_MOST
         if self.budget is not None:
-            allowed = min(allowed, self.budget / 3)
-            rank = int(min(rank, allowed * columns * most))
+            allowed = at_most = min(_SKETCH_PASSES, self.budget / 3)
+        rank = int(min(rank, at_most * columns * most))
         return nystrom(model, rank, self.seed, min(most, ceil(rank / columns / allowed))) if rank else None
 
     def step(self, system: LinearSystem, rhs: RightHandSide, state: MinibatchState) -> MinibatchState:
