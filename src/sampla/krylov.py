@@ -1,9 +1,12 @@
 """A block Krylov space of M, with which every prior precision can be served: M does not depend on alpha.
 
 Block Lanczos (Golub and Underwood 1977) with full re-orthogonalisation: V is orthonormal, T = V M V'. Quadratic forms
-x' f(M) x of the start vectors x are read off T for every f at once, from below by Gauss quadrature and, because M has
-no negative eigenvalue, from above by Gauss-Radau with a node at zero (Golub and Meurant 2010, chapters 6 and 7). V with
-T is a sketch of M for preconditioning; V' (T + alpha)^-1 V b starts a solve.
+x' f(M) x of the start vectors x are read off T for every f at once by Gauss quadrature and, because M has no negative
+eigenvalue, by Gauss-Radau with a node at zero (Golub and Meurant 2010, chapters 6 and 7). For f(x) = 1 / (x + a), and
+so for sums of such with positive weights, log(1 + x / a) / x among them, the first is below the truth (it is Galerkin's
+solution) and the second above it (its matrix continues T and is nowhere above M). For 1 / (x + a)^2 that is a theorem
+with one start vector only: a block can be on the wrong side, by little. V with T is a sketch of M for preconditioning;
+V' (T + alpha)^-1 V b starts a solve.
 """
 
 from dataclasses import dataclass, replace
@@ -73,7 +76,7 @@ class KrylovSpace:
 
     @cached_property
     def gauss(self) -> Quadrature:
-        """Below the truth for every completely monotone f, such as 1 / (x + alpha)."""
+        """Below the truth for f(x) = 1 / (x + a) and its mixtures."""
         values, vectors = self.spectrum
         return Quadrature(values, (vectors.mT @ self.start).square())
 

@@ -5,7 +5,7 @@ The start vectors are the data parts of the right-hand sides, d = sum_n phi_n' S
     gamma(a)                = tr M (M + a)^-1      = E d' (M + a)^-1 d
     log det(I + M / a)                             = E d' log(1 + M / a) M^-1 d
 
-and every one of these functions is completely monotone: Gauss quadrature is below, Gauss-Radau above it.
+and both functions are mixtures of 1 / (x + a): Gauss quadrature is below, Gauss-Radau above them.
 """
 
 from collections.abc import Callable
