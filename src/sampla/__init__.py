@@ -8,7 +8,7 @@ from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.model import LinearModel
 from sampla.predictive import Predictive
 from sampla.priors import GPrior, Isotropic, Layerwise, Prior
-from sampla.solvers import SGD, BlockCG, Dense, Solver
+from sampla.solvers import SGD, BlockCG, Dense, DualDescent, Minibatch, Solver
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "CurvatureAt",
     "Dense",
     "DesignMatrix",
+    "DualDescent",
     "GPrior",
     "Gaussian",
     "Isotropic",
@@ -29,6 +30,7 @@ __all__ = [
     "Likelihood",
     "LinearModel",
     "LinearisedLaplace",
+    "Minibatch",
     "NetworkFeatures",
     "Predictive",
     "Prior",

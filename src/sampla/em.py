@@ -68,7 +68,8 @@ def infer(
             phi_n theta*, found again whenever A changes. No difference for a Gaussian likelihood.
         tolerance: function-space error of the final samples.
         max_passes: of each solve.
-        log_evidence: whether to estimate log p(y); None: if there is something to learn.
+        log_evidence: whether to estimate log p(y); None: if there is something to learn and the solver's own work
+            tells, as that of block conjugate gradients and of the dense solver does.
         say: called with one line at every stage.
         restore: may replace the first state by a stored one.
         keep: called with the state after every EM step.
@@ -91,7 +92,8 @@ def infer(
     draw = NoiseDraw(draw.data_part * bound.scale, draw.diagonal * bound.scale.square())
     model = model.replaced(features=ScaledFeatures(model.features, bound.scale))
     learns = bound.learn or model.likelihood.learns_noise
-    wanted = learns if log_evidence is None else log_evidence
+    cheap = solver.recycles or solver.exact_determinant
+    wanted = learns and cheap if log_evidence is None else log_evidence
     task = Task(solver, em, seed, num_samples, survey, draw, tolerance, max_passes, learns, wanted, say)
     moving = curvature_at == "linear-mode" and not model.likelihood.is_quadratic
     state = EMState(bound, model)

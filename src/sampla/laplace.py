@@ -24,11 +24,11 @@ from sampla.posterior import Posterior, load_posterior
 from sampla.predictive import Predictive
 from sampla.priors import GPrior, Isotropic, Layerwise, Prior
 from sampla.resume import keep_state, restore_state
-from sampla.solvers import SGD, BlockCG, Dense, Solver
+from sampla.solvers import SGD, BlockCG, Dense, DualDescent, Minibatch, Solver
 
 LIKELIHOODS = {"categorical": Categorical, "gaussian": Gaussian, "bernoulli": Bernoulli}
 PRIORS = {"g-prior": GPrior, "isotropic": Isotropic, "layerwise": Layerwise}
-SOLVERS = {"block-cg": BlockCG, "dense": Dense, "sgd": SGD}
+SOLVERS = {"block-cg": BlockCG, "dense": Dense, "minibatch": Minibatch, "dual": DualDescent, "sgd": SGD}
 _DENSE_UP_TO = 500
 """P at which solver="auto" changes from dense to block conjugate gradients."""
 
@@ -42,7 +42,7 @@ class LinearisedLaplace:
         prior: "g-prior", "isotropic", "layerwise", or a Prior; its precision is learnt unless it says learn=False.
         parameters: None for all that require grad except normalisation layers; names, patterns or a predicate.
         num_samples: K, at least 2; a standard deviation is known to about 1 / sqrt(2 K) of itself.
-        solver: "auto", "block-cg", "dense", "sgd", or a Solver.
+        solver: "auto", "block-cg", "dense", "minibatch", "dual", "sgd", or a Solver.
         seed: of all noise.
         tolerance: function-space error of the samples, |phi(z - z*)|_B / |phi z*|_B.
         max_passes: products per sample at most, for each solve.
@@ -50,7 +50,7 @@ class LinearisedLaplace:
         curvature_at: "network" takes the likelihood's curvature B at the network's outputs, as linearised Laplace is
             defined; "linear-mode" at the mode of the linear model, which is the linear model's own Laplace
             approximation: dearer, and less underconfident when the network has fitted its training data to the last.
-        log_evidence: whether to estimate log p(y); None: wherever something is learnt, with what EM leaves behind.
+        log_evidence: whether to estimate log p(y); None: wherever something is learnt by solver="block-cg" or "dense".
         progress: show a bar on anything over two seconds.
 
     Raises:
@@ -195,7 +195,8 @@ class LinearisedLaplace:
         value = self._facts()["log_evidence"]
         if value is None:
             raise RuntimeError(
-                "the log evidence was not estimated, because nothing was learnt: fit with log_evidence=True"
+                "the log evidence was not estimated, because nothing was learnt or the solver does not tell it: "
+                "fit with log_evidence=True"
             )
         return float(value)
 
