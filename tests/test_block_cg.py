@@ -161,37 +161,127 @@ def test_negative_curvature_that_shows_only_later_is_named(below):
     assert bool(found.value.isfinite().all())
 
 
+def solved(case, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sampla.ConvergenceWarning)
+        return solve(
+            sampla.BlockCG(), case.system, case.rhs,
+            **{"tolerance": case.tolerance, "max_passes": 250, "guess": case.guess} | options,
+        )  # fmt: skip
+
+
 def stated_over_true(seeds, u):
-    """Error stated / true error of the iterate at stopping, for the cases that converged."""
-    ratios = []
+    """(cases, 4) error stated / true error at stopping, true error / asked for, K, passes of K spent on measuring."""
+    rows = []
     for seed in seeds:
         case = RandomSystem(seed, u)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", sampla.ConvergenceWarning)
-            found = solve(
-                sampla.BlockCG(), case.system, case.rhs, tolerance=case.tolerance, max_passes=250, guess=case.guess
-            )
-        if found.status is Status.CONVERGED:
-            ratios.append(found.error / case.relative(found.value))
-    return np.array(ratios)
+        found = solved(case)
+        true, columns = case.relative(found.value), case.columns
+        rows.append((found.error / true, true / case.tolerance, columns, found.check_products / columns))
+    return np.array(rows).T
 
 
-def test_error_is_rarely_understated_over_200_random_systems():
-    """Seeds that nothing was tuned on. Where the error is overstated, it is by what the last pass gained."""
-    ratios = stated_over_true(range(30_000, 30_200), u=(0.5, 3))
-    assert len(ratios) == 200
+def test_error_is_true_within_half_of_it_over_200_random_systems():
+    """Seeds that nothing was tuned on: 97 % are, and the smallest ratio is 0.40."""
+    ratios, reached, columns, passes = stated_over_true(range(62_000, 62_200), u=(0.5, 3))
+    assert ((ratios > 1 / 1.5) & (ratios < 1.5)).mean() >= 0.95
+    assert ratios.min() > 1 / 3
+    assert 0.9 < np.median(ratios) < 1.1
+    assert (reached <= 1).mean() >= 0.98
+    assert passes[columns == 16].mean() < 0.35
+    assert passes[columns == 64].mean() < 0.1
+
+
+def test_error_with_a_very_weak_prior_is_mostly_true():
+    """The known limit, kept from growing: 91 %, and 2 % below a third. The end of a plateau cannot be foreseen."""
+    ratios, reached, _, _ = stated_over_true(range(63_000, 63_100), u=(3, 5))
+    assert ((ratios > 1 / 1.5) & (ratios < 1.5)).mean() >= 0.85
     assert (ratios > 1 / 3).mean() >= 0.97
-    assert (ratios > 1 / 1.5).mean() >= 0.94
-    assert 1 < np.median(ratios) < 1.5
-    assert ((ratios > 1 / 1.5) & (ratios < 1.5)).mean() >= 0.6
-    assert (ratios < 3).mean() >= 0.9
+    assert (reached <= 1.5).mean() >= 0.9
 
 
-def test_error_with_a_very_weak_prior_is_of_the_right_size():
-    """No estimate from one iterate foresees the end of a plateau: the known limit, kept from growing."""
-    ratios = stated_over_true(range(40_000, 40_100), u=(3, 5))
-    assert (ratios > 1 / 3).mean() >= 0.85
-    assert 0.5 < np.median(ratios) < 1.5
+class Unmeasured(sampla.BlockCG):
+    """Trusts the extrapolation."""
+
+    def certify(self, system, rhs, state):  # noqa: ARG002
+        return state
+
+
+@pytest.mark.parametrize("seed", [22, 34])
+def test_a_plateau_that_looks_like_the_end_is_seen_through(seed):
+    case = RandomSystem(seed, (3, 5))
+    misled = solve(Unmeasured(), case.system, case.rhs, tolerance=case.tolerance, max_passes=250, guess=case.guess)
+    assert misled.status is Status.CONVERGED
+    assert case.relative(misled.value) > 2 * case.tolerance
+    found = solved(case)
+    assert found.passes > misled.passes
+    assert case.relative(found.value) <= case.tolerance
+
+
+@pytest.mark.parametrize("columns", [1, 7])
+def test_the_error_is_measured_for_few_products_that_are_counted(columns):
+    case = Dense(100 * psd(decades=4), 0.3, columns)
+    vectors = []
+    product = case.model.curvature_product
+    case.model.curvature_product = lambda v: (vectors.append(len(v)), product(v))[1]
+    found = case.solve(tolerance=0.05)
+    assert sum(vectors) == columns * found.passes + found.check_products
+    assert 1 <= found.check_products <= 15
+    assert found.error / case.relative(found.value) == pytest.approx(1, abs=0.3)
+    sizes = case.solve(tolerance=1e-9).value
+    sizes = ((sizes @ case.matrix) * sizes).sum(1)
+    assert float((found.errors.square() * sizes).sum() / sizes.sum()) ** 0.5 == pytest.approx(found.error, rel=0.01)
+
+
+def test_a_measurement_is_not_repeated_and_has_other_signs_each_time():
+    case, solver = Dense(100 * psd(decades=4), 0.3, 7), sampla.BlockCG()
+    state = solver.init(case.system, case.rhs, None)
+    for _ in range(3):
+        state = solver.step(case.system, case.rhs, state)
+    once = solver.certify(case.system, case.rhs, state)
+    assert solver.certify(case.system, case.rhs, once) is once
+    again = solver.certify(case.system, case.rhs, replace(once, checked=False))
+    assert solver.error(again) != solver.error(once)
+    assert solver.error(again) == pytest.approx(solver.error(once), rel=0.5)
+    torch.testing.assert_close(again.value, state.value)
+    following = solver.step(case.system, case.rhs, once)
+    assert not following.checked
+    assert 0 < abs(following.correction - 1) < abs(once.correction - 1)
+    recomputed = solver.step(case.system, case.rhs, replace(once, drift=2 * once.factor.square().sum()))
+    assert (recomputed.checks, recomputed.check_products) == (once.checks, once.check_products)
+
+
+def test_too_few_passes_end_with_a_measured_error():
+    ratios = []
+    for seed in range(20):
+        case = RandomSystem(seed, (2, 3))
+        found = solved(case, tolerance=1e-9, max_passes=3, guess=None)
+        if found.status is Status.MAX_PASSES:
+            ratios.append(found.history[-1] / case.relative(found.value))
+    assert len(ratios) > 10
+    assert 0.5 < min(ratios) < max(ratios) < 2
+
+
+@quiet
+def test_what_the_measurement_finds_good_enough_has_converged():
+    """Stopped by max_passes where the estimate is above the tolerance and the error measured below it."""
+    case = Dense(100 * psd(decades=4), 0.3, 7)
+    for passes in range(2, 9):
+        cheap = solve(Unmeasured(), case.system, case.rhs, tolerance=1e-9, max_passes=passes).error
+        measured = case.solve(tolerance=1e-9, max_passes=passes).error
+        if measured < 0.95 * cheap:
+            break
+    found = case.solve(tolerance=(measured * cheap) ** 0.5, max_passes=passes)
+    assert (found.status, found.passes) == (Status.CONVERGED, passes)
+
+
+def test_products_that_turn_wrong_while_the_error_is_measured_are_named():
+    case = Dense(100 * psd(), 0.1, 4)
+    case.model.curvature_product = lambda v: case.product(v) if len(v) > 1 else v * torch.nan
+    with pytest.warns(sampla.ConvergenceWarning, match="NaN or infinite"):
+        found = case.solve(tolerance=0.02)
+    assert found.status is Status.BROKE_DOWN
+    assert case.relative(found.value) < 1
 
 
 def test_errors_of_the_columns_are_theirs():
@@ -200,4 +290,4 @@ def test_errors_of_the_columns_are_theirs():
     gap = found.value - case.exact()
     true = ((gap @ case.matrix) * gap).sum(1).sqrt() / ((case.exact() @ case.matrix) * case.exact()).sum(1).sqrt()
     ratios = found.errors / true
-    assert 0.3 < float(ratios.min()) < float(ratios.max()) < 5
+    assert 0.5 < float(ratios.min()) < float(ratios.max()) < 2
