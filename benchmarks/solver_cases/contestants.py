@@ -10,7 +10,7 @@ from typing import Any
 
 from sampla.krylov import KrylovSpace, krylov_space
 from sampla.preconditioners import SubsetInverse, nystrom
-from sampla.solvers import SGD, BlockCG, Minibatch, Solution, Solver, Status
+from sampla.solvers import SGD, BlockCG, DualDescent, Minibatch, Solution, Solver, Status, growing_guess
 from sampla.spectral import estimated, gamma
 from solver_cases.measure import Contestant, Factory
 from solver_cases.problem import SEED, Problem
@@ -94,6 +94,17 @@ def recycled_cg(problem: Problem, columns: int) -> Contestant | None:
     return Contestant(BlockCG(), system, columns, guess=guess, spent=0.0, elsewhere=products / columns)
 
 
+def growing_cg(problem: Problem, columns: int) -> Contestant | None:
+    """Block CG from the solutions on an eighth, a quarter, half of the data, all counted."""
+    if columns > len(problem.draw.data_part):
+        return None
+    before = problem.products
+    guess = growing_guess(BlockCG(), problem.system, problem.rhs(columns))
+    guess = replace(guess, curvature_value=problem.model.curvature_product(guess.value), curvature_exact=True)
+    spent = (problem.products - before) / columns
+    return Contestant(BlockCG(), problem.system, columns, guess=guess, spent=spent)
+
+
 def _krylov(problem: Problem) -> tuple[KrylovSpace, float]:
     """The space as EM builds it, from eight columns of noise until gamma has settled; built once for each problem."""
     if "krylov" not in problem.reusable:
@@ -123,6 +134,8 @@ TABLE: list[Entry] = [
     Entry("block CG + EM's Krylov space, K = 8", partial(recycled_cg, columns=8), _SMALL),
     Entry("block CG + EM's Krylov space, K = 16", partial(recycled_cg, columns=16), _LARGE),
     Entry("block CG + EM's Krylov space, K = 64", partial(recycled_cg, columns=64), _LARGE),
+    Entry("block CG from growing subsets, K = 16", partial(growing_cg, columns=16), ("mnist",), 20),
+    Entry("stochastic dual descent, K = 8", partial(plain, columns=8, solver=DualDescent()), _SMALL, 30),
     Entry("minibatch steps between exact residuals, K = 8", partial(plain, columns=8, solver=Minibatch()), _SMALL, 12),
     Entry(
         "minibatch steps between exact residuals, K = 16", partial(plain, columns=16, solver=Minibatch()), _LARGE, 30

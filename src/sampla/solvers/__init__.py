@@ -4,6 +4,7 @@ from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, 
 from sampla.solvers.block_cg import BlockCG
 from sampla.solvers.dense import Dense
 from sampla.solvers.dual import DualDescent
+from sampla.solvers.growing import growing_guess
 from sampla.solvers.linear_mode import Mode, linear_mode
 from sampla.solvers.minibatch import Minibatch
 from sampla.solvers.sgd import SGD
@@ -20,6 +21,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Status",
+    "growing_guess",
     "linear_mode",
     "solve",
 ]

@@ -39,6 +39,8 @@ class LinearSystem:
     """(P,) an estimate of the diagonal of M, for preconditioning."""
     preconditioner: Preconditioner | None = None
     """Near H; None for the diagonal of H."""
+    stride: int = 1
+    """M from every stride-th piece of the data only, scaled to all of them."""
 
     @property
     def inverse(self) -> Preconditioner:
@@ -48,8 +50,8 @@ class LinearSystem:
         )
 
     def product(self, vectors: Tensor) -> Tensor:
-        """H v: (K, P) -> (K, P), one pass over the data."""
-        return self.model.curvature_product(vectors) + self.precision * vectors
+        """H v: (K, P) -> (K, P), one pass over the data, or that part of one."""
+        return self.model.curvature_product(vectors, self.stride) + self.precision * vectors
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def solve(
         ArithmeticError: if it broke down before the first good iterate, with no earlier solution to fall back on.
     """
     if guess is not None and not guess.curvature_exact:  # its residual would be wrong: a pass to know it
-        curvature_value = system.model.curvature_product(guess.value)
+        curvature_value = system.model.curvature_product(guess.value, system.stride)
         guess = replace(guess, curvature_value=curvature_value, curvature_exact=True)
     state = solver.init(system, rhs, guess)
     history: list[float] = []
