@@ -323,3 +323,42 @@ def laplace_log_evidence(features: Tensor, targets: Tensor, loss: Loss, weights:
     found = mode(features, targets, loss, precision)
     fit = torch.vmap(loss)(features @ found, targets).sum() + 0.5 * (precision * found.square()).sum()
     return -float(fit) - log_determinant(curvature(features, weights), precision) / 2
+
+
+@dataclass(frozen=True)
+class ProbedEM:
+    """MacKay's EM for a Gaussian model f M, where gamma is what given probes see: mean_k d_k' (M + a)^-1 d_k.
+
+    M and t = J' B y belong to the first noise precision, which f multiplies; H = f M + alpha I, mean = H^-1 f t.
+    """
+
+    matrix: Tensor
+    probes: Tensor
+    target: Tensor
+    target_size: float
+    """y' B y."""
+    entries: int
+
+    def step(self, alpha: float, factor: float, learn_prior: bool, learn_noise: bool) -> tuple[float, float]:
+        """alpha <- gamma / |mean|^2, f <- (N C - gamma) / |y - J mean|_B^2."""
+        identity = torch.eye(len(self.matrix)).to(self.matrix)
+        gamma = self.gamma(alpha / factor)
+        mean = torch.linalg.solve(factor * self.matrix + alpha * identity, factor * self.target)
+        residual = self.target_size - 2 * float(mean @ self.target) + float(mean @ self.matrix @ mean)
+        following = (self.entries - gamma) / residual if learn_noise else factor
+        return gamma / float(mean @ mean) if learn_prior else alpha, following
+
+    def gamma(self, ratio: float) -> float:
+        """What the probes see of tr M (M + a)^-1."""
+        shifted = self.matrix + ratio * torch.eye(len(self.matrix)).to(self.matrix)
+        return float((self.probes * torch.linalg.solve(shifted, self.probes.mT).mT).sum(1).mean())
+
+    def run(self, alpha: float, learn_prior: bool, learn_noise: bool) -> tuple[float, float]:
+        """The fixed point."""
+        factor = 1.0
+        for _ in range(20_000):
+            before = alpha, factor
+            alpha, factor = self.step(alpha, factor, learn_prior, learn_noise)
+            if max(abs(alpha / before[0] - 1), abs(factor / before[1] - 1)) < 1e-11:
+                return alpha, factor
+        raise AssertionError("the reference's own EM did not settle")
