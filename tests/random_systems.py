@@ -67,8 +67,9 @@ class RandomSystem:
             vectors = scipy.fft.idct(vectors, norm="ortho") * signs.astype(vectors.dtype)
         return vectors
 
-    def product(self, vectors: Tensor) -> Tensor:
+    def product(self, vectors: Tensor, stride: int = 1) -> Tensor:
         """M v."""
+        assert stride == 1
         array = vectors.numpy()
         return self.tensor(self.rotate_back(self.rotate(array) * self.eigenvalues.astype(array.dtype)))
 

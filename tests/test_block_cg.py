@@ -28,7 +28,8 @@ class Dense:
         self.system = LinearSystem(self.model, self.precision, matrix.diagonal().clamp_min(0).to(dtype))
         self.rhs = RightHandSide(randn(columns, size).to(dtype), randn(columns, size, seed=1).to(dtype), columns, 0)
 
-    def product(self, vectors):
+    def product(self, vectors, stride=1):
+        assert stride == 1
         self.products += 1
         return vectors @ self.matrix.to(vectors)
 
@@ -144,7 +145,7 @@ def test_products_that_are_wrong_are_named_and_the_guess_is_kept(spoil, said):
 
 def test_products_that_turn_wrong_later_leave_the_best_iterate():
     case = Dense(100 * psd(), 0.1, 2)
-    case.model.curvature_product = lambda v: case.product(v) if case.products < 4 else v * torch.nan
+    case.model.curvature_product = lambda v, _: case.product(v) if case.products < 4 else v * torch.nan
     with pytest.warns(sampla.ConvergenceWarning, match="NaN or infinite"):
         found = case.solve(tolerance=1e-9)
     assert (found.status, found.passes) == (Status.BROKE_DOWN, 4)
@@ -223,7 +224,7 @@ def test_the_error_is_measured_for_few_products_that_are_counted(columns):
     case = Dense(100 * psd(decades=4), 0.3, columns)
     vectors = []
     product = case.model.curvature_product
-    case.model.curvature_product = lambda v: (vectors.append(len(v)), product(v))[1]
+    case.model.curvature_product = lambda v, _: (vectors.append(len(v)), product(v))[1]
     found = case.solve(tolerance=0.05)
     assert sum(vectors) == columns * found.passes + found.check_products
     assert 1 <= found.check_products <= 15
@@ -277,7 +278,7 @@ def test_what_the_measurement_finds_good_enough_has_converged():
 
 def test_products_that_turn_wrong_while_the_error_is_measured_are_named():
     case = Dense(100 * psd(), 0.1, 4)
-    case.model.curvature_product = lambda v: case.product(v) if len(v) > 1 else v * torch.nan
+    case.model.curvature_product = lambda v, _: case.product(v) if len(v) > 1 else v * torch.nan
     with pytest.warns(sampla.ConvergenceWarning, match="NaN or infinite"):
         found = case.solve(tolerance=0.02)
     assert found.status is Status.BROKE_DOWN
