@@ -282,7 +282,7 @@ def _moved(
 
 def _recomputed(system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
     """Start again from the true residual; stuck if it has not fallen since it was last computed."""
-    curvature = system.model.curvature_product(state.value)
+    curvature = system.model.curvature_product(state.value, system.stride)
     residual = rhs.total - curvature - system.precision * state.value
     again = _started(system, rhs, state.value, residual, state.scale)
     if again.complaint:
