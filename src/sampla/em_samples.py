@@ -94,9 +94,10 @@ class SampledEM:
         trace = [*state.trace, row]
         settled = change <= em.tolerance and self.looseness == 1
         prior = state.prior.with_precision(updated if settled else _proposed(trace, updated))
+        shift = 0.5 * float(((prior.diagonal - state.prior.diagonal) * mode[0].square()).double().sum())
         following = EMState(
             prior, model, solution, mode, found, trace, settled,
-            objective=None if found is None else found.objective, mode_error=row.mode_error,
+            objective=None if found is None else found.objective + shift, mode_error=row.mode_error,
         )  # fmt: skip
         if model is not state.model:
             self.renoise(following, before=state.model.likelihood)

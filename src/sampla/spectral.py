@@ -61,7 +61,7 @@ def estimated(space: KrylovSpace, probes: int, form: Callable[[Quadrature, float
     lower, upper = mean(space.gauss), mean(space.gauss_radau)
     error = float(each.std()) / probes**0.5 if probes > 1 else inf
     history = [mean(one.quadrature) for one in _history(space)]
-    return Estimate(float(each.mean()), error, settled_error(history, (upper - lower) / 2), lower, upper)
+    return Estimate(float(each.mean()), error, settled_error(history, max(upper - lower, 0.0) / 2), lower, upper)
 
 
 def settled_error(history: list[float], bracket: float) -> float:
