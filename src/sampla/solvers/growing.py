@@ -5,13 +5,13 @@ about sqrt(gamma / n) of itself, so this helps only where even a part of the dat
 else a cold start needs fewer passes in all (NOTES.md, benchmarks/solvers.md).
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from math import isnan
 from typing import Any
 
-from sampla._checks import ConvergenceWarning, require
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, solve
+from sampla._checks import require
+from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver
 
 
 def growing_guess(
@@ -48,15 +48,17 @@ def growing_guess(
         "Use a loader that does not shuffle.",
     )
     found: Solution | None = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a part is not meant to be solved to the end
-        for stride in strides:
-
-            def speak(text: str, part: int = stride) -> None:
-                say(f"1/{part} of the data, {text}")
-
-            part = replace(system, stride=stride)
-            found = solve(solver, part, rhs, tolerance=1e-3, max_passes=iterations, guess=found, say=speak)
-            found = replace(found, curvature_exact=False)
+    for stride in strides:
+        part = replace(system, stride=stride)
+        if found is not None:
+            found = replace(found, curvature_value=system.model.curvature_product(found.value, stride))
+        state = solver.init(part, rhs, found)
+        for number in range(1, iterations + 1):
+            say(f"1/{stride} of the data, pass {number}")
+            following = solver.step(part, rhs, state)
+            if isnan(solver.error(following)):  # the solve on all data will meet it again, and say so
+                break
+            state = following
+        found = replace(solver.solution(part, rhs, state), curvature_exact=False)
     assert found is not None
     return found
