@@ -171,15 +171,15 @@ def mode_preconditioner(task: Task, state: EMState) -> Preconditioner:
 
 
 def _slope(task: Task, state: EMState, space: KrylovSpace, size: float) -> float:
-    """d log |mode|^2 / d log alpha: by a secant through the last two modes.
+    """d log |mode|^2 / d log alpha: by a secant to the last mode found at another alpha.
 
     At the first mode it is taken for that of gamma: the update is then MacKay's own, which needs no such guess.
     """
     used = float(state.prior.precision[0])
-    if state.trace and state.mode is not None:
-        before = state.trace[-1].precision[0]
-        if abs(log(used / before)) > 0.02:
-            old = float(state.mode.double().square().sum())
+    for row in reversed(state.trace):
+        before = row.precision[0]
+        if abs(log(used / before)) > 0.02:  # nearer, the modes' errors would hide the change
+            old = row.mode_norm**2 / before
             return min(max(log(size / old) / log(used / before), -1.9), 0.0)
     here, there = (float(gamma(space.quadrature, a)[: task.em_samples].mean()) for a in (used, 1.1 * used))
     return log(there / here) / log(1.1)

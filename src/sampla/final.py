@@ -119,6 +119,8 @@ def whitened_solve(
 def inference(task: Task, state: EMState, determinant: LogEvidence | None, method: str) -> Inference:
     assert state.solution is not None
     solution, count, quadratic = state.solution, task.num_samples, state.model.likelihood.is_quadratic
+    if determinant is not None and not quadratic and state.mode is None:  # nothing was learnt that needed it
+        state = with_mode(task, state)
     dimension, dimension_error = effective_dimension(solution, count, state.prior)
     mean = solution.value[count] if quadratic else None if state.mode is None else state.mode[0]
     objective, noise_error = state.objective, state.noise_error
