@@ -209,3 +209,18 @@ def spectrum_model(name: str, dtype: torch.dtype = torch.float64) -> tuple[Linea
         sampla.DesignMatrix(60, dtype=dtype), sampla.Gaussian(1.0), batches(rows, randn(90, 1).to(dtype), 50)
     )
     return model, rows.double().mT @ rows.double()
+
+
+def build_tiny(name: str) -> Problem:
+    """A row of LIKELIHOODS on 6 principal components of a digit, with 3 outputs, 43 parameters and 150 data."""
+    case = LIKELIHOODS[name]
+    images, digits, statistics = build_data()
+    flat = images.flatten(1) - images.flatten(1).mean(0)
+    inputs = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:6].mT
+    targets = statistics if name in GAUSSIANS else digits // 4 if name == "categorical" else _yes_no(images, digits)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double().eval()
+    train(model, case.loss, inputs, targets)
+    names = [name for name, _ in model.named_parameters()]
+    return Problem(case, model, inputs, targets, inputs[:NUM_TEST], targets[:NUM_TEST], names)
