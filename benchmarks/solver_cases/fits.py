@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import floor, log10
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -111,5 +112,6 @@ def _kept_draw(path: Path, subject: Subject, columns: int, say: Say) -> NoiseDra
 
 
 def two_digits(value: float) -> float:
-    """Rounded to two significant digits: the problem then stays the same when a fit changes by a little."""
-    return float(f"{value:.1e}")
+    """Rounded down to two significant digits: the problem then stays the same when a fit changes by a little."""
+    unit = 10 ** (floor(log10(value)) - 1)
+    return float(f"{floor(value / unit) * unit:.1e}")
