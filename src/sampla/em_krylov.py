@@ -151,8 +151,8 @@ def _mode_tolerance(task: Task, state: EMState) -> float:
 
 
 def _finest(task: Task) -> float:
-    """|mode|^2 is off by about twice the error of the mode at worst."""
-    return min(task.em.mode_tolerance, task.em.tolerance / 2)
+    """|mode|^2 is off by about twice the error of the mode at worst, which leaves half of the tolerance."""
+    return min(task.em.mode_tolerance, task.em.tolerance / 4)
 
 
 def _mode(task: Task, state: EMState, tolerance: float, number: int) -> Mode:
