@@ -127,9 +127,9 @@ TABLE: list[Entry] = [
     Entry("block CG, K = 64", partial(plain, columns=64), _LARGE),
     Entry(f"block CG + Nyström {RANK}, K = 8", partial(nystrom_cg, columns=8), _SMALL),
     Entry(f"block CG + Nyström {RANK}, K = 16", partial(nystrom_cg, columns=16), _LARGE),
-    Entry(f"block CG + Nyström {RANK}, K = 64", partial(nystrom_cg, columns=64), _LARGE),
+    Entry(f"block CG + Nyström {RANK}, K = 64", partial(nystrom_cg, columns=64), ("spectra",)),
     Entry(f"block CG + Nyström {RANK} (10 % of the data), K = 16", partial(nystrom_cg, columns=16, stride=10), _LARGE),
-    Entry("block CG + inverse on a third of the data, K = 16", partial(subset_cg, columns=16), ("mnist",), 1),
+    Entry("block CG + inverse on a third of the data, K = 16", partial(subset_cg, columns=16), ("spectra",), 12),
     Entry("block CG + EM's Krylov space, K = 8", partial(recycled_cg, columns=8), _SMALL),
     Entry("block CG + EM's Krylov space, K = 16", partial(recycled_cg, columns=16), _LARGE),
     Entry("block CG + EM's Krylov space, K = 64", partial(recycled_cg, columns=64), _LARGE),
@@ -137,6 +137,6 @@ TABLE: list[Entry] = [
     Entry("stochastic dual descent, K = 8", partial(plain, columns=8, solver=DualDescent()), _SMALL, 30),
     Entry("minibatch steps between exact residuals, K = 8", partial(plain, columns=8, solver=Minibatch()), _SMALL, 12),
     Entry(
-        "minibatch steps between exact residuals, K = 16", partial(plain, columns=16, solver=Minibatch()), _LARGE, 10
+        "minibatch steps between exact residuals, K = 16", partial(plain, columns=16, solver=Minibatch()), _LARGE, 6
     ),
 ]
