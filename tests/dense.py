@@ -362,3 +362,11 @@ class ProbedEM:
             if max(abs(alpha / before[0] - 1), abs(factor / before[1] - 1)) < 1e-11:
                 return alpha, factor
         raise AssertionError("the reference's own EM did not settle")
+
+
+def probed_log_determinant(matrix: Tensor, precision: Tensor, probes: Tensor) -> float:
+    """log det(I + A^-1 M) as probes d ~ N(0, M) see it: mean of w' log(I + W) W^-1 w, W = A^-1/2 M A^-1/2, w alike."""
+    root = precision.rsqrt()
+    white = matrix * root[:, None] * root
+    forms = quadratic_forms(white, lambda x: torch.where(x > 1e-12, x.log1p() / x.clamp_min(1e-12), 1.0), probes * root)
+    return float(forms.mean())

@@ -11,6 +11,7 @@ import dense
 import sampla
 from cases import FULL_NOISE, LIKELIHOODS, Problem, build_tiny
 from dense import Evidence, Hyper
+from sampla import final
 from sampla import laplace as front_door
 from sampla.fitreport import FitReport
 from sampla.resume import keep_state
@@ -21,8 +22,8 @@ PRIORS = {
     "g-prior": sampla.GPrior,
     "layerwise": lambda **options: sampla.Layerwise(groups=GROUPS, **options),
 }
-LEARNT = {"categorical": sampla.Categorical, "gaussian-scalar": sampla.Gaussian}
-"""What is learnt in EM's own tests; a Gaussian with its noise."""
+LEARNT = {"categorical": sampla.Categorical, "gaussian-scalar": lambda: sampla.Gaussian(1.0, learn=True)}
+"""What is learnt in EM's own tests; a Gaussian with its noise, from far away."""
 EXACT = sampla.EM(tolerance=1e-3, mode_tolerance=5e-5, max_steps=200)
 every_prior = pytest.mark.parametrize("prior", PRIORS)
 
@@ -49,6 +50,13 @@ def exact_log_evidence(problem, la, curvature_at="network"):
         found = dense.mode(features, problem.targets, loss, precision)
         weights = dense.hessians(loss, features @ found, problem.targets)
     return dense.laplace_log_evidence(features, problem.targets, loss, weights, precision)
+
+
+def final_curvature(problem, la):
+    """M in the coordinates of the fit's prior, at the noise it ended with."""
+    data = problem.curvature * la._inference.prior.scale[:, None] * la._inference.prior.scale
+    noise = la.noise_precision_
+    return data if noise is None or noise.ndim else data * float(noise) / 15  # the table's Gaussian has 15
 
 
 def fit(problem, prior, name=None, **options):
@@ -83,24 +91,55 @@ def test_dense_evidence_with_the_curvature_at_the_linear_mode(tiny):
     assert abs(exact_log_evidence(problem, la) - la.log_evidence_) > 0.1, "B elsewhere is another approximation"
 
 
-@pytest.mark.parametrize(
-    ("name", "method"), [*((name, None) for name in LIKELIHOODS), *((name, "samples") for name in LEARNT)]
-)
+@pytest.mark.parametrize("name", LIKELIHOODS)
 @every_prior
-def test_estimated_evidence_is_within_its_errors(tiny, name, prior, method):
+def test_estimated_evidence_is_within_its_errors(tiny, name, prior):
     """Four standard errors and four truncation errors (what ``settled_error`` allows), and errors worth having."""
     problem = tiny[name]
-    la = fit(problem, prior, name, solver="block-cg", em=sampla.EM(method=method))
+    la = fit(problem, prior, name, solver="block-cg")
+    assert la.report_.method == ("samples" if prior == "layerwise" else "krylov")
     spread, open_end = la.report_.log_evidence_error
     assert abs(la.log_evidence_ - exact_log_evidence(problem, la)) < 4 * spread + 4 * open_end
-    _, precision = parts(problem, la)
-    data = problem.curvature * la._inference.prior.scale[:, None] * la._inference.prior.scale
-    noise = la.noise_precision_
-    if name in LEARNT and noise is not None:
-        data = data * float(noise) / 15
-    determinant = dense.log_determinant(data, precision)
+    determinant = dense.log_determinant(final_curvature(problem, la), parts(problem, la)[1])
     assert 0 < spread < 0.2 * determinant
     assert 0 <= open_end < 0.02 * determinant
+
+
+@pytest.mark.parametrize("name", LEARNT)
+@every_prior
+def test_estimated_evidence_is_that_of_its_probes(tiny, name, prior, monkeypatch):
+    """All but the determinant is exact, and the determinant what the first eight draws see, taken again from the model.
+
+    Off by what EM's last step leaves, as with the dense solver; the space grows until it is whole. A prior with
+    several alphas is fixed here: EM in samples is tested with the dense solver.
+    """
+    monkeypatch.setattr(final, "_SHARE", 0.0)
+    problem = tiny[name]
+    if prior == "layerwise":
+        made = PRIORS[prior](precision=0.7, learn=False)
+        la = problem.fit(made, solver="block-cg", log_evidence=True, num_samples=16, tolerance=1e-4, em=EXACT)
+    else:
+        la = fit(problem, prior, name, solver="block-cg", tolerance=1e-4, em=EXACT)
+    _, precision = parts(problem, la)
+    matrix = final_curvature(problem, la)
+    probes = la._inference.model.draw_noise(0, 8).data_part
+    seen = dense.probed_log_determinant(matrix, precision, probes)
+    expected = exact_log_evidence(problem, la) + dense.log_determinant(matrix, precision) / 2 - seen / 2
+    assert la.report_.log_evidence_error[1] < 1e-4
+    assert la.log_evidence_ == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("prior", ["isotropic", "g-prior"])
+def test_samples_belong_to_the_noise_that_was_learnt(tiny, prior):
+    """gamma from the final samples: within four standard errors of the exact one at the hyperparameters of the end."""
+    problem = tiny["gaussian-scalar"]
+    la = problem.fit(PRIORS[prior](), likelihood=sampla.Gaussian(1.0, learn=True), solver="block-cg", num_samples=128)
+    _, precision = parts(problem, la)
+    matrix = final_curvature(problem, la)
+    product = torch.linalg.solve(matrix + precision.diag(), matrix)
+    spread = float((2 * (product @ product).trace() / 128) ** 0.5)
+    assert abs(float(la.effective_dimension_[0] - product.trace())) < 4 * spread
+    assert spread < 0.05 * float(product.trace())
 
 
 def test_standard_errors_of_the_evidence_are_honest(tiny):
@@ -205,13 +244,11 @@ def test_every_method_finds_the_alpha_of_exact_em_within_its_error(tiny, name, p
 
 def test_what_no_single_space_serves_goes_to_samples(tiny):
     for name, prior, options in (
-        ("categorical", "layerwise", {}),
-        ("categorical", "isotropic", {"curvature_at": "linear-mode"}),
+        ("categorical", "g-prior", {"curvature_at": "linear-mode"}),
         ("gaussian-scalar", "isotropic", {"likelihood": sampla.Gaussian(structure="diagonal")}),
-        ("categorical", "isotropic", {"solver": "dense"}),
     ):
         problem = tiny[name]
-        la = problem.fit(PRIORS[prior](), **{"solver": "block-cg", "em": sampla.EM(tolerance=0.2), **options})
+        la = problem.fit(PRIORS[prior](), **{"solver": "block-cg", "em": sampla.EM(tolerance=0.5), **options})
         assert la.report_.method == "samples"
         assert la.report_.precision_error is None
 
@@ -278,6 +315,20 @@ def test_a_fit_stopped_in_the_middle_of_em_goes_on(tiny, name, prior, tmp_path, 
     again = fit(problem, prior, name, checkpoint=tmp_path, **options)
     assert torch.equal(again.prior_precision_, resumed.prior_precision_)
     assert len(again.report_.trace) == len(resumed.report_.trace)
+    assert again.log_evidence_ == pytest.approx(resumed.log_evidence_, abs=1e-9)
+    for part in ("precision_error", *(["noise_error"] if quadratic else [])):
+        assert getattr(again.report_, part) == pytest.approx(getattr(resumed.report_, part), abs=1e-9)
+
+
+def test_noise_that_the_residuals_contradict_is_said(tiny):
+    """A space of 16 rows, 9 after one product: the noise read off it is not that of the mean that the solver finds."""
+    problem, said = tiny["gaussian-scalar"], []
+    with pytest.warns(sampla.ConvergenceWarning) as caught:
+        la = fit(problem, "isotropic", "gaussian-scalar", solver="block-cg", em=sampla.EM(max_rows=16))
+    said = [str(warning.message) for warning in caught]
+    assert any(re.search("the residuals at the posterior mean say .* off: rounding, or too small a", m) for m in said)
+    assert any(re.search("EM was asked to settle", m) for m in said)
+    assert la.report_.noise_error[1] > 0.04
 
 
 # The printed report
