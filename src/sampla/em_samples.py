@@ -7,6 +7,7 @@ alpha comes from a secant through the last two steps.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import log
 from time import perf_counter
 
 import torch
@@ -26,6 +27,7 @@ from sampla.model import LinearModel, NoiseDraw
 from sampla.noise import PRIOR, standard_normal
 from sampla.preconditioners import Jacobi
 from sampla.solvers import LinearSystem, Mode, RightHandSide, Solution, linear_mode, solve
+from sampla.spectral import LogError
 
 
 def prior_part(task: Task, diagonal: Tensor, num_samples: int) -> Tensor:
@@ -97,6 +99,7 @@ class SampledEM:
         shift = 0.5 * float(((prior.diagonal - state.prior.diagonal) * mode[0].square()).double().sum())
         following = EMState(
             prior, model, solution, mode, found, trace, settled,
+            precision_error=_precision_error(trace) if state.prior.learn else None,
             objective=None if found is None else found.objective + shift, mode_error=row.mode_error,
         )  # fmt: skip
         if model is not state.model:
@@ -200,6 +203,25 @@ def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
     used = [updated.new_tensor(row.precision) for row in trace[-2:]]
     updates = [updated.new_tensor(row.updated_precision) for row in trace[-2:]]
     return accelerated(used, updates)
+
+
+def _precision_error(trace: list[EMStep]) -> LogError | None:
+    """What the samples leave open of alpha: the error of log gamma over 1 - d log update / d log alpha.
+
+    The slope of the update is read off the last two steps; one that says nothing counts as a half.
+    """
+    last, errors = trace[-1], []
+    for g, (gamma, error) in enumerate(zip(last.effective_dimension, last.effective_dimension_error, strict=True)):
+        if gamma <= 0.1:  # the data determine nothing here, and nothing depends on this alpha
+            continue
+        slope = 0.5
+        if len(trace) > 1:
+            before = trace[-2]
+            moved = log(last.precision[g] / before.precision[g])
+            if abs(moved) > 1e-3:
+                slope = log(last.updated_precision[g] / before.updated_precision[g]) / moved
+        errors.append(error / gamma / max(1 - slope, 0.1))
+    return LogError(max(errors), last.change) if errors else None
 
 
 def scalar_ratio(new: Likelihood, old: Likelihood) -> float | None:
