@@ -208,18 +208,19 @@ def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
 def _precision_error(trace: list[EMStep]) -> LogError | None:
     """What the samples leave open of alpha: the error of log gamma over 1 - d log update / d log alpha.
 
-    The slope of the update is read off the last two steps; one that says nothing counts as a half.
+    The slope of the update is read off the last step that moved alpha by more than the noise of the steps; one that
+    says nothing counts as a half.
     """
     last, errors = trace[-1], []
     for g, (gamma, error) in enumerate(zip(last.effective_dimension, last.effective_dimension_error, strict=True)):
         if gamma <= 0.1:  # the data determine nothing here, and nothing depends on this alpha
             continue
         slope = 0.5
-        if len(trace) > 1:
-            before = trace[-2]
+        for before in reversed(trace[:-1]):
             moved = log(last.precision[g] / before.precision[g])
-            if abs(moved) > 1e-3:
+            if abs(moved) > 0.1:
                 slope = log(last.updated_precision[g] / before.updated_precision[g]) / moved
+                break
         errors.append(error / gamma / max(1 - slope, 0.1))
     return LogError(max(errors), last.change) if errors else None
 
