@@ -235,7 +235,10 @@ def test_every_method_finds_the_alpha_of_exact_em_within_its_error(tiny, name, p
     evidence, exact = dense_fixed_point(problem, la["dense"], name)  # one seed, one scale
     sampled = float(evidence.standard_errors(exact, 16)[0])
     errors["samples"] += 4 * sampled
-    assert 0.55 < report.precision_error[0] / sampled < 1.8, "its own standard error must be that of 16 samples"
+    stated = {method: fitted.report_.precision_error[0] / sampled for method, fitted in la.items()}
+    assert 0.55 < stated["krylov"] < 1.8, "its own standard error must be that of 16 samples"
+    assert 0.3 < stated["samples"] < 3.5, "its slope is a secant, which the noise's own updates disturb"
+    assert stated["dense"] == 0
     for method, fitted in la.items():
         away = abs(log(float(fitted.prior_precision_[0])) - float(exact.log_precision[0]))
         assert away < errors[method], f"{method}: log alpha off by {away:.3f}, {errors[method]:.3f} allowed"
@@ -250,7 +253,6 @@ def test_what_no_single_space_serves_goes_to_samples(tiny):
         problem = tiny[name]
         la = problem.fit(PRIORS[prior](), **{"solver": "block-cg", "em": sampla.EM(tolerance=0.5), **options})
         assert la.report_.method == "samples"
-        assert la.report_.precision_error is None
 
 
 @pytest.mark.parametrize(
