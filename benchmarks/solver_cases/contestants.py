@@ -120,8 +120,8 @@ def _krylov(problem: Problem) -> tuple[KrylovSpace, float]:
 
 
 TABLE: list[Entry] = [
-    Entry("SGD (the paper's)", paper_sgd, max_steps=24, reference=True),
-    Entry("CG, one column at a time", separate_cg, max_steps=60, reference=True),
+    Entry("SGD (the paper's)", paper_sgd, max_steps=12, reference=True),
+    Entry("CG, one column at a time", separate_cg, max_steps=40, reference=True),
     Entry("block CG, K = 8", partial(plain, columns=8), _SMALL),
     Entry("block CG, K = 16", partial(plain, columns=16), _LARGE),
     Entry("block CG, K = 64", partial(plain, columns=64), _LARGE),
@@ -133,10 +133,10 @@ TABLE: list[Entry] = [
     Entry("block CG + EM's Krylov space, K = 8", partial(recycled_cg, columns=8), _SMALL),
     Entry("block CG + EM's Krylov space, K = 16", partial(recycled_cg, columns=16), _LARGE),
     Entry("block CG + EM's Krylov space, K = 64", partial(recycled_cg, columns=64), _LARGE),
-    Entry("block CG from growing subsets, K = 16", partial(growing_cg, columns=16), ("mnist",), 20),
+    Entry("block CG from growing subsets, K = 16", partial(growing_cg, columns=16), ("spectra",), 20),
     Entry("stochastic dual descent, K = 8", partial(plain, columns=8, solver=DualDescent()), _SMALL, 30),
     Entry("minibatch steps between exact residuals, K = 8", partial(plain, columns=8, solver=Minibatch()), _SMALL, 12),
     Entry(
-        "minibatch steps between exact residuals, K = 16", partial(plain, columns=16, solver=Minibatch()), _LARGE, 6
+        "minibatch steps between exact residuals, K = 16", partial(plain, columns=16, solver=Minibatch()), _LARGE, 4
     ),
 ]

@@ -120,7 +120,7 @@ class Watch:
 Factory = Callable[[Problem], Contestant | list[Contestant] | None]
 """Several contestants race, and the best one is reported: a grid of step sizes, the smallest first. None: does not
 apply here."""
-_HEAT = 6
+_HEAT = 3
 """Steps that every contestant of a race is given."""
 
 
