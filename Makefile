@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint figures clean
+.PHONY: demo test lint figures benchmark-solvers clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -21,6 +21,10 @@ lint: $(INSTALLED)
 # The picture and the numbers of docs/architecture.md.
 figures: $(INSTALLED)
 	$(BIN)/python docs/figures/gprior_invariance.py
+
+# benchmarks/solvers.md: ROOT holds mnist/ and cifar10/, CHECKPOINTS the ResNet-20. About an hour on two cores.
+benchmark-solvers: $(INSTALLED)
+	$(BIN)/python benchmarks/solvers.py --root $(ROOT) --checkpoints $(CHECKPOINTS)
 
 # torch first and by its exact version, so that pip never considers another (much larger) build for the rest.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -158,8 +158,8 @@ def warn_unsettled(em: EM, state: EMState) -> None:
     """Say that EM stopped at max_steps."""
     warn(
         f"EM was asked to settle within {em.tolerance:.0%}, and after {len(state.trace)} steps the hyperparameters "
-        f"still change by {state.trace[-1].change:.1%} a step: see report_.trace, raise EM(max_steps=...), or fix the "
-        "prior with learn=False.",
+        f"still change by {state.trace[-1].change:.1%} a step: see report_.trace, raise EM(max_steps=...), or "
+        "EM(max_rows=...) if the Krylov space was full, or fix the prior with learn=False.",
         ConvergenceWarning,
         stacklevel=4,
     )
