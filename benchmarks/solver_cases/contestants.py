@@ -136,7 +136,5 @@ TABLE: list[Entry] = [
     Entry("block CG from growing subsets, K = 16", partial(growing_cg, columns=16), ("spectra",), 20),
     Entry("stochastic dual descent, K = 8", partial(plain, columns=8, solver=DualDescent()), _SMALL, 30),
     Entry("minibatch steps between exact residuals, K = 8", partial(plain, columns=8, solver=Minibatch()), _SMALL, 12),
-    Entry(
-        "minibatch steps between exact residuals, K = 16", partial(plain, columns=16, solver=Minibatch()), _LARGE, 4
-    ),
+    Entry("minibatch steps between exact residuals, K = 16", partial(plain, columns=16, solver=Minibatch()), _LARGE, 4),
 ]
