@@ -128,7 +128,11 @@ TABLE: list[Entry] = [
     Entry(f"block CG + Nyström {RANK}, K = 8", partial(nystrom_cg, columns=8), _SMALL),
     Entry(f"block CG + Nyström {RANK}, K = 16", partial(nystrom_cg, columns=16), _LARGE),
     Entry(f"block CG + Nyström {RANK}, K = 64", partial(nystrom_cg, columns=64), ("spectra",)),
-    Entry(f"block CG + Nyström {RANK} (10 % of the data), K = 16", partial(nystrom_cg, columns=16, stride=10), _LARGE),
+    Entry(
+        f"block CG + Nyström {RANK} (10 % of the data), K = 16",
+        partial(nystrom_cg, columns=16, stride=10),
+        ("spectra",),
+    ),
     Entry("block CG + inverse on a third of the data, K = 16", partial(subset_cg, columns=16), ("spectra",), 12),
     Entry("block CG + EM's Krylov space, K = 8", partial(recycled_cg, columns=8), _SMALL),
     Entry("block CG + EM's Krylov space, K = 16", partial(recycled_cg, columns=16), _LARGE),
@@ -136,5 +140,10 @@ TABLE: list[Entry] = [
     Entry("block CG from growing subsets, K = 16", partial(growing_cg, columns=16), ("spectra",), 20),
     Entry("stochastic dual descent, K = 8", partial(plain, columns=8, solver=DualDescent()), _SMALL, 30),
     Entry("minibatch steps between exact residuals, K = 8", partial(plain, columns=8, solver=Minibatch()), _SMALL, 12),
-    Entry("minibatch steps between exact residuals, K = 16", partial(plain, columns=16, solver=Minibatch()), _LARGE, 4),
+    Entry(
+        "minibatch steps between exact residuals, K = 16",
+        partial(plain, columns=16, solver=Minibatch()),
+        ("spectra",),
+        12,
+    ),
 ]

@@ -31,7 +31,7 @@ class Settings:
     @property
     def spectra_size(self) -> tuple[int, int]:
         """P, N."""
-        return (160, 320) if self.quick else (400, 500)
+        return (160, 320) if self.quick else (200, 250)
 
     @property
     def estimate_cases(self) -> int:
@@ -51,7 +51,7 @@ class Settings:
     @property
     def resnet_images(self) -> int:
         """Images that the ResNet's posterior is about."""
-        return 24 if self.quick else 64
+        return 24 if self.quick else 32
 
     @property
     def paper_cap(self) -> int:

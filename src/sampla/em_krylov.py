@@ -7,7 +7,7 @@ at the linear mode, changes M itself: there EM works with posterior samples (em_
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import log
+from math import inf, log
 from time import perf_counter
 
 import torch
@@ -20,7 +20,7 @@ from sampla.model import LinearModel
 from sampla.preconditioners import Jacobi, Preconditioner
 from sampla.priors import BoundPrior
 from sampla.solvers import Mode, linear_mode
-from sampla.spectral import FixedPoint, LogError, Settled, estimated, gamma
+from sampla.spectral import FixedPoint, Hyper, LogError, Settled, estimated, gamma
 
 _FEWEST = 3
 """Iterations before the change of an estimate says anything about its error."""
@@ -71,9 +71,16 @@ def _gaussian_step(task: Task, state: EMState) -> EMState:
     used = float(state.prior.precision[0]) / state.noise_factor
     found = _fixed_point(task, state, space).solved(used)
     hyper = found.hyper
+    if found.precision_error.truncation == inf:  # out of reach: the update at its border says nothing, the space grows
+        hyper = Hyper(used, float(state.prior.precision[0]), state.noise_factor)
     prior = state.prior.with_precision(torch.full_like(state.prior.precision, hyper.precision))
-    change = max(
-        abs(log(hyper.precision / float(state.prior.precision[0]))), abs(log(hyper.noise_factor / state.noise_factor))
+    change = (
+        _UNKNOWN
+        if found.precision_error.truncation == inf
+        else max(
+            abs(log(hyper.precision / float(state.prior.precision[0]))),
+            abs(log(hyper.noise_factor / state.noise_factor)),
+        )
     )
     open_error = max(found.precision_error.truncation, found.noise_error.truncation)
     size = float((space.quadrature.nodes + hyper.ratio).reciprocal().square() @ space.quadrature.weights[:, -1])
@@ -112,7 +119,7 @@ def _mode_step(task: Task, state: EMState) -> EMState:
         if larger is space:
             break
         space = larger
-    proposed = min(found.hyper.ratio, used * _FURTHEST)
+    proposed = min(max(found.hyper.ratio, used / _FURTHEST), used * _FURTHEST)
     change = abs(log(proposed / used))
     error = LogError(found.precision_error.standard_error, found.precision_error.truncation + 2 * mode.error)
     accurate = found.precision_error.truncation <= task.em.tolerance / 2 and mode.error <= _finest(task)
