@@ -28,6 +28,16 @@ class Status(Enum):
     )
 
 
+NOT_FINITE = (
+    "a product with M is NaN or infinite: check the data and the weights for huge values, scale the inputs, or use "
+    "float64"
+)
+INDEFINITE = (
+    "a product has negative curvature, so M is not positive semi-definite: check that the likelihood's curvature is "
+    "positive, that the network is deterministic (dropout off), and that every pass gives the same data"
+)
+
+
 @dataclass(frozen=True)
 class LinearSystem:
     """H = M + diag(precision), in the coordinates of the model's features."""

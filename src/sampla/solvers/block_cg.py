@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sampla._blocks import dots, gram, orthonormal_pair
 from sampla.noise import PROBE, standard_normal
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status
+from sampla.solvers._base import INDEFINITE, NOT_FINITE, LinearSystem, RightHandSide, Solution, Solver, Status
 
 _WINDOW = 4
 """Passes over which the rate of convergence is measured."""
@@ -130,7 +130,7 @@ class BlockCG(Solver[BlockCGState]):
         complaint, root = _root(bend, pushed.dtype)
         if root is None:
             if complaint or not state.recent:
-                return replace(state, complaint=complaint or _INDEFINITE)
+                return replace(state, complaint=complaint or INDEFINITE)
             return _recomputed(system, rhs, state)
         return _moved(system, rhs, state, pushed, bend, root)
 
@@ -175,26 +175,16 @@ class BlockCG(Solver[BlockCGState]):
         )  # fmt: skip
 
 
-_NAN = (
-    "a product with M is NaN or infinite: check the data and the weights for huge values, scale the inputs, or use "
-    "float64"
-)
-_INDEFINITE = (
-    "a product has negative curvature, so M is not positive semi-definite: check that the likelihood's curvature is "
-    "positive, that the network is deterministic (dropout off), and that every pass gives the same data"
-)
-
-
 def _root(bend: Tensor, dtype: torch.dtype) -> tuple[str, Tensor | None]:
     """Cholesky's factor of G; without one, the reason, empty if rounding explains it."""
     if not bool(bend.isfinite().all()):
-        return _NAN, None
+        return NOT_FINITE, None
     bend = (bend + bend.mT) / 2
     root, info = torch.linalg.cholesky_ex(bend)
     if int(info) == 0:
         return "", root
     lowest = torch.linalg.eigvalsh(bend)[0]
-    return ("" if lowest > -_rounding(bend, dtype) else _INDEFINITE), None
+    return ("" if lowest > -_rounding(bend, dtype) else INDEFINITE), None
 
 
 def _rounding(bend: Tensor, dtype: torch.dtype) -> Tensor:
@@ -241,7 +231,7 @@ def _started(system: LinearSystem, rhs: RightHandSide, value: Tensor, residual: 
     if not bool(residual.isfinite().all()):
         empty, none = residual[:0], scale.new_zeros(0, len(scale))
         zero = scale.new_zeros(len(scale))
-        return BlockCGState(value, empty, none, empty, zero.sum(), scale, 0.0, zero, zero, complaint=_NAN)
+        return BlockCGState(value, empty, none, empty, zero.sum(), scale, 0.0, zero, zero, complaint=NOT_FINITE)
     basis, dual, factor = orthonormal_pair(residual, system.inverse.solve, scale)
     state = BlockCGState(
         value, basis, factor, dual, _drift(residual.dtype) * scale.square().sum(), scale, float(_size_of(factor)),
@@ -258,13 +248,13 @@ def _moved(
     prior = gram(state.direction, state.direction * system.precision)
     energy, prior_energy = (weights * (bend @ weights)).sum(0), (weights * (prior @ weights)).sum(0)
     if bool((energy - prior_energy < -_rounding(bend, pushed.dtype) * weights.square().sum(0)).any()):
-        return replace(state, complaint=_INDEFINITE)  # of M, although H may still be positive
+        return replace(state, complaint=INDEFINITE)  # of M, although H may still be positive
     value = state.value + weights.mT.to(pushed) @ state.direction
     remainder = state.basis - torch.cholesky_inverse(root).to(pushed) @ pushed
     try:
         basis, dual, change = orthonormal_pair(remainder, system.inverse.solve, torch.ones(len(remainder)))
     except ArithmeticError:
-        return replace(state, complaint=_NAN)
+        return replace(state, complaint=NOT_FINITE)
     done = Pass(state.factor.square().sum(0), energy, (energy - prior_energy).clamp_min(0))
     moved = replace(
         state,

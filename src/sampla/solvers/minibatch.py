@@ -24,7 +24,7 @@ from sampla._blocks import dots, gram
 from sampla._checks import require
 from sampla.model import LinearModel
 from sampla.preconditioners import Preconditioner, Sketch, nystrom
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status
+from sampla.solvers._base import INDEFINITE, NOT_FINITE, LinearSystem, RightHandSide, Solution, Solver, Status
 from sampla.solvers._descent import automatic_step, descend
 
 _SKETCH_PASSES, _SKETCH_AT_MOST = 0.2, 4.0
@@ -156,14 +156,14 @@ class Minibatch(Solver[MinibatchState]):
         correction = state.inverse.solve(residual) if run is None else run.average
         pushed = system.product(correction)
         if not bool(pushed.isfinite().all()):
-            return replace(state, complaint=_NAN)
+            return replace(state, complaint=NOT_FINITE)
         step_size = state.step_size if run is not None else state.step_size / 4
         if float((dots(correction, pushed) / 2 - dots(correction, residual)).sum()) > 0:
             step_size = step_size / 2
         direction, pushed = _conjugate(correction, pushed, state)
         bend = gram(direction, pushed)
         if not _definite(bend, pushed.dtype):
-            return replace(state, complaint=_INDEFINITE)
+            return replace(state, complaint=INDEFINITE)
         weights = (_inverse(bend) @ gram(direction, residual)).mT.to(residual)
         move, moved = weights @ direction, weights @ pushed
         value, remainder = state.value + move, residual - moved
@@ -222,14 +222,6 @@ class Minibatch(Solver[MinibatchState]):
         )  # fmt: skip
 
 
-_NAN = (
-    "a product with M is NaN or infinite: check the data and the weights for huge values, scale the inputs, or use "
-    "float64"
-)
-_INDEFINITE = (
-    "a product has negative curvature, so M is not positive semi-definite: check that the likelihood's curvature is "
-    "positive, that the network is deterministic (dropout off), and that every pass gives the same data"
-)
 _NO_STEP = "no step size: minibatch products are NaN, infinite or negative; check the likelihood's curvature and data"
 _NOTHING = "the budget is too small for a sketch, a step size and a run, or the steps diverged: raise it"
 
