@@ -5,6 +5,7 @@ from sampla.em import EM, CurvatureAt, infer
 from sampla.features import DesignMatrix, NetworkFeatures
 from sampla.laplace import LinearisedLaplace
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.linear import BayesianLinearRegression, BayesianLogisticRegression
 from sampla.model import LinearModel
 from sampla.predictive import Predictive
 from sampla.priors import GPrior, Isotropic, Layerwise, Prior
@@ -15,6 +16,8 @@ __version__ = "0.1.0"
 __all__ = [
     "EM",
     "SGD",
+    "BayesianLinearRegression",
+    "BayesianLogisticRegression",
     "Bernoulli",
     "BlockCG",
     "Categorical",

@@ -1,9 +1,10 @@
-"""Reading the user's loader: batches with positions, and a watch on whether the data stay the same.
+"""Reading the user's data: batches with positions, and a watch on whether a loader's data stay the same.
 
 Every pass sums a hash of each datum (inputs and targets). The sum does not depend on the order, so a
 shuffled loader passes; random augmentation, or shuffling with drop_last, changes it and is explained.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ class Batch:
     targets: Tensor
     position: int
     size: int
+    weights: Tensor | None = None
+    """(n,) how often each datum counts; None: once."""
 
     def pieces(self, rows: int) -> "Iterator[Batch]":
         """Cut at positions that are multiples of ``rows``, wherever this batch happens to start."""
@@ -37,7 +40,8 @@ class Batch:
         while start < self.size:
             stop = min(self.size, start + rows - (self.position + start) % rows)
             inputs = map_inputs(lambda t, a=start, b=stop: t[a:b], self.inputs)
-            yield Batch(inputs, self.targets[start:stop], self.position + start, stop - start)
+            weights = None if self.weights is None else self.weights[start:stop]
+            yield Batch(inputs, self.targets[start:stop], self.position + start, stop - start, weights)
             start = stop
 
 
@@ -107,7 +111,27 @@ def _as_batch(item: Any, index: int, position: int, device: torch.device) -> Bat
     return Batch(map_inputs(lambda t: t.to(device), inputs), targets.to(device), position, size)
 
 
-class CheckedLoader:
+class Data(ABC):
+    """N data that can be read many times, in batches."""
+
+    cut = True
+    """Whether batches are to be cut to the size that products like; otherwise they come in that size, and checked."""
+    fixed_order = True
+    """False once two passes came in different orders."""
+    sweeps = 0
+    """How often the data have been read to their end."""
+
+    @property
+    @abstractmethod
+    def num_data(self) -> int:
+        """N, known after the first pass."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass."""
+
+
+class CheckedLoader(Data):
     """The user's loader, checked: the same data on every pass, in any order."""
 
     def __init__(self, loader: Loader, device: torch.device, progress: Progress) -> None:
@@ -122,10 +146,6 @@ class CheckedLoader:
         self._length: int | None = None
         self._fingerprint: tuple[int, int] | None = None
         self._first_order: int | None = None
-        self.fixed_order = True
-        """False once two passes came in different orders."""
-        self.sweeps = 0
-        """How often the loader has been read to its end."""
 
     @property
     def num_data(self) -> int:

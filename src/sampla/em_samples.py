@@ -26,6 +26,7 @@ from sampla.likelihoods import Gaussian, Likelihood
 from sampla.model import LinearModel, NoiseDraw
 from sampla.noise import PRIOR, standard_normal
 from sampla.preconditioners import Jacobi
+from sampla.priors import BoundPrior
 from sampla.solvers import LinearSystem, Mode, RightHandSide, Solution, linear_mode, solve
 from sampla.spectral import LogError
 
@@ -99,7 +100,7 @@ class SampledEM:
         shift = 0.5 * float(((prior.diagonal - state.prior.diagonal) * mode[0].square()).double().sum())
         following = EMState(
             prior, model, solution, mode, found, trace, settled,
-            precision_error=_precision_error(trace) if state.prior.learn else None,
+            precision_error=_precision_error(trace, state.prior) if state.prior.learn else None,
             objective=None if found is None else found.objective + shift, mode_error=row.mode_error,
         )  # fmt: skip
         if model is not state.model:
@@ -205,15 +206,16 @@ def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
     return accelerated(used, updates)
 
 
-def _precision_error(trace: list[EMStep]) -> LogError | None:
+def _precision_error(trace: list[EMStep], prior: BoundPrior) -> LogError | None:
     """What the samples leave open of alpha: the error of log gamma over 1 - d log update / d log alpha.
 
     The slope of the update is read off the last step that moved alpha by more than the noise of the steps; one that
     says nothing counts as a half.
     """
     last, errors = trace[-1], []
-    for g, (gamma, error) in enumerate(zip(last.effective_dimension, last.effective_dimension_error, strict=True)):
-        if gamma <= 0.1:  # the data determine nothing here, and nothing depends on this alpha
+    known = zip(last.effective_dimension, last.effective_dimension_error, prior.learnt.tolist(), strict=True)
+    for g, (gamma, error, learnt) in enumerate(known):
+        if gamma <= 0.1 or not learnt:  # the data determine nothing here, or nothing depends on them
             continue
         slope = 0.5
         for before in reversed(trace[:-1]):

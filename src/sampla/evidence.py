@@ -31,11 +31,11 @@ def effective_dimension(solution: Solution, num_samples: int, prior: BoundPrior)
 def updated_precision(prior: BoundPrior, gamma: Tensor, mode: Tensor) -> Tensor:
     """MacKay's update alpha_g <- gamma_g / |mode|_g^2, mode (P,) in the coordinates of the prior's scale.
 
-    A group with nothing to go by (gamma and mode both zero, as for a dead layer) keeps its alpha.
+    A group with nothing to go by (gamma and mode both zero, as for a dead layer) and a fixed one keep their alpha.
     """
     size = prior.group_sum(mode.square())
     gamma = gamma.clamp_min(0)
-    known = (gamma > 0) & (size > 0)
+    known = (gamma > 0) & (size > 0) & prior.learnt
     ratio = gamma / size.clamp_min(torch.finfo(torch.float64).tiny)
     return torch.where(known, ratio.clamp(*_BOUNDS), prior.precision)
 

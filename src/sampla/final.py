@@ -156,7 +156,8 @@ def _checked_noise(task: Task, state: EMState, loss: float) -> LogError | None:
     entries = task.survey.entries
     ratio = float(state.prior.precision[0]) / state.noise_factor
     determined = estimated(state.space, task.em_samples, gamma, ratio).value
-    residual = 2 * loss - entries * log(2 * pi) + entries * float(likelihood.noise_precision.log())
+    outputs = task.survey.outputs
+    residual = 2 * loss - outputs * log(2 * pi) + outputs * float(likelihood.noise_precision.log())
     drift = abs(log(max(entries - determined, 1e-3 * entries) / max(residual, 1e-300)))
     if drift > 2 * task.em.tolerance:
         warn(

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sampla._batches import CheckedLoader
+from sampla._batches import Data
 from sampla.em import Inference, trace_rows
 from sampla.evidence import LogEvidence
 from sampla.likelihoods import Gaussian
@@ -170,7 +170,7 @@ def _pair(errors: LogError | LogEvidence | None) -> list[float] | None:
 
 def build_report(
     inference: Inference,
-    data: CheckedLoader,
+    data: Data,
     excluded: dict[str, str],
     adjoint_error: float,
     seconds: float,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sampla._batches import Batch, CheckedLoader, describe_inputs, input_tensors
+from sampla._batches import Batch, CheckedLoader, Data, describe_inputs, input_tensors
 from sampla._checks import require_finite
 from sampla._params import row_dot
 from sampla._progress import Progress
@@ -24,8 +24,6 @@ _PLENTY = 4096
 """Data from which a Newton step may take its curvature (the gradient always comes from all of them)."""
 _COLUMNS = 64
 """Vectors pushed through the network at once."""
-_ROWS_TIMES_COLUMNS = 512
-"""Data times vectors in flight: what fits the caches of a CPU best (NOTES.md)."""
 
 
 @dataclass
@@ -50,8 +48,10 @@ class Survey:
     """What a first look at the data tells."""
 
     num_data: int
-    entries: int
-    """N C: the number of outputs over all data."""
+    outputs: float
+    """N C: the number of outputs over all data, as often as their weights count them."""
+    entries: float
+    """The same less what the features have absorbed: the degrees of freedom that are left to noise and prior."""
     residual: Tensor | None
     """Second moment of y - f for a Gaussian likelihood."""
     target: Tensor | None = None
@@ -69,30 +69,44 @@ class LinearBatch:
     stop: int
     first_output: int
     """Position of the first output among all outputs of the pass: the key of its noise."""
+    weights: Tensor | None = None
+    """(n,) how often each datum counts; None: once."""
+
+    def weighted(self, values: Tensor, power: float = 1.0) -> Tensor:
+        """Values (..., n, *out) times the weights of their data, or a power of them; ``out`` as the outputs have it."""
+        if self.weights is None:
+            return values
+        inner = self.features.outputs.ndim - 1
+        return values * self.weights.to(values).pow(power).view(-1, *[1] * inner)
 
     def curvature_product(self, vectors: Tensor) -> Tensor:
         """sum_n phi_n' B_n phi_n v over the batch: (K, P) -> (K, P)."""
-        weighted = self.likelihood.curvature_product(self.features.outputs, self.features.jvp(vectors))
-        return self.features.vjp(weighted)
+        bent = self.likelihood.curvature_product(self.features.outputs, self.features.jvp(vectors))
+        return self.features.vjp(self.weighted(bent))
 
-    def noise_gradient(self, seed: int, samples: range) -> Tensor:
-        """sum_n phi_n' S_n xi_n over the batch, (K, P), with xi keyed by the position of the outputs."""
+    def noise(self, seed: int, samples: range) -> Tensor:
+        """S_n xi_n for the batch, (K, n, *out), with xi keyed by the position of the outputs."""
         outputs = self.features.outputs
         xi = standard_normal(seed, DATA, samples, self.first_output, tuple(outputs.shape), outputs)
-        return self.features.vjp(self.likelihood.curvature_root_product(outputs, xi))
+        return self.weighted(self.likelihood.curvature_root_product(outputs, xi), 0.5)
+
+    def noise_gradient(self, seed: int, samples: range) -> Tensor:
+        """sum_n phi_n' S_n xi_n over the batch, (K, P)."""
+        return self.features.vjp(self.noise(seed, samples))
 
     def loss_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """-sum log p(y | phi theta) and its gradient, both in theta: (1, P) -> (), (1, P)."""
         outputs = self.features.jvp(theta).requires_grad_()
         with torch.enable_grad():
-            loss = -self.likelihood.log_prob(outputs[0], self.targets).sum()
+            each = self.likelihood.log_prob(outputs[0], self.targets)
+            loss = -(each if self.weights is None else each * self.weights.to(each)).sum()
             (cotangent,) = torch.autograd.grad(loss, outputs)
         return loss.detach(), self.features.vjp(cotangent)
 
     def newton_product(self, theta: Tensor, vector: Tensor) -> Tensor:
         """sum_n phi_n' B(phi_n theta) phi_n v over the batch: (1, P), (1, P) -> (1, P)."""
         at, pushed = self.features.jvp(torch.cat([theta, vector])).split(1)
-        return self.features.vjp(self.likelihood.curvature_product(at[0], pushed))
+        return self.features.vjp(self.weighted(self.likelihood.curvature_product(at[0], pushed)))
 
 
 class LinearModel:
@@ -102,14 +116,14 @@ class LinearModel:
         self,
         features: Features,
         likelihood: Likelihood,
-        data: CheckedLoader | Loader,
+        data: Data | Loader,
         ledger: Ledger | None = None,
     ) -> None:
         """Args: features and likelihood: what each datum is modelled by. data: a re-iterable of (inputs, targets).
 
         ledger: shared by models whose costs are counted together.
         """
-        if not isinstance(data, CheckedLoader):
+        if not isinstance(data, Data):
             data = CheckedLoader(data, features.like.device, Progress(False))
         self.features, self.likelihood, self.data = features, likelihood, data
         self.ledger = ledger or Ledger()
@@ -128,18 +142,24 @@ class LinearModel:
 
         The strides with offsets 0 to stride - 1 make up one pass.
         """
-        yield from self._pieces(_rows(columns), stride, offset)
+        yield from self._pieces(self._rows(columns), stride, offset)
+
+    def _rows(self, columns: int) -> int:
+        return self.features.rows(max(1, min(columns, _COLUMNS)))
 
     def _pieces(self, rows: int, stride: int = 1, offset: int = 0) -> Iterator[LinearBatch]:
         """All pieces of a pass, or with a stride every so many (whose noise must then not be asked for)."""
         first_output = 0
-        for batch in self.data:
-            for piece in batch.pieces(rows):
-                if (piece.position // rows - offset) % stride:
+        for index, batch in enumerate(self.data):
+            for piece in batch.pieces(rows) if self.data.cut else [batch]:
+                number = piece.position // rows if self.data.cut else index
+                if (number - offset) % stride:
                     continue
                 features = self.features.linearise(piece.inputs)
                 stop = piece.position + piece.size
-                yield LinearBatch(features, self.likelihood, piece.targets, piece.position, stop, first_output)
+                yield LinearBatch(
+                    features, self.likelihood, piece.targets, piece.position, stop, first_output, piece.weights
+                )
                 first_output += features.outputs.numel()
 
     def survey(self) -> Survey:
@@ -148,24 +168,33 @@ class LinearModel:
         Raises:
             ValueError: for NaN in inputs, outputs or targets, or targets that do not fit the outputs.
         """
-        entries, moments = 0, None
+        count, moments = 0.0, None
         for batch in self.data:
-            _check_batch(batch)
+            if self.data.cut:
+                _check_batch(batch)
             outputs = self.features.linearise(batch.inputs).outputs
             where = f"network outputs on inputs {describe_inputs(batch.inputs)} (data from {batch.position})"
             require_finite(outputs, where, "Check the scaling of the inputs and the trained weights.")
             self.likelihood.check_targets(outputs, batch.targets)
-            entries += outputs.numel()
+            count += outputs[0].numel() * (batch.size if batch.weights is None else float(batch.weights.double().sum()))
             if isinstance(self.likelihood, Gaussian):
-                both = (batch.targets - outputs, batch.targets)
-                parts = [self.likelihood.second_moment(r.unsqueeze(0)) for r in both]
+                parts = [self._moment(batch, each) for each in (batch.targets - outputs, batch.targets)]
                 moments = parts if moments is None else [a + b for a, b in zip(moments, parts, strict=True)]
-        return Survey(self.data.num_data, entries, *(moments or (None, None)))
+        return Survey(self.data.num_data, count, count - self.features.absorbed, *(moments or (None, None)))
+
+    def _moment(self, batch: Batch, values: Tensor) -> Tensor:
+        """Weighted second moment of (n, *out) values of a batch."""
+        assert isinstance(self.likelihood, Gaussian)
+        if batch.weights is not None:
+            values = values * batch.weights.to(values).sqrt().view(-1, *[1] * (values.ndim - 1))
+        return self.likelihood.second_moment(values.unsqueeze(0))
 
     def draw_noise(self, seed: int, num_samples: int) -> NoiseDraw:
         """One pass of K vjps: the data part of the right-hand sides and the diagonal of M (method.md 2 and 4)."""
         total = self.features.like.new_zeros(num_samples, self.num_parameters)
         diagonal = total.new_zeros(self.num_parameters)
+        if self.features.squares_data:
+            return self._draw_by_datum(seed, total, diagonal)
         block = torch.zeros_like(total)
         for batch in self._pieces(_BLOCK):
             for samples in _column_ranges(num_samples):
@@ -177,6 +206,16 @@ class LinearModel:
         self.ledger.products += num_samples / 2
         return NoiseDraw(total, diagonal)
 
+    def _draw_by_datum(self, seed: int, total: Tensor, diagonal: Tensor) -> NoiseDraw:
+        """The same where the features square the gradient of each datum for little."""
+        for batch in self.batches(len(total)):
+            for samples in _column_ranges(len(total)):
+                noise = batch.noise(seed, samples)
+                total[samples.start : samples.stop] += batch.features.vjp(noise)
+                diagonal += batch.features.squared_vjp(noise) * (len(samples) / len(total))
+        self.ledger.products += len(total) / 2
+        return NoiseDraw(total, diagonal)
+
     def curvature_product(self, vectors: Tensor, stride: int = 1) -> Tensor:
         """M v for K vectors in one pass: (K, P) -> (K, P).
 
@@ -184,7 +223,7 @@ class LinearModel:
         """
         count, seen = vectors.shape[0], 0
         total = torch.zeros_like(vectors)
-        for batch in self._pieces(_rows(count), stride):
+        for batch in self.batches(count, stride):
             seen += batch.stop - batch.start
             for columns in _column_ranges(count):
                 part = slice(columns.start, columns.stop)
@@ -209,7 +248,7 @@ class LinearModel:
         (1, P), (1, P) -> (1, P); the same data in every call, as long as the loader's order is fixed.
         """
         total, seen = torch.zeros_like(vector), 0
-        for batch in self._pieces(_ROWS_TIMES_COLUMNS // 2, stride):
+        for batch in self.batches(2, stride):
             total += batch.newton_product(theta, vector)
             seen += batch.stop - batch.start
         self.ledger.products += 1.5 * seen / self.data.num_data
@@ -227,8 +266,9 @@ class LinearModel:
         residual = function = torch.zeros((), dtype=torch.float64, device=mean.device)
         for batch in self.batches(len(columns)):
             pushed = torch.cat([batch.features.jvp(part) for part in columns.split(_COLUMNS)])
-            residual = residual + self.likelihood.second_moment(batch.targets.unsqueeze(0) - pushed[:1])
-            function = function + self.likelihood.second_moment(pushed[1:])
+            missed = batch.weighted(batch.targets.unsqueeze(0) - pushed[:1], 0.5)
+            residual = residual + self.likelihood.second_moment(missed)
+            function = function + self.likelihood.second_moment(batch.weighted(pushed[1:], 0.5))
         self.ledger.products += len(columns) / 2
         return residual, function / len(samples)
 
@@ -241,10 +281,6 @@ def effective_dimensions(samples: Tensor, curvature_samples: Tensor) -> Tensor:
 def curvature_norm(vectors: Tensor, curvature_vectors: Tensor) -> Tensor:
     """(K,) |phi v|_B = sqrt(v' M v), the size of a vector in function space."""
     return row_dot(vectors, curvature_vectors).clamp_min(0).sqrt()
-
-
-def _rows(columns: int) -> int:
-    return max(1, _ROWS_TIMES_COLUMNS // max(1, min(columns, _COLUMNS)))
 
 
 def _column_ranges(count: int) -> list[range]:

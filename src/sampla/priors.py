@@ -28,8 +28,16 @@ class BoundPrior:
     """G names of the groups."""
     learn: bool
     """Whether EM updates alpha."""
+    fixed: tuple[str, ...] = ()
+    """Names of groups that keep their alpha when the others are learnt."""
     dead: tuple[str, ...] = ()
     """Parameter tensors on which the data say nothing at all, taken out."""
+
+    @property
+    def learnt(self) -> Tensor:
+        """(G,) bool: the groups whose alpha EM updates."""
+        free = [self.learn and name not in self.fixed for name in self.names]
+        return torch.tensor(free, device=self.precision.device)
 
     @property
     def diagonal(self) -> Tensor:
@@ -44,6 +52,10 @@ class BoundPrior:
     def with_precision(self, precision: Tensor) -> "BoundPrior":
         """The same prior with other alpha (G,)."""
         return replace(self, precision=precision)
+
+
+_START = 30.0
+"""First alpha over the mean curvature of the group: solves are cheap where the prior is strong, and EM comes down."""
 
 
 class Prior(ABC):
@@ -64,12 +76,21 @@ class Prior(ABC):
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         """The prior for these parameters; ``curvature_diagonal`` (P,) estimates the diagonal of M."""
 
+    def starting(self, diagonal: Tensor, scale: Tensor, group: Tensor, names: tuple[str, ...]) -> BoundPrior:
+        """The prior with these scales and groups, at the precision that it was given or at one to start EM from."""
+        precision = torch.full((len(names),), self.precision or 1.0, dtype=torch.float64, device=scale.device)
+        bound = BoundPrior(precision, scale, group.to(scale.device), names, self.learn)
+        if self.precision is not None:
+            return bound
+        mean = bound.group_sum(diagonal * scale.square()) / bound.group_sum((scale > 0).to(scale)).clamp_min(1)
+        return bound.with_precision(torch.where(mean > 0, _START * mean, precision))
+
 
 class Isotropic(Prior):
     """A = alpha I."""
 
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
-        return _bound(self, curvature_diagonal, torch.ones_like(curvature_diagonal), _one_group(layout), ("all",))
+        return self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), _one_group(layout), ("all",))
 
 
 class Layerwise(Prior):
@@ -92,7 +113,7 @@ class Layerwise(Prior):
         names = tuple(dict.fromkeys(of_tensor))
         numbers = torch.tensor([names.index(g) for g in of_tensor])
         group = numbers[layout.tensor_index(torch.device("cpu"))]
-        return _bound(self, curvature_diagonal, torch.ones_like(curvature_diagonal), group, names)
+        return self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, names)
 
     def _group_of(self, parameter: str) -> str:
         if self.groups is None:
@@ -136,7 +157,7 @@ class GPrior(Prior):
             "a curvature of zero everywhere",
             "The outputs do not depend on the chosen parameters, or the likelihood is saturated on every datum.",
         )
-        bound = _bound(self, curvature_diagonal, scale, _one_group(layout), ("all",))
+        bound = self.starting(curvature_diagonal, scale, _one_group(layout), ("all",))
         return replace(bound, dead=dead)
 
     def _scale(self, diagonal: Tensor) -> Tensor:
@@ -148,16 +169,3 @@ class GPrior(Prior):
 
 def _one_group(layout: ParameterLayout) -> Tensor:
     return torch.zeros(layout.total, dtype=torch.int64)
-
-
-_START = 30.0
-"""First alpha over the mean curvature of the group: solves are cheap where the prior is strong, and EM comes down."""
-
-
-def _bound(prior: Prior, diagonal: Tensor, scale: Tensor, group: Tensor, names: tuple[str, ...]) -> BoundPrior:
-    precision = torch.full((len(names),), prior.precision or 1.0, dtype=torch.float64, device=scale.device)
-    bound = BoundPrior(precision, scale, group.to(scale.device), names, prior.learn)
-    if prior.precision is not None:
-        return bound
-    mean = bound.group_sum(diagonal * scale.square()) / bound.group_sum((scale > 0).to(scale)).clamp_min(1)
-    return bound.with_precision(torch.where(mean > 0, _START * mean, precision))

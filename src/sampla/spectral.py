@@ -102,8 +102,8 @@ class FixedPoint:
     learn_noise: bool = False
     target_size: float = 0.0
     """sum_n y_n' B_n y_n."""
-    entries: int = 0
-    """N C."""
+    entries: float = 0
+    """N C, less what the features have absorbed."""
     mode_size: tuple[float, float, float] | None = None
     """alpha at which the mode was found, |mode|^2 there, d log |mode|^2 / d log alpha; None for a Gaussian."""
 

@@ -2,7 +2,7 @@
 
 from sampla.features._base import Features, Linearisation, adjoint_error, check_adjoint
 from sampla.features.compose import OutputsAt, ScaledFeatures
-from sampla.features.matrix import DesignMatrix
+from sampla.features.matrix import DesignMatrix, Rows
 from sampla.features.network import NetworkFeatures, functional_state, select_parameters
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Features",
     "Linearisation",
     "NetworkFeatures",
+    "Rows",
     "OutputsAt",
     "ScaledFeatures",
     "adjoint_error",

@@ -10,6 +10,10 @@ from sampla._typing import Inputs
 from sampla.noise import ADJOINT, standard_normal
 
 
+_ROWS_TIMES_COLUMNS = 512
+"""Data times vectors in flight: what fits the caches of a CPU best for networks (NOTES.md)."""
+
+
 class Linearisation(ABC):
     """The features phi of one batch of n data: a linear map from P parameters to (n, *out) outputs."""
 
@@ -27,8 +31,18 @@ class Linearisation(ABC):
         """phi' u for K cotangents, summed over the batch: (K, n, *out) -> (K, P)."""
 
 
+    def squared_vjp(self, cotangents: Tensor) -> Tensor:
+        """sum_n (phi_n' u_n)^2, entry by entry, the mean over K cotangents: (K, n, *out) -> (P,)."""
+        raise NotImplementedError(f"{type(self).__name__} does not square the gradient of each datum")
+
+
 class Features(ABC):
     """A feature map phi: x -> (C, P), never formed; only its products are used."""
+
+    squares_data = False
+    """Whether ``squared_vjp`` costs about as much as a product."""
+    absorbed = 0
+    """How many outputs' worth of data went into the features themselves: an intercept taken out takes one an output."""
 
     layout: ParameterLayout
     """Names and shapes of the P parameters."""
@@ -38,6 +52,10 @@ class Features(ABC):
     @abstractmethod
     def linearise(self, inputs: Inputs) -> Linearisation:
         """The features of one batch."""
+
+    def rows(self, columns: int) -> int:
+        """How many data at once suit products with so many vectors."""
+        return max(1, _ROWS_TIMES_COLUMNS // columns)
 
 
 def adjoint_error(linearisation: Linearisation, num_parameters: int, seed: int = 0) -> float:

@@ -11,7 +11,11 @@ class ScaledFeatures(Features):
 
     def __init__(self, base: Features, scale: Tensor) -> None:
         self.layout, self.like = base.layout, base.like
+        self.absorbed, self.squares_data = base.absorbed, base.squares_data
         self._base, self._scale = base, scale
+
+    def rows(self, columns: int) -> int:
+        return self._base.rows(columns)
 
     def linearise(self, inputs: Inputs) -> Linearisation:
         return _Scaled(self._base.linearise(inputs), self._scale)
@@ -27,7 +31,11 @@ class OutputsAt(Features):
 
     def __init__(self, base: Features, theta: Tensor) -> None:
         self.layout, self.like = base.layout, base.like
+        self.absorbed, self.squares_data = base.absorbed, base.squares_data
         self._base, self._theta = base, theta
+
+    def rows(self, columns: int) -> int:
+        return self._base.rows(columns)
 
     def linearise(self, inputs: Inputs) -> Linearisation:
         return _At(self._base.linearise(inputs), self._theta)
@@ -48,6 +56,9 @@ class _At(Linearisation):
     def vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.vjp(cotangents)
 
+    def squared_vjp(self, cotangents: Tensor) -> Tensor:
+        return self._base.squared_vjp(cotangents)
+
 
 class _Scaled(Linearisation):
     def __init__(self, base: Linearisation, scale: Tensor) -> None:
@@ -62,3 +73,6 @@ class _Scaled(Linearisation):
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.vjp(cotangents) * self._scale
+
+    def squared_vjp(self, cotangents: Tensor) -> Tensor:
+        return self._base.squared_vjp(cotangents) * self._scale.square()

@@ -1,6 +1,9 @@
-"""A design matrix: the linear model of the textbooks."""
+"""A design matrix: the linear model of the textbooks, its columns centred and scaled without touching them."""
+
+from typing import Any, TypeAlias
 
 import torch
+from scipy.sparse import csr_array, csr_matrix
 from torch import Tensor
 
 from sampla._checks import require
@@ -8,19 +11,35 @@ from sampla._params import ParameterLayout
 from sampla._typing import Inputs
 from sampla.features._base import Features, Linearisation
 
+Rows: TypeAlias = Tensor | csr_array | csr_matrix
+"""A piece of a design matrix: dense (n, D), or sparse by rows."""
+
+_ENTRIES = 2**22
+"""Entries of a design matrix that are multiplied at once: 32 MiB in float64."""
+
 
 class DesignMatrix(Features):
     """phi(x) = I_C kron x' for rows x of a design matrix: outputs x @ theta with theta of shape (D, C).
 
+    With ``centre`` c and ``scale`` s the row is (x - c) / s, and with ``intercept`` a 1 stands behind it; all are
+    applied to the products, so that a sparse matrix stays sparse and nothing is copied.
+
     Args:
         num_features: D, the number of columns of the design matrix.
-        num_outputs: C; P = D * C.
+        num_outputs: C; P = D * C, and C more with an intercept.
         dtype: of the products.
-        coefficients: (D, C) at which a non-Gaussian likelihood's curvature is taken; zeros when None.
+        coefficients: (D, C), or (P,) with an intercept, at which a non-Gaussian likelihood's curvature is taken; zeros
+            when None.
+        centre: (D,) subtracted from each row, which takes an intercept out of the model: it absorbs one datum's
+            worth of each output. Centre the targets too.
+        scale: (D,) each column is divided by.
+        intercept: whether the outputs have a constant of their own, as parameter "intercept" (C,).
 
     Raises:
         ValueError: if a batch has not D columns.
     """
+
+    squares_data = True
 
     def __init__(
         self,
@@ -28,30 +47,101 @@ class DesignMatrix(Features):
         num_outputs: int = 1,
         dtype: torch.dtype = torch.float64,
         coefficients: Tensor | None = None,
+        *,
+        centre: Tensor | None = None,
+        scale: Tensor | None = None,
+        intercept: bool = False,
     ) -> None:
-        self.layout = ParameterLayout(("coefficients",), ((num_features, num_outputs),))
-        self.like = torch.empty(0, dtype=dtype)
-        self._at = torch.zeros(num_features, num_outputs, dtype=dtype) if coefficients is None else coefficients
+        names, shapes = ("coefficients",), ((num_features, num_outputs),)
+        self.layout = (
+            ParameterLayout((*names, "intercept"), (*shapes, (num_outputs,)))
+            if intercept
+            else ParameterLayout(names, shapes)
+        )
+        device = next((t.device for t in (coefficients, centre, scale) if t is not None), torch.device("cpu"))
+        self.like = torch.empty(0, dtype=dtype, device=device)
+        self.shape = (num_features, num_outputs)
+        self.coefficients = coefficients
+        self.centre = None if centre is None else centre.to(self.like)
+        self.inverse_scale = None if scale is None else scale.to(self.like).reciprocal()
+        self.intercept = intercept
+        self.absorbed = 0 if centre is None else num_outputs
 
-    def linearise(self, inputs: Inputs) -> Linearisation:
-        rows = self.layout.shapes[0][0]
-        ok = isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.shape[1] == rows
-        got = str(tuple(inputs.shape)) if isinstance(inputs, Tensor) else type(inputs).__name__
-        require(ok, f"a design matrix of shape (n, {rows})", got, "Give one row per datum.")
-        assert isinstance(inputs, Tensor)
-        return _Rows(inputs.to(self.like), self._at)
+    def linearise(self, inputs: Inputs | tuple[Rows]) -> Linearisation:
+        rows = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
+        return _Rows(_checked(rows, self.shape[0]), self)
+
+    def rows(self, columns: int) -> int:
+        return max(1, _ENTRIES // max(1, self.shape[0]))
+
+
+def _checked(inputs: Any, columns: int) -> Rows:
+    kind = isinstance(inputs, (Tensor, csr_array, csr_matrix))
+    ok = kind and inputs.ndim == 2 and inputs.shape[1] == columns
+    got = str(tuple(inputs.shape)) if kind else type(inputs).__name__
+    require(ok, f"a design matrix of shape (n, {columns})", got, "Give one row per datum.")
+    rows: Rows = inputs
+    return rows
 
 
 class _Rows(Linearisation):
-    def __init__(self, rows: Tensor, at: Tensor) -> None:
-        self._rows, self._at = rows, at
+    def __init__(self, rows: Rows, design: DesignMatrix) -> None:
+        self._rows = rows.to(design.like) if isinstance(rows, Tensor) else rows
+        self._design = design
 
     @property
     def outputs(self) -> Tensor:
-        return self._rows @ self._at
+        at, like = self._design.coefficients, self._design.like
+        if at is None:
+            return like.new_zeros(self._rows.shape[0], self._design.shape[1])
+        return self.jvp(at.to(like).reshape(1, -1))[0]
 
     def jvp(self, vectors: Tensor) -> Tensor:
-        return self._rows @ vectors.view(-1, *self._at.shape)
+        features, outputs = self._design.shape
+        weights = vectors[:, : features * outputs].view(-1, features, outputs)
+        if self._design.inverse_scale is not None:
+            weights = weights * self._design.inverse_scale[:, None]
+        flat = weights.movedim(0, 1).reshape(features, -1)  # (D, K C)
+        pushed = self._forward(flat) - self._shift(flat)
+        pushed = pushed.view(-1, len(vectors), outputs).movedim(1, 0)
+        if self._design.intercept:
+            pushed = pushed + vectors[:, None, features * outputs :]
+        return pushed
 
     def vjp(self, cotangents: Tensor) -> Tensor:
-        return (self._rows.mT @ cotangents).flatten(1)
+        design, count = self._design, len(cotangents)
+        flat = cotangents.movedim(0, 1).reshape(cotangents.shape[1], -1)  # (n, K C)
+        pulled = self._backward(flat)
+        if design.centre is not None:
+            pulled = pulled - design.centre[:, None] * flat.sum(0)
+        if design.inverse_scale is not None:
+            pulled = pulled * design.inverse_scale[:, None]
+        pulled = pulled.view(design.shape[0], count, design.shape[1]).movedim(1, 0).reshape(count, -1)
+        return torch.cat([pulled, cotangents.sum(1)], dim=1) if design.intercept else pulled
+
+    def squared_vjp(self, cotangents: Tensor) -> Tensor:
+        """sum_n (x_nd - c_d)^2 u_nc^2 / s_d^2 from the moments of u^2, the mean over K."""
+        design, squares = self._design, cotangents.square().mean(0)  # (n, C)
+        pulled = self._backward(squares, square=True)
+        if design.centre is not None:
+            centre = design.centre[:, None]
+            pulled = pulled - 2 * centre * self._backward(squares) + centre.square() * squares.sum(0)
+        if design.inverse_scale is not None:
+            pulled = pulled * design.inverse_scale[:, None].square()
+        parts = [pulled.clamp_min(0).flatten()] + ([squares.sum(0)] if design.intercept else [])
+        return torch.cat(parts)
+
+    def _shift(self, weights: Tensor) -> Tensor | float:
+        centre = self._design.centre
+        return 0.0 if centre is None else centre @ weights
+
+    def _forward(self, weights: Tensor) -> Tensor:
+        if isinstance(self._rows, Tensor):
+            return self._rows @ weights
+        return torch.from_numpy(self._rows @ weights.numpy())
+
+    def _backward(self, cotangents: Tensor, square: bool = False) -> Tensor:
+        if isinstance(self._rows, Tensor):
+            return (self._rows.square() if square else self._rows).mT @ cotangents
+        rows = self._rows.power(2) if square else self._rows
+        return torch.from_numpy(rows.T @ cotangents.numpy())

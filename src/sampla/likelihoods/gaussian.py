@@ -102,14 +102,14 @@ class Gaussian(Likelihood):
         """The same with a noise precision so many times as large."""
         return Gaussian(self._precision() * factor, learn=self.learns_noise)
 
-    def updated(self, residual: Tensor, function: Tensor, effective_dimension: float, entries: int) -> "Gaussian":
+    def updated(self, residual: Tensor, function: Tensor, effective_dimension: float, entries: float) -> "Gaussian":
         """The M-step for the noise (method.md section 3; MacKay 1992 for scalar noise).
 
         Args:
             residual: second moment of y - phi mean, summed over all data.
             function: posterior second moment of phi z, summed over all data.
             effective_dimension: gamma.
-            entries: N C, the number of observed numbers.
+            entries: N C, the number of observed numbers (less those that the features have absorbed).
         """
         if self.structure == "scalar":
             precision = max(entries - effective_dimension, 1e-3 * entries) / residual.clamp_min(1e-300)
@@ -120,7 +120,7 @@ class Gaussian(Likelihood):
             precision = precision if precision.ndim == 1 else (precision + precision.mT) / 2
         return Gaussian(precision.cpu(), learn=self.learns_noise)
 
-    def started(self, residual: Tensor, entries: int) -> "Gaussian":
+    def started(self, residual: Tensor, entries: float) -> "Gaussian":
         """This likelihood with a first noise precision, the inverse of the residuals' second moment."""
         if self.noise_precision is not None:
             return self

@@ -1,0 +1,86 @@
+"""From what scikit-learn's users pass to fit and predict, to a source of rows, with scikit-learn's own checks."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_array, check_consistent_length, validate_data
+from torch import Tensor
+
+from sampla._checks import require
+from sampla.linear.sources import ChunkSource, Source, open_source
+
+
+def is_chunks(rows: Any, targets: Any) -> bool:
+    """Whether fit was given one re-iterable of (X, Y) chunks instead of X and y."""
+    if targets is not None or hasattr(rows, "shape") or isinstance(rows, (str, Mapping)):
+        return False
+    if not isinstance(rows, Iterable):
+        return False
+    return not isinstance(rows, list) or (len(rows) > 0 and isinstance(rows[0], tuple))
+
+
+def chunk_source(estimator: BaseEstimator, chunks: Iterable[Any], weights: Any) -> ChunkSource:
+    """The source of a re-iterable of chunks."""
+    require(weights is None, "sample weights inside the chunks, (X, Y, weights)", "a separate sample_weight", "Move it.")
+    source = ChunkSource(chunks)
+    estimator.n_features_in_ = source.num_columns
+    return source
+
+
+def checked_rows(estimator: BaseEstimator, rows: Any, reset: bool) -> Any:
+    """X as it is, checked as scikit-learn does; memmaps and torch tensors without reading them."""
+    if isinstance(rows, (Tensor, np.memmap)):
+        shape = tuple(rows.shape)
+        got = f"{shape}" if len(shape) != 1 else f"{shape}. Reshape your data with X.reshape(-1, 1) or X.reshape(1, -1)"
+        require(len(shape) == 2 and 0 not in shape, "X of shape (n, D), n and D at least 1", got, "Give 2-D data.")
+        validate_data(estimator, rows, reset=reset, skip_check_array=True)
+        return rows
+    return validate_data(estimator, rows, reset=reset, accept_sparse="csr", dtype="numeric")
+
+
+def numeric_targets(estimator: BaseEstimator, targets: Any) -> Tensor:
+    """y (n,) or (n, C) of numbers, finite; not copied where it need not be."""
+    if targets is None:
+        raise ValueError(
+            f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None."
+        )
+    if isinstance(targets, Tensor):
+        return targets.detach()
+    array = check_array(targets, ensure_2d=False, dtype="numeric", input_name="y", ensure_all_finite=True)
+    require(array.ndim in (1, 2), "y of shape (n,) or (n, C)", f"{array.shape}", "Reshape it.")
+    return _tensor(array)
+
+
+def class_targets(estimator: BaseEstimator, targets: Any) -> np.ndarray:
+    """y (n,) of class labels."""
+    if targets is None:
+        raise ValueError(
+            f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None."
+        )
+    labels: np.ndarray = column_or_1d(targets.cpu().numpy() if isinstance(targets, Tensor) else targets, warn=True)
+    check_classification_targets(labels)
+    return labels
+
+
+def array_source(rows: Any, targets: Tensor | None, weights: Any) -> Source:
+    """The source of X with (n, C) targets and weights that have been checked."""
+    if targets is not None:
+        check_consistent_length(rows, targets)
+    weight = None
+    if weights is not None:
+        checked = _check_sample_weight(
+            weights.cpu().numpy() if isinstance(weights, Tensor) else weights,
+            np.empty((rows.shape[0], 1)), dtype=np.float64, ensure_non_negative=True,
+        )  # fmt: skip
+        weight = _tensor(checked)
+    return open_source(rows, targets, weight)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    usable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    return torch.from_numpy(array if usable else array.copy())

@@ -1,0 +1,79 @@
+"""The matrix-free way: block conjugate gradients and one Krylov space of M, by the library's own loop."""
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from sampla._params import ParameterLayout
+from sampla._progress import Progress
+from sampla.em import EM, Inference, infer
+from sampla.fitreport import FitReport, build_report
+from sampla.likelihoods import Gaussian
+from sampla.linear.rows import Columns, RowData, centred
+from sampla.linear.sources import Source
+from sampla.model import LinearModel
+from sampla.priors import BoundPrior, Prior
+from sampla.solvers import BlockCG
+
+
+@dataclass(frozen=True)
+class IterativeFit:
+    """What the loop found, in standardised columns."""
+
+    mean: Tensor
+    """(D, C)."""
+    samples: Tensor
+    """(K, D, C)."""
+    inference: Inference
+    report: FitReport
+
+
+class ColumnGroups(Prior):
+    """A = alpha_g on groups of columns, the same for all outputs.
+
+    Args:
+        group: (D,) int64, numbered from 0.
+        precision: alpha, kept; None: learnt.
+    """
+
+    def __init__(self, group: Tensor, precision: float | None) -> None:
+        super().__init__(precision, learn=precision is None)
+        self.group = group
+
+    def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
+        outputs = layout.total // len(self.group)
+        group = self.group.repeat_interleave(outputs).to(curvature_diagonal.device)
+        names = tuple(f"group {g}" for g in range(int(self.group.max()) + 1))
+        return self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, names)
+
+
+def iterative_fit(
+    source: Source,
+    columns: Columns,
+    outputs: int,
+    prior: Prior,
+    noise: Gaussian,
+    *,
+    num_samples: int,
+    seed: int,
+    tolerance: float,
+    em: EM,
+    progress: Progress,
+) -> IterativeFit:
+    """K samples and the mean for a Gaussian likelihood, its hyperparameters learnt where they are not given."""
+    start = perf_counter()
+    data = RowData(source, centred(columns), progress)
+    model = LinearModel(columns.design(source, outputs), noise, data)
+
+    def say(stage: str) -> None:
+        progress.stage = stage
+
+    found = infer(
+        model, prior, BlockCG(), num_samples=num_samples, seed=seed, em=em, tolerance=tolerance, say=say
+    )  # fmt: skip
+    report = build_report(found, data, {}, 0.0, perf_counter() - start, tolerance)
+    assert found.mean is not None
+    shape = (source.num_columns, outputs)
+    return IterativeFit(found.mean.view(shape).double(), found.samples.view(-1, *shape), found, report)

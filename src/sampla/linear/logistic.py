@@ -1,0 +1,308 @@
+"""Bayesian logistic regression, binary and multi-class, as a scikit-learn estimator."""
+
+from math import log
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from sampla._allocator import freed_memory_kept
+from sampla._checks import require, require_known
+from sampla._params import ParameterLayout
+from sampla._progress import Progress
+from sampla.em import EM, Inference, infer
+from sampla.fitreport import FitReport, build_report
+from sampla.likelihoods import Bernoulli, Categorical, Likelihood
+from sampla.linear.inputs import array_source, checked_rows, chunk_source, class_targets, is_chunks
+from sampla.linear.moments import measure
+from sampla.linear.rows import Columns, RowData, columns_of
+from sampla.linear.settings import Settings
+from sampla.linear.sources import Source
+from sampla.model import LinearModel
+from sampla.predictive import Predictive
+from sampla.priors import BoundPrior, Prior
+from sampla.solvers import BlockCG, Dense, Solver
+
+_DENSE_UP_TO = 1000
+"""P at which solver="auto" changes from dense to block conjugate gradients."""
+_INTERCEPT = 1e-6
+"""Prior precision of the intercept: next to none, and enough for the direction that a softmax cannot see."""
+
+
+class WithIntercept(Prior):
+    """A = alpha I on the coefficients (one alpha for each group of columns), next to nothing on the intercept.
+
+    Args:
+        group: (D,) int64, numbered from 0.
+        precision: alpha, kept; None: learnt.
+        intercept: whether the parameters end with one.
+    """
+
+    def __init__(self, group: Tensor, precision: float | None, intercept: bool) -> None:
+        super().__init__(precision, learn=precision is None)
+        self.group, self.intercept = group, intercept
+
+    def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
+        outputs = layout.shapes[0][1]
+        count = int(self.group.max()) + 1
+        group, names = self.group.repeat_interleave(outputs), [f"group {g}" for g in range(count)]
+        if self.intercept:
+            group = torch.cat([group, torch.full((outputs,), count)])
+            names.append("intercept")
+        bound = self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, tuple(names))
+        if not self.intercept:
+            return bound
+        precision = bound.precision.clone()
+        precision[count] = _INTERCEPT
+        return BoundPrior(precision, bound.scale, bound.group, bound.names, bound.learn, fixed=("intercept",))
+
+
+class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
+    """Logistic regression with a Gaussian prior whose precision is learnt, and a Laplace posterior in samples.
+
+    p(y | x) = softmax(x theta + b), or the logistic function for two classes; theta ~ N(0, 1 / alpha), b next to free.
+    The posterior is Laplace's, N(mode, (M + A)^-1) with the curvature M at the mode; EM (MacKay 1992) finds alpha;
+    K samples solve linear systems with products alone (Antoran et al. 2023). Inputs as for BayesianLinearRegression.
+
+    Args:
+        prior: "isotropic", or "g-prior": the same for standardised columns.
+        groups: (D,) labels of the columns' groups, each with its own alpha; None: one group.
+        prior_precision: alpha, kept; None: learnt.
+        fit_intercept: an intercept with next to no prior.
+        standardize: divide columns by their standard deviation, without touching X ("g-prior" implies it).
+        solver: "dense", "block-cg", or "auto": dense up to 1,000 parameters.
+        predictive: how probabilities are averaged over the posterior: "monte-carlo" or "probit".
+        num_samples: K posterior samples, at least 2.
+        tol: relative change at which EM has settled; a tenth of it is the error allowed for mode and samples.
+        max_iter: EM steps at most.
+        random_state: of the samples.
+        progress: show a bar on anything over two seconds.
+
+    Attributes:
+        classes_: (C,).
+        coef_: (1, D) or (C, D) posterior mode.
+        intercept_: (1,) or (C,).
+        prior_precision_, effective_dimension_: float, or (G,) for groups.
+        log_marginal_likelihood_: Laplace's log p(y) in nats.
+        n_iter_: EM steps.
+        report_: the certificate of the fit; ``print`` it.
+
+    Example:
+        >>> import sampla
+        >>> from sklearn.datasets import load_iris
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = sampla.BayesianLogisticRegression().fit(X, y)
+        >>> clf.predict_proba(X[:4]).shape
+        (4, 3)
+    """
+
+    def __init__(
+        self,
+        prior: str = "isotropic",
+        *,
+        groups: Any = None,
+        prior_precision: float | None = None,
+        fit_intercept: bool = True,
+        standardize: bool = False,
+        solver: str = "auto",
+        predictive: str = "monte-carlo",
+        num_samples: int = 64,
+        tol: float = 1e-2,
+        max_iter: int = 100,
+        random_state: Any = None,
+        progress: bool = True,
+    ) -> None:
+        self.prior = prior
+        self.groups = groups
+        self.prior_precision = prior_precision
+        self.fit_intercept = fit_intercept
+        self.standardize = standardize
+        self.solver = solver
+        self.predictive = predictive
+        self.num_samples = num_samples
+        self.tol = tol
+        self.max_iter = max_iter
+        self.random_state = random_state
+        self.progress = progress
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "BayesianLogisticRegression":
+        """Find the prior precision, the mode and the posterior samples.
+
+        Args:
+            X: (N, D) array, SciPy sparse matrix, torch tensor or np.memmap; or, without y, a re-iterable of (X, y)
+                chunks with numbers as labels.
+            y: (N,) labels of at least two classes.
+            sample_weight: (N,) how often each row counts.
+
+        Returns:
+            self.
+
+        Raises:
+            ValueError: for shapes that do not fit, NaN or infinity, one class, or unknown names.
+        """
+        start = perf_counter()
+        settings = self._settings()
+        progress = Progress(self.progress)
+        source = self._opened(X, y, sample_weight)
+        require(
+            len(self.classes_) > 1,
+            "at least two classes in y",
+            f"one class: {self.classes_[:1].tolist()}",
+            "Check the labels.",
+        )
+        outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
+        with freed_memory_kept():
+            progress.stage = "moments"
+            moments = measure(source)
+            settings.check_sizes(source.num_columns, outputs, moments.total)
+            columns = columns_of(moments, self.fit_intercept, self.standardize or self.prior == "g-prior")
+            found, data = self._inferred(source, columns, outputs, settings, progress)
+        self._keep(found, columns, source, outputs)
+        self.report_: FitReport = build_report(found, data, {}, 0.0, perf_counter() - start, settings.tol / 10)
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """(n, C) class probabilities, averaged over the posterior."""
+        probabilities = np.concatenate([p.probs.double().cpu().numpy() for p in self._predictives(X)])
+        return np.hstack([1 - probabilities, probabilities]) if len(self.classes_) == 2 else probabilities
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """(n, C) logarithms of ``predict_proba``."""
+        return np.log(self.predict_proba(X).clip(np.finfo(float).tiny))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """(n,) logits, or (n, C) logarithms, of the averaged probabilities: what ``predict`` decides by."""
+        logs = self.predict_log_proba(X)
+        decided: np.ndarray = logs[:, 1] - logs[:, 0] if len(self.classes_) == 2 else logs
+        return decided
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(n,) the most probable class of each row."""
+        labels: np.ndarray = self.classes_[self.predict_proba(X).argmax(1)]
+        return labels
+
+    def sample_coef(self, n_samples: int = 1, random_state: Any = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior draws of coefficients and intercepts: (S, C, D) and (S, C), C = 1 for two classes.
+
+        Raises:
+            ValueError: for more than ``num_samples``.
+        """
+        check_is_fitted(self)
+        count = len(self._samples)
+        fix = "Fit with a larger num_samples."
+        require(n_samples <= count, f"at most num_samples = {count} draws", f"{n_samples}", fix)
+        chosen = np.random.default_rng(_seed(random_state)).permutation(count)[:n_samples]
+        return self._in_users_units(self._mean + self._samples[chosen])
+
+    def _settings(self) -> Settings:
+        require_known(self.solver, ("auto", "dense", "block-cg"), "solver")
+        require_known(self.predictive, ("monte-carlo", "probit"), "predictive")
+        return Settings.checked(_AsRegression(self))
+
+    def _opened(self, X: Any, y: Any, sample_weight: Any) -> Source:
+        if is_chunks(X, y):
+            chunks = chunk_source(self, X, sample_weight)
+            found: set[float] = set()
+            for _, targets, _ in chunks.chunks():
+                assert targets is not None
+                require(targets.shape[1] == 1, "labels (n,)", f"(n, {targets.shape[1]})", "Give class numbers.")
+                found |= set(targets.unique().tolist())
+            labels = np.array(sorted(found))
+            self.classes_ = labels.astype(int) if (labels == labels.astype(int)).all() else labels
+            self._codes = torch.tensor(labels)
+            return chunks
+        rows = checked_rows(self, X, reset=True)
+        self.classes_, codes = np.unique(class_targets(self, y), return_inverse=True)
+        self._codes = torch.arange(len(self.classes_), dtype=torch.float64)
+        return array_source(rows, torch.from_numpy(codes.reshape(-1, 1)), sample_weight)
+
+    def _targets(self, values: Tensor) -> Tensor:
+        """(n, 1) labels as the likelihood wants them: (n, 1) zeros and ones, or (n,) class numbers."""
+        codes = torch.searchsorted(self._codes.to(values), values.contiguous())
+        return codes.to(values) if len(self.classes_) == 2 else codes[:, 0]
+
+    def _inferred(
+        self, source: Source, columns: Columns, outputs: int, settings: Settings, progress: Progress
+    ) -> tuple[Inference, RowData]:
+        data = RowData(source, self._targets, progress)
+        self._likelihood: Likelihood = Bernoulli() if outputs == 1 else Categorical()
+        self._design = columns.design(source, outputs, intercept=self.fit_intercept)
+        size = self._design.layout.total
+        dense = self.solver == "dense" or (self.solver == "auto" and size <= _DENSE_UP_TO)
+        solver: Solver[Any] = Dense() if dense else BlockCG()
+        prior = WithIntercept(settings.group(source.num_columns), settings.precision, self.fit_intercept)
+
+        def say(stage: str) -> None:
+            progress.stage = stage
+
+        found = infer(
+            LinearModel(self._design, self._likelihood, data), prior, solver,
+            num_samples=settings.num_samples, seed=_seed(self.random_state), curvature_at="linear-mode",
+            em=EM(
+                tolerance=settings.tol, max_steps=settings.max_iter, mode_tolerance=settings.tol / 10,
+                num_samples=min(32, settings.num_samples),
+            ),
+            tolerance=settings.tol / 10, log_evidence=True, say=say,
+        )  # fmt: skip
+        return found, data
+
+    def _keep(self, found: Inference, columns: Columns, source: Source, outputs: int) -> None:
+        groups = len(found.prior.names) - self.fit_intercept
+        precision = found.prior.precision[:groups].cpu().numpy()
+        gamma = found.effective_dimension[:groups].cpu().numpy()
+        self.prior_precision_ = float(precision[0]) if groups == 1 else precision
+        self.effective_dimension_ = float(gamma[0]) if groups == 1 else gamma
+        assert found.mean is not None
+        self._columns, self._mean, self._samples = columns, found.mean, found.samples
+        coefficients, intercepts = self._in_users_units(self._mean[None])
+        self.coef_, self.intercept_ = coefficients[0], intercepts[0]
+        self.n_iter_ = max(1, len(found.trace))
+        evidence = float("nan") if found.log_evidence is None else found.log_evidence.value
+        # The intercept's prior is only there to be proper: its width is not part of what models are compared by.
+        self.log_marginal_likelihood_ = evidence - self.fit_intercept * outputs * 0.5 * log(_INTERCEPT)
+
+    def _in_users_units(self, whole: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(S, P) of standardised columns as (S, C, D) coefficients and (S, C) intercepts of X's own."""
+        features, outputs = self._design.shape
+        whole, columns = whole.double().cpu(), self._columns
+        coefficients = whole[:, : features * outputs].view(-1, features, outputs).mT
+        if columns.scale is not None:
+            coefficients = coefficients / columns.scale.cpu()
+        intercepts = whole[:, features * outputs :] if self.fit_intercept else torch.zeros(len(whole), outputs)
+        if columns.centre is not None:
+            intercepts = intercepts - coefficients @ columns.centre.cpu()
+        return coefficients.numpy(), intercepts.numpy()
+
+    def _predictives(self, X: Any) -> list[Predictive]:
+        check_is_fitted(self)
+        source = array_source(checked_rows(self, X, reset=False), None, None)
+        both = torch.cat([self._mean[None], self._samples])
+        found = []
+        for rows, _, _ in source.chunks():
+            pushed = self._design.linearise((rows,)).jvp(both)
+            found.append(Predictive(pushed[0], pushed[1:], self._likelihood, self.predictive))
+        return found
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+class _AsRegression:
+    """The settings that both estimators share, with the noise that a classifier does not have."""
+
+    noise, noise_precision, solver = "shared", None, "auto"
+
+    def __init__(self, estimator: BaseEstimator) -> None:
+        for name in ("prior", "groups", "prior_precision", "num_samples", "tol", "max_iter"):
+            setattr(self, name, getattr(estimator, name))
+
+
+def _seed(random_state: Any) -> int:
+    return int(check_random_state(random_state).randint(2**31 - 1))

@@ -1,0 +1,218 @@
+"""Exact EM on a spectrum: MacKay's updates in closed form, for every prior and noise structure of a linear model.
+
+With full noise covariance S = W diag(v) W' the outputs Y W decouple, and each is a ridge regression with its own noise
+variance v_c but the same X: nothing of size (D C)^2 exists. With prior precisions by group, X diag(A)^(-1/2) has a
+spectrum of its own, and in its coordinates A is the identity.
+"""
+
+from dataclasses import dataclass, field
+from math import log, pi
+from typing import Literal
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+from sampla._checks import ConvergenceWarning
+from sampla.linear.spectrum import Spectrum
+
+Noise = Literal["shared", "diagonal", "full"]
+_BOUNDS = 1e-12, 1e12
+_SMALLEST = 1e-14
+"""Noise variance over the variance of the targets, at least: beyond, rounding decides."""
+_SILENT = 1e-30
+"""Variance of targets that do not vary at all."""
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What is learnt; ``precision`` (G,) alpha of the groups, ``variances`` (C,) and ``axes`` (C, C) of the noise."""
+
+    precision: Tensor
+    variances: Tensor
+    """(C,) noise variances of the outputs, or for full noise of the outputs in ``axes``."""
+    axes: Tensor | None = None
+    """(C, C) W, orthonormal columns; None: the outputs themselves."""
+
+    @property
+    def covariance(self) -> Tensor:
+        """(C,) or (C, C) noise covariance."""
+        return self.variances if self.axes is None else (self.axes * self.variances) @ self.axes.mT
+
+
+@dataclass(frozen=True)
+class ExactFit:
+    """The fixed point of EM, and the posterior there."""
+
+    spectrum: Spectrum
+    """Of X diag(A)^(-1/2), so that the prior is the identity."""
+    prior_scale: Tensor
+    """(D,) A^(-1/2)."""
+    found: Hyperparameters
+    mean: Tensor
+    """(D, C) posterior mean of the coefficients."""
+    effective_dimension: Tensor
+    """(G,) gamma."""
+    log_evidence: float
+    trace: list[dict[str, list[float] | float]] = field(default_factory=list)
+    settled: bool = True
+
+    @property
+    def shrinkage(self) -> Tensor:
+        """(r, C) posterior over prior variance along each direction of the basis, 1 / (1 + lambda / v_c)."""
+        return 1 / (1 + self.spectrum.values[:, None] / self.found.variances)
+
+
+@dataclass(frozen=True)
+class Learn:
+    """What EM is to find, and what is given."""
+
+    noise: Noise
+    group: Tensor
+    """(D,) int64."""
+    degrees: float
+    """Observations of each output: the sum of the weights, one less with an intercept."""
+    precision: float | None = None
+    """alpha, where it is fixed."""
+    covariance: Tensor | None = None
+    """(), (C,) or (C, C) noise covariance, where it is fixed."""
+    tolerance: float = 1e-8
+    max_steps: int = 1000
+
+
+def exact_em(spectrum: Spectrum, learn: Learn) -> ExactFit:
+    """MacKay's fixed point alpha = gamma / |mean|^2, noise = residual / (degrees - gamma), from a wide prior.
+
+    A ConvergenceWarning says if it is not settled after ``max_steps``.
+    """
+    groups = int(learn.group.max()) + 1
+    current = _start(spectrum, learn, groups)
+    trace: list[dict[str, list[float] | float]] = []
+    several = groups > 1
+    white = spectrum if not several else None
+    change, fixed = 1.0, learn.precision is not None and learn.covariance is not None
+    while True:
+        scale = current.precision[learn.group].rsqrt()
+        at = spectrum.rescaled(scale) if white is None else _scaled(white, scale[0])
+        mean = _mean(at, current)
+        gamma = _gamma(at, current, learn.group, groups)
+        if fixed or change <= learn.tolerance or len(trace) >= learn.max_steps:
+            break
+        updated = _updated(at, current, mean, gamma, learn)
+        change = _change(current, updated, gamma)
+        trace.append({"precision": current.precision.tolist(), "gamma": gamma.tolist(), "change": change})
+        current = updated
+    settled = fixed or change <= learn.tolerance
+    if not settled:
+        warn(
+            f"EM was asked to settle within {learn.tolerance:.0e}, and after {len(trace)} steps the hyperparameters "
+            f"still change by {change:.1e} a step: raise max_iter, or fix prior_precision.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    back = mean if current.axes is None else mean @ current.axes.mT
+    coefficients = scale[:, None] * (at.basis.mT @ back)
+    evidence = _log_evidence(at, current, mean, learn.degrees)
+    return ExactFit(at, scale, current, coefficients, gamma, evidence, trace, settled)
+
+
+def _scaled(spectrum: Spectrum, scale: Tensor) -> Spectrum:
+    """The same for one alpha, without a new decomposition."""
+    return Spectrum(spectrum.values * scale.square(), spectrum.basis, spectrum.targets, spectrum.rest, spectrum.passes)
+
+
+def _start(spectrum: Spectrum, learn: Learn, groups: int) -> Hyperparameters:
+    """Noise as large as the targets, and a prior as wide as they ask for."""
+    like = spectrum.values
+    power = spectrum.targets.square().sum(0) + (spectrum.rest.diagonal() if spectrum.rest.ndim == 2 else spectrum.rest)
+    power = (power / learn.degrees).clamp_min(_SILENT)
+    if learn.covariance is not None:
+        variances, axes = _axes_of(learn.covariance, spectrum.targets.shape[1])
+    else:
+        variances, axes = power.mean().expand_as(power) if learn.noise == "shared" else power, None
+    level = float(like.mean() / learn.degrees) if len(like) else 1.0
+    alpha = learn.precision or min(max(level / float(power.mean()), _BOUNDS[0]), _BOUNDS[1])
+    return Hyperparameters(torch.full((groups,), alpha).to(like), variances.to(like), axes)
+
+
+def _axes_of(covariance: Tensor, outputs: int) -> tuple[Tensor, Tensor | None]:
+    if covariance.ndim < 2:
+        return covariance.double().expand(outputs), None
+    values, vectors = torch.linalg.eigh(covariance.double())
+    return values, vectors
+
+
+def _turned(values: Tensor, at: Hyperparameters) -> Tensor:
+    return values if at.axes is None else values @ at.axes
+
+
+def _mean(spectrum: Spectrum, at: Hyperparameters) -> Tensor:
+    """(r, C) coordinates of the mean in the basis, in the noise's axes: s t / (s^2 + v)."""
+    root = spectrum.values.sqrt()[:, None]
+    return root * _turned(spectrum.targets, at) / (spectrum.values[:, None] + at.variances)
+
+
+def _determined(spectrum: Spectrum, at: Hyperparameters) -> Tensor:
+    """(r, C) how much of each direction the data determine, between 0 and 1."""
+    return spectrum.values[:, None] / (spectrum.values[:, None] + at.variances)
+
+
+def _gamma(spectrum: Spectrum, at: Hyperparameters, group: Tensor, groups: int) -> Tensor:
+    each = _determined(spectrum, at).sum(1)
+    if groups == 1:
+        return each.sum()[None]
+    return spectrum.values.new_zeros(groups).index_add(0, group, each @ spectrum.basis.square())
+
+
+def _updated(spectrum: Spectrum, at: Hyperparameters, mean: Tensor, gamma: Tensor, learn: Learn) -> Hyperparameters:
+    precision = at.precision
+    if learn.precision is None:
+        size = torch.zeros_like(gamma)
+        whole = mean.square().sum() if len(gamma) == 1 else (spectrum.basis.mT @ mean).square().sum(1)
+        size = whole[None] if len(gamma) == 1 else size.index_add(0, learn.group, whole)
+        known = (gamma > 0) & (size > 0)
+        ratio = at.precision * gamma / size.clamp_min(torch.finfo(torch.float64).tiny)  # the mean is in units A^(-1/2)
+        precision = torch.where(known, ratio, at.precision).clamp(*_BOUNDS)
+    if learn.covariance is not None:
+        return Hyperparameters(precision, at.variances, at.axes)
+    return Hyperparameters(precision, *_updated_noise(spectrum, at, mean, learn))
+
+
+def _updated_noise(
+    spectrum: Spectrum, at: Hyperparameters, mean: Tensor, learn: Learn
+) -> tuple[Tensor, Tensor | None]:
+    missed = _turned(spectrum.targets, at) - spectrum.values.sqrt()[:, None] * mean
+    determined = _determined(spectrum, at).sum(0)  # (C,)
+    power = spectrum.targets.square().sum(0) + (spectrum.rest.diagonal() if spectrum.rest.ndim == 2 else spectrum.rest)
+    floor = _SMALLEST * (power.mean() / learn.degrees).clamp_min(_SILENT)
+    if learn.noise == "full":
+        rest = spectrum.rest if at.axes is None else at.axes.mT @ spectrum.rest @ at.axes
+        moment = missed.mT @ missed + rest + (determined * at.variances).diag()
+        values, vectors = torch.linalg.eigh(moment / learn.degrees)
+        return values.clamp_min(floor), vectors if at.axes is None else at.axes @ vectors
+    residual = missed.square().sum(0) + spectrum.rest
+    left = (learn.degrees - determined).clamp_min(1e-3 * learn.degrees)
+    if learn.noise == "shared":
+        variance = residual.sum() / left.sum()
+        return variance.clamp_min(floor).expand_as(residual), None
+    return (residual / left).clamp_min(floor), None
+
+
+def _change(old: Hyperparameters, new: Hyperparameters, gamma: Tensor) -> float:
+    alive = gamma > 0.1
+    changes = [(new.variances / old.variances).log().abs().max()]
+    if bool(alive.any()):
+        changes.append((new.precision / old.precision)[alive].log().abs().max())
+    return float(torch.stack(changes).max())
+
+
+def _log_evidence(spectrum: Spectrum, at: Hyperparameters, mean: Tensor, degrees: float) -> float:
+    """log of the density of the targets (of their contrasts, with an intercept), in nats."""
+    rest = spectrum.rest
+    turned = rest if at.axes is None else (at.axes.mT @ rest @ at.axes)
+    diagonal = turned.diagonal() if turned.ndim == 2 else turned
+    missed = _turned(spectrum.targets, at) - spectrum.values.sqrt()[:, None] * mean
+    residual = ((missed.square().sum(0) + diagonal) / at.variances).sum()
+    volume = (spectrum.values[:, None] / at.variances).log1p().sum()
+    constant = degrees * (len(at.variances) * log(2 * pi) + at.variances.log().sum())
+    return -0.5 * float(constant + volume + residual + mean.square().sum())

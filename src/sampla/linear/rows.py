@@ -1,0 +1,89 @@
+"""The rows as the linear model reads them: batches of a design matrix with centred targets."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sampla._batches import Batch, Data
+from sampla._progress import Progress
+from sampla.features import DesignMatrix
+from sampla.linear.moments import Moments
+from sampla.linear.sources import Source
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What is taken off the columns before the model sees them, in float64."""
+
+    centre: Tensor | None
+    """(D,) the means, where an intercept is taken out; None: nothing."""
+    scale: Tensor | None
+    """(D,) standard deviations; None: nothing."""
+    target_centre: Tensor | None
+    """(C,)."""
+    total: float
+    """Sum of the weights."""
+
+    def design(self, source: Source, outputs: int, intercept: bool = False) -> DesignMatrix:
+        """The features of such rows."""
+        like = torch.empty(0, dtype=source.dtype, device=source.device)
+
+        def there(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.to(like)
+
+        return DesignMatrix(
+            source.num_columns, outputs, source.dtype,
+            centre=there(self.centre), scale=there(self.scale), intercept=intercept,
+        )  # fmt: skip
+
+
+def columns_of(moments: Moments, fit_intercept: bool, standardize: bool) -> Columns:
+    """Centre where there is an intercept; scale to unit variance (unit mean square without an intercept)."""
+    scale = None
+    if standardize:
+        spread = (moments.variance if fit_intercept else moments.square).sqrt()
+        scale = torch.where(spread > 0, spread, torch.ones_like(spread))
+    return Columns(
+        moments.mean if fit_intercept else None, scale, moments.target_mean if fit_intercept else None, moments.total
+    )
+
+
+class RowData(Data):
+    """The rows of a source, N of them, chunk by chunk.
+
+    Args:
+        source: read once for every pass.
+        targets: what the likelihood sees of a chunk's targets (n, C).
+        progress: shown while a pass is read.
+    """
+
+    cut = False
+
+    def __init__(self, source: Source, targets: Callable[[Tensor], Tensor], progress: Progress) -> None:
+        self._source, self._targets, self._progress = source, targets, progress
+        self._count: int | None = source.num_rows
+        self._chunks: int | None = None
+
+    @property
+    def num_data(self) -> int:
+        assert self._count is not None, "read the data once first"
+        return self._count
+
+    def __iter__(self) -> Iterator[Batch]:
+        position, number = 0, 0
+        for rows, targets, weights in self._progress.sweep(self._source.chunks(), self._chunks):
+            assert targets is not None
+            size = rows.shape[0]
+            yield Batch((rows,), self._targets(targets), position, size, weights)
+            position, number = position + size, number + 1
+        self._count, self._chunks, self.sweeps = position, number, self.sweeps + 1
+
+
+def centred(columns: Columns) -> Callable[[Tensor], Tensor]:
+    """Targets without their mean."""
+    centre = columns.target_centre
+    return lambda targets: targets if centre is None else targets - centre.to(targets)
+
+

@@ -1,0 +1,233 @@
+"""What a user hands over as (X, y), read as chunks of rows: nothing is ever copied whole.
+
+A chunk is (rows, targets, weights): rows dense (n, D) or sparse by rows, targets (n, C) or None, weights (n,) or None,
+in one floating-point dtype and on one device.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from mmap import mmap
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from sampla._checks import require
+from sampla.features import Rows
+
+Chunk: TypeAlias = tuple[Rows, Tensor | None, Tensor | None]
+
+_ENTRIES = 2**22
+"""Stored entries of a chunk: 32 MiB in float64."""
+
+
+class Source(ABC):
+    """Rows that can be read many times."""
+
+    dtype: torch.dtype
+    device: torch.device
+    num_columns: int
+    num_rows: int | None
+    """None if only a pass can tell."""
+
+    @abstractmethod
+    def chunks(self, rows: int | None = None) -> Iterator[Chunk]:
+        """One pass; ``rows`` a chunk, where that is the source's to choose."""
+
+
+class ArraySource(Source):
+    """A NumPy array, a SciPy sparse matrix or a torch tensor, cut into views.
+
+    Args:
+        rows: (N, D).
+        targets: (N, C) or None.
+        weights: (N,) or None.
+    """
+
+    def __init__(self, rows: Any, targets: Tensor | None = None, weights: Tensor | None = None) -> None:
+        self.num_rows, self.num_columns = rows.shape
+        self.dtype = _compute_dtype(rows.dtype)
+        self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+        self._rows = rows.tocsr() if sparse.issparse(rows) else rows
+        stored = self._rows.nnz if sparse.issparse(rows) else rows.shape[0] * rows.shape[1]
+        self._step = max(1, _ENTRIES * rows.shape[0] // max(1, stored))
+        self._targets = None if targets is None else targets.to(self.device)
+        self._weights = None if weights is None else weights.to(self.device)
+
+    def chunks(self, rows: int | None = None) -> Iterator[Chunk]:
+        assert self.num_rows is not None
+        step = rows or self._step
+        for start in range(0, self.num_rows, step):
+            part = slice(start, min(start + step, self.num_rows))
+            yield (
+                as_rows(self._piece(part), self.dtype, self.device),
+                None if self._targets is None else self._targets[part].to(self.dtype),
+                None if self._weights is None else self._weights[part].to(self.dtype),
+            )
+
+    def _piece(self, part: slice) -> Any:
+        if not sparse.issparse(self._rows):
+            return self._rows[part]
+        matrix, ends = self._rows, self._rows.indptr[part.start : part.stop + 1]
+        inside = slice(ends[0], ends[-1])  # SciPy's own slicing would copy the entries
+        shape = (part.stop - part.start, self.num_columns)
+        return sparse.csr_array((matrix.data[inside], matrix.indices[inside], ends - ends[0]), shape=shape)
+
+
+class FileSource(Source):
+    """A np.memmap, read from its file into one buffer: pages of a mapping would count as the process's memory.
+
+    Args:
+        rows: (N, D), each row contiguous.
+        targets: (N, C) or None.
+        weights: (N,) or None.
+    """
+
+    def __init__(self, rows: np.memmap, targets: Tensor | None = None, weights: Tensor | None = None) -> None:
+        self.num_rows, self.num_columns = rows.shape
+        self.dtype, self.device = _compute_dtype(rows.dtype), torch.device("cpu")
+        self._path, self._offset, self._stride = rows.filename, _offset_of(rows), rows.strides[0]
+        self._numpy_dtype, self._targets, self._weights = rows.dtype, targets, weights
+
+    def chunks(self, rows: int | None = None) -> Iterator[Chunk]:
+        assert self.num_rows is not None
+        step = rows or max(1, _ENTRIES // self.num_columns)
+        buffer = np.empty((min(step, self.num_rows), self.num_columns), self._numpy_dtype)
+        with open(self._path, "rb", buffering=0) as file:
+            for start in range(0, self.num_rows, step):
+                count = min(step, self.num_rows - start)
+                self._read(file.fileno(), start, buffer[:count])
+                yield (
+                    as_rows(buffer[:count], self.dtype, self.device),
+                    None if self._targets is None else self._targets[start : start + count].to(self.dtype),
+                    None if self._weights is None else self._weights[start : start + count].to(self.dtype),
+                )
+
+    def _read(self, file: int, start: int, into: np.ndarray) -> None:
+        whole = self._stride == self.num_columns * self._numpy_dtype.itemsize
+        for row, part in [(start, into)] if whole else [(start + i, into[i]) for i in range(len(into))]:
+            view, place = memoryview(part).cast("B"), self._offset + row * self._stride
+            while len(view):
+                got = os.preadv(file, [view], place)
+                require(
+                    got > 0,
+                    f"{self.num_rows:,} rows in {self._path}",
+                    f"a file that ends after byte {place:,}, in row {row:,} or later",
+                    "The file has become shorter since it was opened: write it again and fit anew.",
+                )
+                view, place = view[got:], place + got
+
+
+class ChunkSource(Source):
+    """A re-iterable of (X, Y) or (X, Y, weights) chunks, the same ones on every pass.
+
+    Raises:
+        TypeError: for something that can be read only once, or chunks of another form.
+        ValueError: if a later pass gives other data.
+    """
+
+    def __init__(self, chunks: Iterable[Any]) -> None:
+        if isinstance(chunks, Iterator):
+            raise TypeError(
+                f"expected chunks that can be read many times (a list of (X, Y), or an object whose __iter__ starts "
+                f"anew), got {type(chunks).__name__}, which can be read only once. Wrap it in a class with __iter__."
+            )
+        self._chunks, self._seen, self.num_rows = chunks, None, None
+        first = next(iter(self._converted(None)), None)
+        require(first is not None, "at least one chunk (X, Y)", "an empty iterable", "Check the source of the chunks.")
+        assert first is not None
+        rows = first[0]
+        self.num_columns = rows.shape[1]
+        self.dtype = rows.dtype if isinstance(rows, Tensor) else _compute_dtype(rows.dtype)
+        self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+
+    def chunks(self, rows: int | None = None) -> Iterator[Chunk]:
+        count, total = 0, 0.0
+        for chunk in self._converted(self.num_columns):
+            count += chunk[0].shape[0]
+            total += float(chunk[0].sum()) + (0.0 if chunk[1] is None else float(chunk[1].double().sum()))
+            yield chunk
+        if self._seen is None:
+            self._seen, self.num_rows = (count, total), count
+        same = count == self._seen[0] and (total == self._seen[1] or total != total)
+        same = same or (count == self._seen[0] and abs(total - self._seen[1]) <= 1e-6 * abs(self._seen[1]))
+        require(
+            same,
+            f"the same {self._seen[0]:,} rows on every pass over the chunks",
+            f"{count:,} rows that sum to {total:g} instead of {self._seen[1]:g}",
+            "A posterior is about fixed data: no augmentation, no subsampling, no generator.",
+        )
+
+    def _converted(self, columns: int | None) -> Iterator[Chunk]:
+        for index, item in enumerate(self._chunks):
+            if not (isinstance(item, (tuple, list)) and len(item) in (2, 3)):
+                raise TypeError(f"chunk {index}: expected (X, Y) or (X, Y, weights), got {type(item).__name__}.")
+            rows, targets, weights = (*item, None)[:3]
+            shape = getattr(rows, "shape", ())
+            expected = f"X of shape (n, {columns or 'D'})"
+            fits = len(shape) == 2 and shape[0] > 0 and columns in (None, shape[1])
+            require(fits, f"{expected} in chunk {index}", f"{tuple(shape)}", "All chunks have the same columns.")
+            dtype = self.dtype if columns else _compute_dtype(rows.dtype)
+            device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+            target = as_matrix(targets).to(device, dtype)
+            lengths = [len(target)] + ([] if weights is None else [len(weights)])
+            require(
+                set(lengths) == {shape[0]},
+                f"{shape[0]} targets (and weights) in chunk {index}",
+                f"{lengths}",
+                "Give one for each row.",
+            )
+            weight = None if weights is None else torch.as_tensor(np.asarray(weights)).to(device, dtype)
+            yield as_rows(rows, dtype, device), target, weight
+
+
+def open_source(rows: Any, targets: Tensor | None = None, weights: Tensor | None = None) -> Source:
+    """The source that suits an array-like with a shape."""
+    if isinstance(rows, np.memmap) and rows.ndim == 2 and _rows_contiguous(rows):
+        return FileSource(rows, targets, weights)
+    return ArraySource(rows, targets, weights)
+
+
+def as_rows(rows: Any, dtype: torch.dtype, device: torch.device) -> Rows:
+    """A chunk in the dtype of the products; a view where it has it already."""
+    if sparse.issparse(rows):
+        csr: Rows = rows.tocsr().astype(str(dtype).removeprefix("torch."), copy=False)
+        return csr
+    if isinstance(rows, Tensor):
+        return rows.detach().to(device, dtype)
+    array = np.asarray(rows)
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()  # of one chunk: torch has no read-only tensors
+    return torch.from_numpy(array).to(device, dtype)
+
+
+def as_matrix(targets: Any) -> Tensor:
+    """(n,) or (n, C) targets as (n, C)."""
+    tensor = targets.detach() if isinstance(targets, Tensor) else torch.as_tensor(np.array(targets))
+    require(tensor.ndim in (1, 2), "targets (n,) or (n, C)", f"{tuple(tensor.shape)}", "Reshape them.")
+    return tensor[:, None] if tensor.ndim == 1 else tensor
+
+
+def _compute_dtype(dtype: Any) -> torch.dtype:
+    return torch.float32 if str(dtype).removeprefix("torch.") in ("float32", "float16", "bfloat16") else torch.float64
+
+
+
+
+def _offset_of(rows: np.memmap) -> int:
+    """Where in its file a memmap, or a slice of one, begins."""
+    root: Any = rows
+    while isinstance(root.base, np.memmap):
+        root = root.base
+    return int(root.offset) + rows.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+
+
+def _rows_contiguous(rows: np.memmap) -> bool:
+    root: Any = rows
+    while isinstance(root.base, np.memmap):
+        root = root.base
+    in_file = isinstance(root.base, mmap) and rows.filename is not None
+    return in_file and rows.strides[1] == rows.dtype.itemsize and rows.strides[0] > 0
