@@ -16,6 +16,10 @@ class Progress:
         self.enabled = enabled
         self.stage = ""
 
+    def enter(self, stage: str) -> None:
+        """Name the stage of the bars that follow."""
+        self.stage = stage
+
     def sweep(self, items: Iterable[Item], total: int | None) -> Iterator[Item]:
         """Pass the items through, drawing a bar named after the stage."""
         yield from tqdm(

@@ -136,7 +136,7 @@ class LinearisedLaplace:
                 model, self.prior, self.solver,
                 num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
                 curvature_at=self.curvature_at, max_passes=self.max_passes, log_evidence=self.log_evidence,
-                say=self._say,
+                say=self._progress.enter,
                 restore=lambda state: restore_state(checkpoint, state, self._identity(data)),
                 keep=lambda state: keep_state(checkpoint, state, self._identity(data)),
             )  # fmt: skip
@@ -252,9 +252,6 @@ class LinearisedLaplace:
 
     def _facts(self) -> dict[str, Any]:
         return self._fitted().facts
-
-    def _say(self, stage: str) -> None:
-        self._progress.stage = stage
 
     def _identity(self, data: CheckedLoader) -> dict[str, Any]:
         """What must be equal for a checkpoint to belong to this fit."""

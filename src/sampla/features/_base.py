@@ -9,7 +9,6 @@ from sampla._params import ParameterLayout, row_dot
 from sampla._typing import Inputs
 from sampla.noise import ADJOINT, standard_normal
 
-
 _ROWS_TIMES_COLUMNS = 512
 """Data times vectors in flight: what fits the caches of a CPU best for networks (NOTES.md)."""
 
@@ -29,7 +28,6 @@ class Linearisation(ABC):
     @abstractmethod
     def vjp(self, cotangents: Tensor) -> Tensor:
         """phi' u for K cotangents, summed over the batch: (K, n, *out) -> (K, P)."""
-
 
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         """sum_n (phi_n' u_n)^2, entry by entry, the mean over K cotangents: (K, n, *out) -> (P,)."""

@@ -66,13 +66,9 @@ def iterative_fit(
     start = perf_counter()
     data = RowData(source, centred(columns), progress)
     model = LinearModel(columns.design(source, outputs), noise, data)
-
-    def say(stage: str) -> None:
-        progress.stage = stage
-
     found = infer(
-        model, prior, BlockCG(), num_samples=num_samples, seed=seed, em=em, tolerance=tolerance, say=say
-    )  # fmt: skip
+        model, prior, BlockCG(), num_samples=num_samples, seed=seed, em=em, tolerance=tolerance, say=progress.enter
+    )
     report = build_report(found, data, {}, 0.0, perf_counter() - start, tolerance)
     assert found.mean is not None
     shape = (source.num_columns, outputs)

@@ -15,21 +15,23 @@ from sampla._allocator import freed_memory_kept
 from sampla._checks import require, require_known
 from sampla._params import ParameterLayout
 from sampla._progress import Progress
-from sampla.em import EM, Inference, infer
-from sampla.fitreport import FitReport, build_report
+from sampla.em import EM, infer
+from sampla.fitreport import build_report
 from sampla.likelihoods import Bernoulli, Categorical, Likelihood
 from sampla.linear.inputs import array_source, checked_rows, chunk_source, class_targets, is_chunks
 from sampla.linear.moments import measure
-from sampla.linear.rows import Columns, RowData, columns_of
-from sampla.linear.settings import Settings
+from sampla.linear.newton import closed_laplace
+from sampla.linear.reporting import LinearReport
+from sampla.linear.rows import RowData, columns_of
+from sampla.linear.settings import Settings, Way
 from sampla.linear.sources import Source
 from sampla.model import LinearModel
 from sampla.predictive import Predictive
 from sampla.priors import BoundPrior, Prior
-from sampla.solvers import BlockCG, Dense, Solver
+from sampla.solvers import BlockCG
 
-_DENSE_UP_TO = 1000
-"""P at which solver="auto" changes from dense to block conjugate gradients."""
+_EXACT_UP_TO = 1000
+"""P at which solver="auto" changes from the closed form to block conjugate gradients."""
 _INTERCEPT = 1e-6
 """Prior precision of the intercept: next to none, and enough for the direction that a softmax cannot see."""
 
@@ -75,7 +77,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         prior_precision: alpha, kept; None: learnt.
         fit_intercept: an intercept with next to no prior.
         standardize: divide columns by their standard deviation, without touching X ("g-prior" implies it).
-        solver: "dense", "block-cg", or "auto": dense up to 1,000 parameters.
+        solver: "exact", H formed and all in closed form; "block-cg", products alone; "auto": exact up to 1,000 parameters.
         predictive: how probabilities are averaged over the posterior: "monte-carlo" or "probit".
         num_samples: K posterior samples, at least 2.
         tol: relative change at which EM has settled; a tenth of it is the error allowed for mode and samples.
@@ -90,7 +92,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         prior_precision_, effective_dimension_: float, or (G,) for groups.
         log_marginal_likelihood_: Laplace's log p(y) in nats.
         n_iter_: EM steps.
-        report_: the certificate of the fit; ``print`` it.
+        report_: what was done, what it cost and how exact it is; ``print`` it.
 
     Example:
         >>> import sampla
@@ -157,17 +159,27 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         )
         outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
         with freed_memory_kept():
-            progress.stage = "moments"
+            progress.enter("moments")
             moments = measure(source)
             settings.check_sizes(source.num_columns, outputs, moments.total)
             columns = columns_of(moments, self.fit_intercept, self.standardize or self.prior == "g-prior")
-            found, data = self._inferred(source, columns, outputs, settings, progress)
-        self._keep(found, columns, source, outputs)
-        self.report_: FitReport = build_report(found, data, {}, 0.0, perf_counter() - start, settings.tol / 10)
+            data = RowData(source, self._targets, progress)
+            self._columns, self._design = columns, columns.design(source, outputs, intercept=self.fit_intercept)
+            self._likelihood: Likelihood = Bernoulli() if outputs == 1 else Categorical()
+            size = self._design.layout.total
+            exact = self.solver == "exact" or (self.solver == "auto" and size <= _EXACT_UP_TO)
+            run = self._exactly if exact else self._iteratively
+            report = run(data, settings)
+        limit = "at most" if exact else "above"
+        way = Way(
+            exact, "primal", f"P = {size:,} is {limit} {_EXACT_UP_TO:,}" if self.solver == "auto" else "asked for"
+        )
+        self.report_ = report.finished(moments.num_rows, source.num_columns, outputs, way, perf_counter() - start)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, C) class probabilities, averaged over the posterior."""
+        check_is_fitted(self)
         probabilities = np.concatenate([p.probs.double().cpu().numpy() for p in self._predictives(X)])
         return np.hstack([1 - probabilities, probabilities]) if len(self.classes_) == 2 else probabilities
 
@@ -183,6 +195,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """(n,) the most probable class of each row."""
+        check_is_fitted(self)
         labels: np.ndarray = self.classes_[self.predict_proba(X).argmax(1)]
         return labels
 
@@ -200,7 +213,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         return self._in_users_units(self._mean + self._samples[chosen])
 
     def _settings(self) -> Settings:
-        require_known(self.solver, ("auto", "dense", "block-cg"), "solver")
+        require_known(self.solver, ("auto", "exact", "block-cg"), "solver")
         require_known(self.predictive, ("monte-carlo", "probit"), "predictive")
         return Settings.checked(_AsRegression(self))
 
@@ -226,45 +239,54 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         codes = torch.searchsorted(self._codes.to(values), values.contiguous())
         return codes.to(values) if len(self.classes_) == 2 else codes[:, 0]
 
-    def _inferred(
-        self, source: Source, columns: Columns, outputs: int, settings: Settings, progress: Progress
-    ) -> tuple[Inference, RowData]:
-        data = RowData(source, self._targets, progress)
-        self._likelihood: Likelihood = Bernoulli() if outputs == 1 else Categorical()
-        self._design = columns.design(source, outputs, intercept=self.fit_intercept)
-        size = self._design.layout.total
-        dense = self.solver == "dense" or (self.solver == "auto" and size <= _DENSE_UP_TO)
-        solver: Solver[Any] = Dense() if dense else BlockCG()
-        prior = WithIntercept(settings.group(source.num_columns), settings.precision, self.fit_intercept)
+    def _exactly(self, data: RowData, settings: Settings) -> LinearReport:
+        outputs, like = self._design.shape[1], self._design.like
+        ones = torch.ones(self._design.layout.total, dtype=torch.float64, device=like.device)
+        prior = self._prior(settings).bind(self._design.layout, ones)
+        found = closed_laplace(
+            data, self._columns, prior, outputs, self.fit_intercept, settings.tol * 1e-6, settings.max_iter
+        )
+        samples = found.samples(settings.num_samples, _seed(self.random_state))
+        self._keep(found.prior.precision, found.effective_dimension, found.mode, samples, found.steps)
+        self._keep_evidence(found.log_evidence)
+        dimension = float(found.effective_dimension.sum())
+        return LinearReport(found.passes, found.settled, found.steps, dimension, found.log_evidence)
 
-        def say(stage: str) -> None:
-            progress.stage = stage
-
+    def _iteratively(self, data: RowData, settings: Settings) -> LinearReport:
+        start = perf_counter()
         found = infer(
-            LinearModel(self._design, self._likelihood, data), prior, solver,
+            LinearModel(self._design, self._likelihood, data), self._prior(settings), BlockCG(),
             num_samples=settings.num_samples, seed=_seed(self.random_state), curvature_at="linear-mode",
             em=EM(
                 tolerance=settings.tol, max_steps=settings.max_iter, mode_tolerance=settings.tol / 10,
                 num_samples=min(32, settings.num_samples),
             ),
-            tolerance=settings.tol / 10, log_evidence=True, say=say,
+            tolerance=settings.tol / 10, log_evidence=True, say=data.progress.enter,
         )  # fmt: skip
-        return found, data
-
-    def _keep(self, found: Inference, columns: Columns, source: Source, outputs: int) -> None:
-        groups = len(found.prior.names) - self.fit_intercept
-        precision = found.prior.precision[:groups].cpu().numpy()
-        gamma = found.effective_dimension[:groups].cpu().numpy()
-        self.prior_precision_ = float(precision[0]) if groups == 1 else precision
-        self.effective_dimension_ = float(gamma[0]) if groups == 1 else gamma
         assert found.mean is not None
-        self._columns, self._mean, self._samples = columns, found.mean, found.samples
+        self._keep(found.prior.precision, found.effective_dimension, found.mean, found.samples, len(found.trace))
+        self._keep_evidence(float("nan") if found.log_evidence is None else found.log_evidence.value)
+        certificate = build_report(found, data, {}, 0.0, perf_counter() - start, settings.tol / 10)
+        return LinearReport.of_iterative(certificate, self.log_marginal_likelihood_)
+
+    def _prior(self, settings: Settings) -> WithIntercept:
+        return WithIntercept(settings.group(self._design.shape[0]), settings.precision, self.fit_intercept)
+
+    def _keep(self, precision: Tensor, gamma: Tensor, mode: Tensor, samples: Tensor, steps: int) -> None:
+        """What both ways find: alpha and gamma (G,), mode (P,), samples (K, P); the intercept's group goes."""
+        groups = len(precision) - self.fit_intercept
+        alpha, determined = precision[:groups].cpu().numpy(), gamma[:groups].cpu().numpy()
+        self.prior_precision_ = float(alpha[0]) if groups == 1 else alpha
+        self.effective_dimension_ = float(determined[0]) if groups == 1 else determined
+        self._mean, self._samples = mode.to(self._design.like), samples.to(self._design.like)
         coefficients, intercepts = self._in_users_units(self._mean[None])
         self.coef_, self.intercept_ = coefficients[0], intercepts[0]
-        self.n_iter_ = max(1, len(found.trace))
-        evidence = float("nan") if found.log_evidence is None else found.log_evidence.value
-        # The intercept's prior is only there to be proper: its width is not part of what models are compared by.
-        self.log_marginal_likelihood_ = evidence - self.fit_intercept * outputs * 0.5 * log(_INTERCEPT)
+        self.n_iter_ = max(1, steps)
+
+    def _keep_evidence(self, evidence: float) -> None:
+        """The intercept's prior is only there to be proper: its width is not part of what models are compared by."""
+        width = self._design.shape[1] * 0.5 * log(_INTERCEPT) if self.fit_intercept else 0.0
+        self.log_marginal_likelihood_ = evidence - width
 
     def _in_users_units(self, whole: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(S, P) of standardised columns as (S, C, D) coefficients and (S, C) intercepts of X's own."""

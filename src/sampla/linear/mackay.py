@@ -125,12 +125,12 @@ def _start(spectrum: Spectrum, learn: Learn, groups: int) -> Hyperparameters:
     """Noise as large as the targets, and a prior as wide as they ask for."""
     like = spectrum.values
     power = spectrum.targets.square().sum(0) + (spectrum.rest.diagonal() if spectrum.rest.ndim == 2 else spectrum.rest)
-    power = (power / learn.degrees).clamp_min(_SILENT)
+    power = (power / max(learn.degrees, 1.0)).clamp_min(_SILENT)
     if learn.covariance is not None:
         variances, axes = _axes_of(learn.covariance, spectrum.targets.shape[1])
     else:
         variances, axes = power.mean().expand_as(power) if learn.noise == "shared" else power, None
-    level = float(like.mean() / learn.degrees) if len(like) else 1.0
+    level = float(like.mean() / max(learn.degrees, 1.0)) if len(like) else 1.0
     alpha = learn.precision or min(max(level / float(power.mean()), _BOUNDS[0]), _BOUNDS[1])
     return Hyperparameters(torch.full((groups,), alpha).to(like), variances.to(like), axes)
 
@@ -178,9 +178,7 @@ def _updated(spectrum: Spectrum, at: Hyperparameters, mean: Tensor, gamma: Tenso
     return Hyperparameters(precision, *_updated_noise(spectrum, at, mean, learn))
 
 
-def _updated_noise(
-    spectrum: Spectrum, at: Hyperparameters, mean: Tensor, learn: Learn
-) -> tuple[Tensor, Tensor | None]:
+def _updated_noise(spectrum: Spectrum, at: Hyperparameters, mean: Tensor, learn: Learn) -> tuple[Tensor, Tensor | None]:
     missed = _turned(spectrum.targets, at) - spectrum.values.sqrt()[:, None] * mean
     determined = _determined(spectrum, at).sum(0)  # (C,)
     power = spectrum.targets.square().sum(0) + (spectrum.rest.diagonal() if spectrum.rest.ndim == 2 else spectrum.rest)

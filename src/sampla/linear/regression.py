@@ -18,7 +18,7 @@ from sampla.likelihoods import Gaussian
 from sampla.linear.coefficients import ClosedForm, CoefficientPosterior, Sampled
 from sampla.linear.inputs import array_source, checked_rows, chunk_source, is_chunks, numeric_targets
 from sampla.linear.iterative import ColumnGroups, iterative_fit
-from sampla.linear.mackay import ExactFit, Learn, exact_em
+from sampla.linear.mackay import Learn, exact_em
 from sampla.linear.moments import measure
 from sampla.linear.reporting import LinearReport
 from sampla.linear.rows import Columns, columns_of
@@ -129,11 +129,11 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         progress = Progress(self.progress)
         source, single = self._opened(X, y, sample_weight)
         with freed_memory_kept():
-            progress.stage = "moments"
+            progress.enter("moments")
             moments = measure(source)
             assert moments.target_mean is not None
             outputs = len(moments.target_mean)
-            settings.check_sizes(source.num_columns, outputs, moments.total)
+            settings.check_sizes(source.num_columns, outputs, moments.total, self.fit_intercept, learns_noise=True)
             columns = columns_of(moments, self.fit_intercept, self.standardize or self.prior == "g-prior")
             way = chosen_way(settings, moments.num_rows, source.num_columns, outputs)
             run = self._exactly if way.exact else self._iteratively

@@ -62,7 +62,7 @@ class RowData(Data):
     cut = False
 
     def __init__(self, source: Source, targets: Callable[[Tensor], Tensor], progress: Progress) -> None:
-        self._source, self._targets, self._progress = source, targets, progress
+        self._source, self._targets, self.progress = source, targets, progress
         self._count: int | None = source.num_rows
         self._chunks: int | None = None
 
@@ -73,7 +73,7 @@ class RowData(Data):
 
     def __iter__(self) -> Iterator[Batch]:
         position, number = 0, 0
-        for rows, targets, weights in self._progress.sweep(self._source.chunks(), self._chunks):
+        for rows, targets, weights in self.progress.sweep(self._source.chunks(), self._chunks):
             assert targets is not None
             size = rows.shape[0]
             yield Batch((rows,), self._targets(targets), position, size, weights)
@@ -85,5 +85,3 @@ def centred(columns: Columns) -> Callable[[Tensor], Tensor]:
     """Targets without their mean."""
     centre = columns.target_centre
     return lambda targets: targets if centre is None else targets - centre.to(targets)
-
-

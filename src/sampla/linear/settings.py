@@ -82,8 +82,17 @@ class Settings:
             return torch.zeros(columns, dtype=torch.int64)
         return torch.from_numpy(np.unique(self.groups, return_inverse=True)[1].reshape(-1)).long()
 
-    def check_sizes(self, columns: int, outputs: int, total: float) -> None:
+    def check_sizes(
+        self, columns: int, outputs: int, total: float, fit_intercept: bool = False, learns_noise: bool = False
+    ) -> None:
         """Raise ValueError where settings do not fit the data."""
+        left = total - fit_intercept
+        require(
+            left > 0 or self.noise_precision is not None or not learns_noise,
+            "more rows (or weight) than the intercept takes, n_samples of at least 2 as a rule",
+            f"n_samples = {total:g} in total weight",
+            "Give more data, a noise_precision, or fit_intercept=False.",
+        )
         if self.groups is not None:
             shape, fix = self.groups.shape, "Give one label for each column."
             require(shape == (columns,), f"groups of shape ({columns},), one label a column", f"{shape}", fix)

@@ -215,8 +215,6 @@ def _compute_dtype(dtype: Any) -> torch.dtype:
     return torch.float32 if str(dtype).removeprefix("torch.") in ("float32", "float16", "bfloat16") else torch.float64
 
 
-
-
 def _offset_of(rows: np.memmap) -> int:
     """Where in its file a memmap, or a slice of one, begins."""
     root: Any = rows

@@ -37,9 +37,7 @@ class Spectrum:
 
     def rescaled(self, scale: Tensor) -> "Spectrum":
         """That of X diag(scale)."""
-        left, singular, basis = torch.linalg.svd(
-            self.values.sqrt()[:, None] * self.basis * scale, full_matrices=False
-        )
+        left, singular, basis = torch.linalg.svd(self.values.sqrt()[:, None] * self.basis * scale, full_matrices=False)
         return replace(self, values=singular.square(), basis=basis, targets=left.mT @ self.targets)
 
 
@@ -58,7 +56,7 @@ def primal_spectrum(source: Source, columns: Columns, outputs: int, full: bool, 
     upper, targets = like.new_zeros(0, size), like.new_zeros(0, outputs)
     rest = like.new_zeros(outputs, outputs) if full else like.new_zeros(outputs)
     read = 0
-    progress.stage = "QR of the rows"
+    progress.enter("QR of the rows")
     for rows, y in progress.sweep(prepared(source, columns, max(2 * size, 1024)), None):
         stacked, both = torch.cat([upper, rows]), torch.cat([targets, y])
         unitary, upper = torch.linalg.qr(stacked)
@@ -74,7 +72,8 @@ def dual_spectrum(source: Source, columns: Columns, outputs: int, full: bool, pr
     """X X' (N, N) from pairs of chunks, its eigenvectors, and one more pass for V = diag(s)^-1 U' X; Args as above."""
     step = max(1, _BLOCK // source.num_columns)
     targets = torch.cat([y for _, y in prepared(source, columns, step)])
-    strips, progress.stage = [], "products of pairs of rows"
+    strips = []
+    progress.enter("products of pairs of rows")
     for rows, _ in progress.sweep(prepared(source, columns, step), None):
         strips.append(torch.cat([other @ rows.mT for other, _ in prepared(source, columns, step)]))
     kernel = torch.cat(strips, dim=1)

@@ -1,0 +1,173 @@
+"""Laplace's approximation of a small logistic regression in closed form: Newton's method, MacKay's updates, no sampling.
+
+For up to about a thousand parameters H (P, P) is formed, in float64: the mode by Newton steps with halving, gamma_g =
+sum_{i in g} (1 - A_i (H^-1)_ii), alpha_g <- gamma_g / |mode|_g^2, and samples L'^-1 xi with L the Cholesky factor of H.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+from sampla._checks import ConvergenceWarning, require
+from sampla.evidence import accelerated, updated_precision
+from sampla.linear.rows import Columns, RowData
+from sampla.linear.spectrum import dense, standardised
+from sampla.noise import PRIOR, standard_normal
+from sampla.priors import BoundPrior
+
+_MODE, _HALVINGS, _NEWTON = 1e-18, 40, 200
+"""Newton decrement relative to the loss at which a mode is found; halvings of a step, and steps, at most."""
+
+
+@dataclass(frozen=True)
+class ClosedLaplace:
+    """The fixed point of EM and the Gaussian at its mode."""
+
+    mode: Tensor
+    """(P,) coefficients (D, C) and, behind them, intercepts (C,)."""
+    root: Tensor
+    """(P, P) Cholesky factor of H."""
+    prior: BoundPrior
+    effective_dimension: Tensor
+    """(G,)."""
+    log_evidence: float
+    steps: int
+    passes: int
+    settled: bool
+
+    def samples(self, count: int, seed: int) -> Tensor:
+        """(count, P) zero-mean draws from N(0, H^-1), keyed by the parameter."""
+        xi = standard_normal(seed, PRIOR, range(count), 0, (len(self.mode),), self.mode)
+        drawn: Tensor = torch.linalg.solve_triangular(self.root.mT, xi.mT, upper=True).mT
+        return drawn
+
+
+class _Objective:
+    """Loss, gradient and Hessian over all rows; ``passes`` counts the readings."""
+
+    def __init__(self, data: RowData, columns: Columns, outputs: int, intercept: bool) -> None:
+        self._data, self._columns, self._outputs, self._intercept = data, columns, outputs, intercept
+        self.passes = 0
+
+    def loss(self, theta: Tensor) -> float:
+        """-sum_n w_n log p(y_n)."""
+        total = 0.0
+        for rows, targets, weights in self._chunks():
+            total += float((weights * _loss(rows @ theta.view(rows.shape[1], -1), targets)).sum())
+        return total
+
+    def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """(P,) gradient and (P, P) Hessian."""
+        size, outputs = len(theta), self._outputs
+        gradient, hessian = torch.zeros_like(theta), theta.new_zeros(size // outputs, outputs, size // outputs, outputs)
+        for rows, targets, weights in self._chunks():
+            slope, bend = _bend(rows @ theta.view(rows.shape[1], -1), targets)
+            gradient += (rows.mT @ (weights[:, None] * slope)).flatten()
+            for one in range(outputs):
+                for other in range(one + 1):
+                    block = rows.mT @ ((weights * bend[:, one, other])[:, None] * rows)
+                    hessian[:, one, :, other] += block
+                    if other < one:
+                        hessian[:, other, :, one] += block
+        return gradient, hessian.reshape(size, size)
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Standardised rows with a column of ones, targets, weights; float64."""
+        self.passes += 1
+        for batch in self._data:
+            rows = standardised(dense(batch.inputs[0]), self._columns)
+            if self._intercept:
+                rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+            weights = torch.ones_like(rows[:, 0]) if batch.weights is None else batch.weights.double()
+            yield rows, batch.targets, weights
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    if logits.shape[1] == 1:
+        return torch.nn.functional.softplus(logits[:, 0]) - targets[:, 0].double() * logits[:, 0]
+    return logits.logsumexp(1) - logits.gather(1, targets[:, None])[:, 0]
+
+
+def _bend(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, C) d loss / d logits, and (n, C, C) its derivative."""
+    if logits.shape[1] == 1:
+        p = logits.sigmoid()
+        return p - targets.double(), (p * (1 - p))[:, :, None]
+    p = logits.softmax(1)
+    slope = p - torch.nn.functional.one_hot(targets, logits.shape[1])
+    return slope, torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+
+
+def closed_laplace(
+    data: RowData, columns: Columns, prior: BoundPrior, outputs: int, intercept: bool, tolerance: float, max_steps: int
+) -> ClosedLaplace:
+    """EM from the given prior, each step at a mode found by Newton's method from the last one.
+
+    Args:
+        data: rows with targets (n, 1) zeros and ones, or (n,) class numbers.
+        columns: what is taken off the rows.
+        prior: over the P parameters, where EM starts.
+        outputs: C; one for two classes.
+        intercept: whether the parameters end with one.
+        tolerance: relative change of alpha at which EM has settled.
+        max_steps: EM steps at most; a ConvergenceWarning says if they were not enough.
+    """
+    objective = _Objective(data, columns, outputs, intercept)
+    theta = torch.zeros(len(prior.group), dtype=torch.float64, device=prior.group.device)
+    used: list[Tensor] = []
+    updates: list[Tensor] = []
+    steps, change = 0, 1.0
+    while True:
+        theta, value, root = _mode(objective, theta, prior.diagonal.double())
+        inverse = torch.cholesky_inverse(root).diagonal()
+        gamma = prior.group_sum((1 - prior.diagonal.double() * inverse).clamp(0, 1))
+        if not bool(prior.learnt.any()) or change <= tolerance or steps >= max_steps:
+            break
+        updated = updated_precision(prior, gamma, theta)
+        alive = (gamma > 0.1) & prior.learnt
+        change = float((updated / prior.precision)[alive].log().abs().max()) if bool(alive.any()) else 0.0
+        used, updates, steps = [*used[-1:], prior.precision], [*updates[-1:], updated], steps + 1
+        proposed = torch.where(prior.learnt, accelerated(used, updates), prior.precision)
+        prior = prior.with_precision(proposed)
+    settled = change <= tolerance or not bool(prior.learnt.any())
+    if not settled:
+        warn(
+            f"EM was asked to settle within {tolerance:.0e}, and after {steps} steps alpha still changes by "
+            f"{change:.1e} a step: raise max_iter, or fix prior_precision.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    volume = 2 * float(root.diagonal().log().sum()) - float(prior.diagonal.double().log().sum())
+    return ClosedLaplace(theta, root, prior, gamma, -value - volume / 2, steps, objective.passes, settled)
+
+
+def _mode(objective: _Objective, theta: Tensor, precision: Tensor) -> tuple[Tensor, float, Tensor]:
+    """Newton's method with halving: the mode, the penalised loss there, and the Cholesky factor of H."""
+
+    def penalised(at: Tensor) -> float:
+        return objective.loss(at) + 0.5 * float(precision @ at.square())
+
+    value = penalised(theta)
+    for _ in range(_NEWTON):
+        gradient, hessian = objective.derivatives(theta)
+        gradient = gradient + precision * theta
+        root, info = torch.linalg.cholesky_ex(hessian + precision.diag())
+        require(
+            int(info) == 0, "a positive definite Hessian", "one that is not", "Scale the columns: standardize=True."
+        )
+        step = torch.cholesky_solve(gradient[:, None], root)[:, 0]
+        decrement = float(gradient @ step)
+        if decrement <= _MODE * max(abs(value), 1.0):
+            break
+        for halving in range(_HALVINGS):
+            trial = theta - step * 0.5**halving
+            after = penalised(trial)
+            if after < value - 1e-4 * 0.5**halving * decrement:
+                break
+        else:
+            break  # rounding hides what is left to gain
+        theta, value = trial, after
+    return theta, value, root
