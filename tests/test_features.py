@@ -117,7 +117,7 @@ def test_a_wrong_derivative_is_found():
         def vjp(self, cotangents):
             return 1.01 * super().vjp(cotangents)
 
-    wrong = Wrong(inputs, torch.zeros(4, 2).double())
+    wrong = Wrong(inputs, features)
     assert adjoint_error(wrong, dense.shape[-1]) > 1e-4
     with pytest.raises(ValueError, match=r"<phi v, u> = <v, phi' u> .*wrong derivative"):
         check_adjoint(wrong, dense.shape[-1])

@@ -34,6 +34,7 @@ class DesignMatrix(Features):
             worth of each output. Centre the targets too.
         scale: (D,) each column is divided by.
         intercept: whether the outputs have a constant of their own, as parameter "intercept" (C,).
+        device: of the products.
 
     Raises:
         ValueError: if a batch has not D columns.
@@ -51,6 +52,7 @@ class DesignMatrix(Features):
         centre: Tensor | None = None,
         scale: Tensor | None = None,
         intercept: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         names, shapes = ("coefficients",), ((num_features, num_outputs),)
         self.layout = (
@@ -58,7 +60,6 @@ class DesignMatrix(Features):
             if intercept
             else ParameterLayout(names, shapes)
         )
-        device = next((t.device for t in (coefficients, centre, scale) if t is not None), torch.device("cpu"))
         self.like = torch.empty(0, dtype=dtype, device=device)
         self.shape = (num_features, num_outputs)
         self.coefficients = coefficients
@@ -71,7 +72,7 @@ class DesignMatrix(Features):
         rows = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
         return _Rows(_checked(rows, self.shape[0]), self)
 
-    def rows(self, columns: int) -> int:
+    def rows(self, columns: int) -> int:  # noqa: ARG002  (what counts here is how large the rows are)
         return max(1, _ENTRIES // max(1, self.shape[0]))
 
 

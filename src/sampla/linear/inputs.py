@@ -26,9 +26,7 @@ def is_chunks(rows: Any, targets: Any) -> bool:
 
 def chunk_source(estimator: BaseEstimator, chunks: Iterable[Any], weights: Any) -> ChunkSource:
     """The source of a re-iterable of chunks."""
-    require(
-        weights is None, "sample weights inside the chunks, (X, Y, weights)", "a separate sample_weight", "Move it."
-    )
+    require(weights is None, "sample weights inside the chunks", "a separate sample_weight", "Give (X, Y, weights).")
     source = ChunkSource(chunks)
     estimator.n_features_in_ = source.num_columns
     return source

@@ -1,7 +1,9 @@
 """The matrix-free way: block conjugate gradients and one Krylov space of M, by the library's own loop."""
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from time import perf_counter
+from warnings import catch_warnings, simplefilter, warn
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from sampla.linear.sources import Source
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior, Prior
 from sampla.solvers import BlockCG
+
+_UNEVEN = 100.0
+"""Ratio of the largest to the middle column's mean square from which EM works with samples."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,50 @@ def iterative_fit(
     em: EM,
     progress: Progress,
 ) -> IterativeFit:
-    """K samples and the mean for a Gaussian likelihood, its hyperparameters learnt where they are not given."""
+    """K samples and the mean for a Gaussian likelihood, its hyperparameters learnt where they are not given.
+
+    One Krylov space of M serves EM best, unless the columns differ so much in size that it would not fit into memory:
+    then EM works with samples, whose solves are preconditioned by the diagonal. It does so, too, from where it stands
+    when the space is full and alpha has not settled.
+    """
     start = perf_counter()
     data = RowData(source, centred(columns), progress)
     model = LinearModel(columns.design(source, outputs), noise, data)
-    found = infer(
-        model, prior, BlockCG(), num_samples=num_samples, seed=seed, em=em, tolerance=tolerance, say=progress.enter
-    )
+
+    def run(model: LinearModel, prior: Prior, em: EM) -> Inference:
+        return infer(
+            model, prior, BlockCG(), num_samples=num_samples, seed=seed, em=em, tolerance=tolerance, say=progress.enter
+        )
+
+    if uneven(columns.power):
+        found = run(model, prior, replace(em, method="samples"))
+    else:
+        with catch_warnings(record=True) as caught:
+            simplefilter("always")
+            found = run(model, prior, em)
+        if found.settled or found.method != "krylov":
+            for each in caught:
+                warn(each.message, stacklevel=3)
+        else:
+            likelihood = found.model.likelihood if noise.learns_noise else noise
+            found = run(
+                model.replaced(likelihood=likelihood), _continued(prior, found), replace(em, method="samples")
+            )  # fmt: skip
     report = build_report(found, data, {}, 0.0, perf_counter() - start, tolerance)
     assert found.mean is not None
     shape = (source.num_columns, outputs)
     return IterativeFit(found.mean.view(shape).double(), found.samples.view(-1, *shape), found, report)
+
+
+def uneven(power: Tensor) -> bool:
+    """Whether the columns' sizes, and so the eigenvalues of M, are too far apart for one unscaled Krylov space."""
+    alive = power[power > 0]
+    return len(alive) > 0 and float(alive.max()) > _UNEVEN * float(alive.median())
+
+
+def _continued(prior: Prior, found: Inference) -> Prior:
+    """The same prior, to be learnt from the alpha that was found last."""
+    again = copy(prior)
+    if prior.learn:
+        again.precision = float(found.prior.precision[0])
+    return again

@@ -77,7 +77,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         prior_precision: alpha, kept; None: learnt.
         fit_intercept: an intercept with next to no prior.
         standardize: divide columns by their standard deviation, without touching X ("g-prior" implies it).
-        solver: "exact", H formed and all in closed form; "block-cg", products alone; "auto": exact up to 1,000 parameters.
+        solver: "exact", H formed and all in closed form; "block-cg", products alone; "auto": exact up to P = 1,000.
         predictive: how probabilities are averaged over the posterior: "monte-carlo" or "probit".
         num_samples: K posterior samples, at least 2.
         tol: relative change at which EM has settled; a tenth of it is the error allowed for mode and samples.
@@ -185,7 +185,8 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """(n, C) logarithms of ``predict_proba``."""
-        return np.log(self.predict_proba(X).clip(np.finfo(float).tiny))
+        logs: np.ndarray = np.log(self.predict_proba(X).clip(np.finfo(float).tiny))
+        return logs
 
     def decision_function(self, X: Any) -> np.ndarray:
         """(n,) logits, or (n, C) logarithms, of the averaged probabilities: what ``predict`` decides by."""

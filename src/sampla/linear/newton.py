@@ -1,4 +1,4 @@
-"""Laplace's approximation of a small logistic regression in closed form: Newton's method, MacKay's updates, no sampling.
+"""Laplace's approximation of a small logistic regression in closed form: Newton's method and MacKay's updates.
 
 For up to about a thousand parameters H (P, P) is formed, in float64: the mode by Newton steps with halving, gamma_g =
 sum_{i in g} (1 - A_i (H^-1)_ii), alpha_g <- gamma_g / |mode|_g^2, and samples L'^-1 xi with L the Cholesky factor of H.
@@ -78,7 +78,8 @@ class _Objective:
         """Standardised rows with a column of ones, targets, weights; float64."""
         self.passes += 1
         for batch in self._data:
-            rows = standardised(dense(batch.inputs[0]), self._columns)
+            (stored,) = batch.inputs
+            rows = standardised(dense(stored), self._columns)
             if self._intercept:
                 rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
             weights = torch.ones_like(rows[:, 0]) if batch.weights is None else batch.weights.double()

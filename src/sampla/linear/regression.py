@@ -33,11 +33,12 @@ _STRUCTURES = {"shared": "scalar", "diagonal": "diagonal", "full": "full"}
 class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
     """Linear regression with a Gaussian prior and Gaussian noise, both precisions learnt, for designs of any size.
 
-    y = X theta + b + noise, theta ~ N(0, A^-1), b flat, noise ~ N(0, B^-1). MacKay's updates find A and B (MacKay 1992,
-    as in scikit-learn's BayesianRidge, whose answer this is where both apply). Small problems are solved exactly, from a
-    singular value decomposition that is read off the rows chunk by chunk, in the primal (D, D) or the dual (N, N); large
-    ones matrix-free, by block conjugate gradients, with K posterior samples (Antoran et al. 2023). Nothing is copied
-    whole: X may be an array, a sparse matrix, a torch tensor, a np.memmap larger than memory, or chunks.
+    y = X theta + b + noise, theta ~ N(0, A^-1), b flat, noise ~ N(0, B^-1). MacKay's updates find A and B (MacKay
+    1992, as in scikit-learn's BayesianRidge, whose answer this is where both apply). Small problems are solved exactly,
+    from a singular value decomposition that is read off the rows chunk by chunk, in the primal (D, D) or the dual
+    (N, N); large ones matrix-free, by block conjugate gradients, with K posterior samples (Antoran et al. 2023).
+    Nothing is copied whole: X may be an array, a sparse matrix, a torch tensor, a np.memmap larger than memory, or
+    chunks.
 
     Args:
         prior: "isotropic", A = alpha I; or "g-prior", the same for standardised columns, A = alpha diag(variance).
@@ -49,9 +50,9 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
             of freedom from the noise. (BayesianRidge leaves both out: variances differ by about 1 / N of themselves.)
         standardize: divide columns by their standard deviation, without touching X ("g-prior" implies it).
         solver: "exact", "krylov", or "auto": exact where that is cheap; ``report_`` says which and why.
-        num_samples: K posterior samples of the matrix-free way, at least 2. The exact way draws as many as are asked for.
-        tol: relative change at which EM has settled; and, matrix-free, a tenth of it is the function-space error allowed
-            for mean and samples. The exact way settles to a millionth of it.
+        num_samples: K posterior samples of the matrix-free way, at least 2; the exact way draws any number later.
+        tol: relative change at which EM has settled; and, matrix-free, a tenth of it is the function-space error
+            allowed for mean and samples. The exact way settles to a millionth of it.
         max_iter: EM steps at most.
         random_state: of the samples.
         progress: show a bar on anything over two seconds.
@@ -136,8 +137,10 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
             settings.check_sizes(source.num_columns, outputs, moments.total, self.fit_intercept, learns_noise=True)
             columns = columns_of(moments, self.fit_intercept, self.standardize or self.prior == "g-prior")
             way = chosen_way(settings, moments.num_rows, source.num_columns, outputs)
-            run = self._exactly if way.exact else self._iteratively
-            report = run(source, columns, outputs, settings, way, progress)
+            if way.exact:
+                report = self._exactly(source, columns, settings, way, progress)
+            else:
+                report = self._iteratively(source, columns, outputs, settings, progress)
         self._keep_mean(columns, single)
         self.report_ = report.finished(
             moments.num_rows, source.num_columns, outputs, way, perf_counter() - start,
@@ -229,11 +232,11 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         return array_source(rows, as_matrix(targets), sample_weight), targets.ndim == 1
 
     def _exactly(
-        self, source: Source, columns: Columns, outputs: int, settings: Settings, way: Way, progress: Progress
+        self, source: Source, columns: Columns, settings: Settings, way: Way, progress: Progress
     ) -> LinearReport:
         full = settings.noise == "full" or (settings.covariance is not None and settings.covariance.ndim == 2)
         decompose = dual_spectrum if way.world == "dual" else primal_spectrum
-        spectrum = decompose(source, columns, outputs, full, progress)
+        spectrum = decompose(source, columns, full, progress)
         learn = Learn(
             settings.noise, settings.group(source.num_columns).to(source.device),
             columns.total - (columns.centre is not None),
@@ -243,11 +246,11 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         self._posterior: CoefficientPosterior = ClosedForm(fit, columns)
         self._keep(fit.found.precision, fit.found.covariance.cpu(), fit.effective_dimension, fit.mean)
         self.n_iter_ = max(1, len(fit.trace))
-        self.log_marginal_likelihood_ = fit.log_evidence - self._intercept_volume(columns, outputs)
+        self.log_marginal_likelihood_ = fit.log_evidence - self._intercept_volume(columns, fit.mean.shape[1])
         return LinearReport.of_exact(fit, spectrum.passes + 1)
 
     def _iteratively(
-        self, source: Source, columns: Columns, outputs: int, settings: Settings, way: Way, progress: Progress
+        self, source: Source, columns: Columns, outputs: int, settings: Settings, progress: Progress
     ) -> LinearReport:
         noise = Gaussian(settings.noise_precision, _STRUCTURES[settings.noise])  # type: ignore[arg-type]
         alpha = settings.precision
@@ -307,7 +310,8 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     def _mean_of(self, rows: Any) -> np.ndarray:
         weights = torch.from_numpy(np.atleast_2d(self.coef_)).mT
-        return _product(rows, weights) + np.atleast_1d(self.intercept_)
+        values: np.ndarray = _product(rows, weights) + np.atleast_1d(self.intercept_)
+        return values
 
     def _covariance_of(self, rows: Any) -> np.ndarray:
         """(n, n, C): function, intercept, and noise on the diagonal."""
@@ -331,7 +335,8 @@ def _product(rows: Any, weights: Tensor) -> np.ndarray:
     if isinstance(rows, Tensor):
         product: np.ndarray = (rows.double() @ weights.to(rows.device)).cpu().numpy()
         return product
-    return np.asarray(rows @ weights.numpy())
+    multiplied: np.ndarray = rows @ weights.numpy()
+    return multiplied
 
 
 def _seed(random_state: Any) -> int:

@@ -25,29 +25,25 @@ class Columns:
     """(C,)."""
     total: float
     """Sum of the weights."""
+    power: Tensor
+    """(D,) mean square of each column as the model sees it."""
 
     def design(self, source: Source, outputs: int, intercept: bool = False) -> DesignMatrix:
         """The features of such rows."""
-        like = torch.empty(0, dtype=source.dtype, device=source.device)
-
-        def there(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values.to(like)
-
         return DesignMatrix(
             source.num_columns, outputs, source.dtype,
-            centre=there(self.centre), scale=there(self.scale), intercept=intercept,
+            centre=self.centre, scale=self.scale, intercept=intercept, device=source.device,
         )  # fmt: skip
 
 
 def columns_of(moments: Moments, fit_intercept: bool, standardize: bool) -> Columns:
     """Centre where there is an intercept; scale to unit variance (unit mean square without an intercept)."""
-    scale = None
+    power, scale = moments.variance if fit_intercept else moments.square, None
     if standardize:
-        spread = (moments.variance if fit_intercept else moments.square).sqrt()
-        scale = torch.where(spread > 0, spread, torch.ones_like(spread))
-    return Columns(
-        moments.mean if fit_intercept else None, scale, moments.target_mean if fit_intercept else None, moments.total
-    )
+        scale = torch.where(power > 0, power.sqrt(), torch.ones_like(power))
+        power = power / scale.square()
+    centre, target_centre = (moments.mean, moments.target_mean) if fit_intercept else (None, None)
+    return Columns(centre, scale, target_centre, moments.total, power)
 
 
 class RowData(Data):

@@ -22,6 +22,8 @@ Chunk: TypeAlias = tuple[Rows, Tensor | None, Tensor | None]
 
 _ENTRIES = 2**22
 """Stored entries of a chunk: 32 MiB in float64."""
+_ROUNDING = 1e-6
+"""Relative difference of the sum of all entries that another order of the chunks explains."""
 
 
 class Source(ABC):
@@ -89,7 +91,7 @@ class FileSource(Source):
     def __init__(self, rows: np.memmap, targets: Tensor | None = None, weights: Tensor | None = None) -> None:
         self.num_rows, self.num_columns = rows.shape
         self.dtype, self.device = _compute_dtype(rows.dtype), torch.device("cpu")
-        self._path, self._offset, self._stride = rows.filename, _offset_of(rows), rows.strides[0]
+        self._path, self._offset, self._stride = str(rows.filename), _offset_of(rows), rows.strides[0]
         self._numpy_dtype, self._targets, self._weights = rows.dtype, targets, weights
 
     def chunks(self, rows: int | None = None) -> Iterator[Chunk]:
@@ -109,7 +111,7 @@ class FileSource(Source):
     def _read(self, file: int, start: int, into: np.ndarray) -> None:
         whole = self._stride == self.num_columns * self._numpy_dtype.itemsize
         for row, part in [(start, into)] if whole else [(start + i, into[i]) for i in range(len(into))]:
-            view, place = memoryview(part).cast("B"), self._offset + row * self._stride
+            view, place = memoryview(part.data).cast("B"), self._offset + row * self._stride
             while len(view):
                 got = os.preadv(file, [view], place)
                 require(
@@ -135,7 +137,8 @@ class ChunkSource(Source):
                 f"expected chunks that can be read many times (a list of (X, Y), or an object whose __iter__ starts "
                 f"anew), got {type(chunks).__name__}, which can be read only once. Wrap it in a class with __iter__."
             )
-        self._chunks, self._seen, self.num_rows = chunks, None, None
+        self._chunks, self.num_rows = chunks, None
+        self._seen: tuple[int, float] | None = None
         first = next(iter(self._converted(None)), None)
         require(first is not None, "at least one chunk (X, Y)", "an empty iterable", "Check the source of the chunks.")
         assert first is not None
@@ -144,7 +147,7 @@ class ChunkSource(Source):
         self.dtype = rows.dtype if isinstance(rows, Tensor) else _compute_dtype(rows.dtype)
         self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
 
-    def chunks(self, rows: int | None = None) -> Iterator[Chunk]:
+    def chunks(self, rows: int | None = None) -> Iterator[Chunk]:  # noqa: ARG002  (the user has cut them)
         count, total = 0, 0.0
         for chunk in self._converted(self.num_columns):
             count += chunk[0].shape[0]
@@ -152,10 +155,9 @@ class ChunkSource(Source):
             yield chunk
         if self._seen is None:
             self._seen, self.num_rows = (count, total), count
-        same = count == self._seen[0] and (total == self._seen[1] or total != total)
-        same = same or (count == self._seen[0] and abs(total - self._seen[1]) <= 1e-6 * abs(self._seen[1]))
+        same = total == self._seen[1] or total != total or abs(total - self._seen[1]) <= _ROUNDING * abs(total)
         require(
-            same,
+            same and count == self._seen[0],
             f"the same {self._seen[0]:,} rows on every pass over the chunks",
             f"{count:,} rows that sum to {total:g} instead of {self._seen[1]:g}",
             "A posterior is about fixed data: no augmentation, no subsampling, no generator.",
@@ -165,11 +167,12 @@ class ChunkSource(Source):
         for index, item in enumerate(self._chunks):
             if not (isinstance(item, (tuple, list)) and len(item) in (2, 3)):
                 raise TypeError(f"chunk {index}: expected (X, Y) or (X, Y, weights), got {type(item).__name__}.")
-            rows, targets, weights = (*item, None)[:3]
-            shape = getattr(rows, "shape", ())
+            rows, targets = item[:2]
+            weights = item[2] if len(item) == 3 else None
+            shape: tuple[int, ...] = tuple(getattr(rows, "shape", ()))
             expected = f"X of shape (n, {columns or 'D'})"
             fits = len(shape) == 2 and shape[0] > 0 and columns in (None, shape[1])
-            require(fits, f"{expected} in chunk {index}", f"{tuple(shape)}", "All chunks have the same columns.")
+            require(fits, f"{expected} in chunk {index}", f"{shape}", "All chunks have the same columns.")
             dtype = self.dtype if columns else _compute_dtype(rows.dtype)
             device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
             target = as_matrix(targets).to(device, dtype)
@@ -217,15 +220,19 @@ def _compute_dtype(dtype: Any) -> torch.dtype:
 
 def _offset_of(rows: np.memmap) -> int:
     """Where in its file a memmap, or a slice of one, begins."""
-    root: Any = rows
-    while isinstance(root.base, np.memmap):
-        root = root.base
-    return int(root.offset) + rows.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    root = _root_of(rows)
+    return int(root.offset + rows.__array_interface__["data"][0] - root.__array_interface__["data"][0])
 
 
 def _rows_contiguous(rows: np.memmap) -> bool:
+    root = _root_of(rows)
+    in_file = isinstance(root.base, mmap) and rows.filename is not None
+    return in_file and rows.strides[1] == rows.dtype.itemsize and rows.strides[0] > 0
+
+
+def _root_of(rows: np.memmap) -> Any:
+    """The memmap that a slice was taken of."""
     root: Any = rows
     while isinstance(root.base, np.memmap):
         root = root.base
-    in_file = isinstance(root.base, mmap) and rows.filename is not None
-    return in_file and rows.strides[1] == rows.dtype.itemsize and rows.strides[0] > 0
+    return root

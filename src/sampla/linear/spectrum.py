@@ -1,9 +1,9 @@
 """The singular value decomposition of a design matrix, from its rows read chunk by chunk: the exact way.
 
-With X (N, D) weighted, centred and scaled, X = U diag(s) V. In the primal (D <= N) R of X = Q R is updated chunk by chunk
-(TSQR, Demmel, Grigori, Hoemmen, Langou 2012), which does not square the condition number, and V comes from R; in the
-dual (N < D) U and s come from X X'. Either way what is kept is s^2, V and the targets' coordinates U' Y: EM, the mean,
-exact samples and variances follow from these alone, for every prior and noise precision.
+With X (N, D) weighted, centred and scaled, X = U diag(s) V. In the primal (D <= N) R of X = Q R is updated chunk by
+chunk (TSQR, Demmel, Grigori, Hoemmen, Langou 2012), which does not square the condition number, and V comes from R; in
+the dual (N < D) U and s come from X X'. Either way what is kept is s^2, V and the targets' coordinates U' Y: EM, the
+mean, exact samples and variances follow from these alone, for every prior and noise precision.
 """
 
 from collections.abc import Iterator
@@ -41,35 +41,33 @@ class Spectrum:
         return replace(self, values=singular.square(), basis=basis, targets=left.mT @ self.targets)
 
 
-def primal_spectrum(source: Source, columns: Columns, outputs: int, full: bool, progress: Progress) -> Spectrum:
+def primal_spectrum(source: Source, columns: Columns, full: bool, progress: Progress) -> Spectrum:
     """One pass of QR updates, then the SVD of R (D, D).
 
     Args:
         source: rows with targets.
         columns: what is taken off them.
-        outputs: C.
         full: whether the rest is needed with its correlations, (C, C).
         progress: shown while the rows are read.
     """
     like = torch.empty(0, dtype=torch.float64, device=source.device)
     size = source.num_columns
-    upper, targets = like.new_zeros(0, size), like.new_zeros(0, outputs)
-    rest = like.new_zeros(outputs, outputs) if full else like.new_zeros(outputs)
-    read = 0
+    upper, targets, rest, read = like.new_zeros(0, size), None, torch.zeros(()).to(like), 0
     progress.enter("QR of the rows")
     for rows, y in progress.sweep(prepared(source, columns, max(2 * size, 1024)), None):
-        stacked, both = torch.cat([upper, rows]), torch.cat([targets, y])
+        stacked, both = torch.cat([upper, rows]), y if targets is None else torch.cat([targets, y])
         unitary, upper = torch.linalg.qr(stacked)
         targets = unitary.mT @ both
         lost = both - unitary @ targets
-        rest += lost.mT @ lost if full else lost.square().sum(0)
+        rest = rest + (lost.mT @ lost if full else lost.square().sum(0))
         read += len(rows)
+    assert targets is not None, "the moments have refused data without rows"
     left, singular, basis = torch.linalg.svd(upper, full_matrices=False)
     return _truncated(singular.square(), basis, left.mT @ targets, rest, 1, read)
 
 
-def dual_spectrum(source: Source, columns: Columns, outputs: int, full: bool, progress: Progress) -> Spectrum:
-    """X X' (N, N) from pairs of chunks, its eigenvectors, and one more pass for V = diag(s)^-1 U' X; Args as above."""
+def dual_spectrum(source: Source, columns: Columns, full: bool, progress: Progress) -> Spectrum:
+    """X X' (N, N) from pairs of chunks, its eigenvectors, and one more pass for V = diag(s)^-1 U' X."""
     step = max(1, _BLOCK // source.num_columns)
     targets = torch.cat([y for _, y in prepared(source, columns, step)])
     strips = []
