@@ -225,8 +225,8 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
     def _opened(self, X: Any, y: Any, sample_weight: Any) -> tuple[Source, bool]:
         """The source, and whether targets came as (N,)."""
         if is_chunks(X, y):
-            first = next(iter(X))
-            return chunk_source(self, X, sample_weight), np.ndim(first[1]) == 1
+            chunks = chunk_source(self, X, sample_weight)
+            return chunks, chunks.single
         rows = checked_rows(self, X, reset=True)
         targets = numeric_targets(self, y)
         return array_source(rows, as_matrix(targets), sample_weight), targets.ndim == 1

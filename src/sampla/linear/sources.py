@@ -74,9 +74,11 @@ class ArraySource(Source):
         if not sparse.issparse(self._rows):
             return self._rows[part]
         matrix, ends = self._rows, self._rows.indptr[part.start : part.stop + 1]
-        inside = slice(ends[0], ends[-1])  # SciPy's own slicing would copy the entries
-        shape = (part.stop - part.start, self.num_columns)
-        return sparse.csr_array((matrix.data[inside], matrix.indices[inside], ends - ends[0]), shape=shape)
+        inside = slice(ends[0], ends[-1])
+        piece = sparse.csr_array((part.stop - part.start, self.num_columns), dtype=matrix.dtype)
+        # SciPy's slices, and its constructor, would copy the entries.
+        piece.data, piece.indices, piece.indptr = matrix.data[inside], matrix.indices[inside], ends - ends[0]
+        return piece
 
 
 class FileSource(Source):
@@ -126,6 +128,8 @@ class FileSource(Source):
 class ChunkSource(Source):
     """A re-iterable of (X, Y) or (X, Y, weights) chunks, the same ones on every pass.
 
+    ``single`` says whether targets came as (n,).
+
     Raises:
         TypeError: for something that can be read only once, or chunks of another form.
         ValueError: if a later pass gives other data.
@@ -139,6 +143,7 @@ class ChunkSource(Source):
             )
         self._chunks, self.num_rows = chunks, None
         self._seen: tuple[int, float] | None = None
+        self.single = False
         first = next(iter(self._converted(None)), None)
         require(first is not None, "at least one chunk (X, Y)", "an empty iterable", "Check the source of the chunks.")
         assert first is not None
@@ -175,6 +180,7 @@ class ChunkSource(Source):
             require(fits, f"{expected} in chunk {index}", f"{shape}", "All chunks have the same columns.")
             dtype = self.dtype if columns else _compute_dtype(rows.dtype)
             device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+            self.single = np.ndim(targets) == 1
             target = as_matrix(targets).to(device, dtype)
             lengths = [len(target)] + ([] if weights is None else [len(weights)])
             require(
