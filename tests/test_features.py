@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.sparse import csr_array
 from torch import nn
 
 import sampla
@@ -66,7 +67,21 @@ def design_case(num_outputs, dtype):
     return sampla.DesignMatrix(4, num_outputs, dtype), rows, dense
 
 
+def prepared_case(name, dtype):
+    """Centred and scaled columns and an intercept, all applied to products: dense and sparse rows."""
+    rows, centre, scale = randn(6, 4, dtype=dtype), randn(4, seed=1).double(), randn(4, seed=2).double().exp()
+    rows[1::2, :2] = 0
+    design = (rows.double() - centre) / scale
+    dense = torch.einsum("nd,ce->ncde", design, torch.eye(3).double()).flatten(2)
+    if "intercept" in name:
+        dense = torch.cat([dense, torch.eye(3).double().expand(6, 3, 3)], dim=2)
+    features = sampla.DesignMatrix(4, 3, dtype, centre=centre, scale=scale, intercept="intercept" in name)
+    return features, (csr_array(rows.numpy()),) if "sparse" in name else rows, dense
+
+
 def feature_case(name, dtype):
+    if name.startswith("prepared"):
+        return prepared_case(name, dtype)
     if name.startswith("design"):
         return design_case(int(name[-1]), dtype)
     if name == "scaled":
@@ -80,7 +95,8 @@ def feature_case(name, dtype):
     return network_case(name, dtype)[:3]
 
 
-CASES = ["design 1", "design 3", "scaled", "outputs at", *NETWORKS]
+DESIGNS = ["design 1", "design 3", "prepared", "prepared intercept", "prepared sparse", "prepared sparse intercept"]
+CASES = [*DESIGNS, "scaled", "outputs at", *NETWORKS]
 every_feature_map = pytest.mark.parametrize("name", CASES)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 
@@ -100,6 +116,29 @@ def test_both_products_agree_with_the_dense_matrix(name, dtype):
     assert pushed.shape == u.shape
     assert_near(pushed.reshape(5, 6, -1), torch.einsum("ncp,kp->knc", dense, v.double()), dtype)
     assert_near(pulled, torch.einsum("ncp,knc->kp", dense, u.double().reshape(5, 6, -1)), dtype)
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+@every_dtype
+def test_squares_of_each_datums_gradient(name, dtype):
+    """Also through a scaling of the parameters and with the curvature taken elsewhere."""
+    features, inputs, dense = feature_case(name, dtype)
+    u = randn(5, *features.linearise(inputs).outputs.shape, dtype=dtype)
+    expected = torch.einsum("ncp,knc->knp", dense, u.double()).square().sum(1).mean(0)
+    scale = randn(dense.shape[-1], seed=4, dtype=dtype)
+    moved = OutputsAt(features, torch.zeros(1, dense.shape[-1], dtype=dtype))
+    for one, factor in ((features, 1.0), (ScaledFeatures(features, scale), scale.double() ** 2), (moved, 1.0)):
+        assert one.squares_data
+        assert one.absorbed == features.absorbed
+        assert one.rows(8) == features.rows(8)
+        assert_near(one.linearise(inputs).squared_vjp(u), expected * factor, dtype)
+
+
+def test_networks_do_not_square_the_gradient_of_each_datum():
+    features, inputs, _, _ = network_case("convolutional", torch.float64)
+    assert not features.squares_data
+    with pytest.raises(NotImplementedError, match="does not square"):
+        features.linearise(inputs).squared_vjp(torch.ones(1))
 
 
 @every_feature_map

@@ -21,7 +21,7 @@ def problem(rows=ROWS, columns=COLUMNS, outputs=OUTPUTS, seed=0):
     return x, x @ coefficients + noise[:, :outputs] + 3.0
 
 
-def fitted(x, y, **settings):
+def unfitted(**settings):
     return sampla.BayesianLinearRegression(solver="exact", tol=1e-4, max_iter=20_000, **settings)
 
 
@@ -44,7 +44,7 @@ def test_everything_equals_the_reference(name):
     intercept = case.pop("intercept", True)
     weights = np.random.default_rng(1).gamma(2.0, size=len(x)) if case.pop("weights", False) else None
     reference = linear_reference(x, y, intercept=intercept, weights=weights, **case)
-    reg = fitted(x, y, fit_intercept=intercept, **case).fit(x, y, weights)
+    reg = unfitted(fit_intercept=intercept, **case).fit(x, y, weights)
     np.testing.assert_allclose(np.atleast_1d(reg.prior_precision_), reference.alpha, rtol=1e-6)
     covariance = np.linalg.inv(np.diag(np.broadcast_to(reg.noise_precision_, 3)) if np.ndim(reg.noise_precision_) < 2
                                else reg.noise_precision_)  # fmt: skip
@@ -61,7 +61,7 @@ def test_everything_equals_the_reference(name):
 
 def test_joint_covariance_between_rows_equals_the_reference():
     x, y = problem(outputs=1)
-    reg, reference = fitted(x, y).fit(x, y), linear_reference(x, y)
+    reg, reference = unfitted().fit(x, y), linear_reference(x, y)
     new = np.hstack([x[:5], np.ones((5, 1))])
     expected = new @ reference.covariance @ new.T + reference.noise * np.eye(5)
     _, covariance = reg.predict(x[:5], return_cov=True)
@@ -73,13 +73,13 @@ def test_primal_and_dual_give_the_same_answer(noise):
     x, y = problem(rows=15, columns=40)
     reference = linear_reference(x, y, noise=noise, fixed=(2.0, np.diag([0.3, 0.5, 0.2])))
     precision = np.diag([1 / 0.3, 1 / 0.5, 1 / 0.2])
-    reg = fitted(x, y, noise=noise, prior_precision=2.0, noise_precision=precision).fit(x, y)
+    reg = unfitted(noise=noise, prior_precision=2.0, noise_precision=precision).fit(x, y)
     assert reg.report_.world == "dual"
     np.testing.assert_allclose(reg.coef_, reference.mean[:, :-1], rtol=1e-7, atol=1e-9)
     assert reg.log_marginal_likelihood_ == pytest.approx(reference.evidence, rel=1e-9)
     tall = np.vstack([x, np.zeros((30, 40))])  # rows of weight zero make it primal by shape alone
     weights = np.concatenate([np.ones(15), np.zeros(30)])
-    primal = fitted(x, y, noise=noise, prior_precision=2.0, noise_precision=precision)
+    primal = unfitted(noise=noise, prior_precision=2.0, noise_precision=precision)
     wide = primal.fit(tall, np.vstack([y, np.zeros((30, 3))]), weights)
     assert wide.report_.world == "dual"
     new = problem(rows=6, columns=40, seed=5)[0]
@@ -122,7 +122,7 @@ def test_draws_have_the_posterior_covariance(case):
         x, y = problem()
         given = {"noise": "full", "groups": GROUPS}
         reference = linear_reference(x, y, **given)
-    reg = fitted(x, y, **given).fit(x, y)
+    reg = unfitted(**given).fit(x, y)
     coefficients, intercepts = reg.sample_coef(5000, random_state=0)
     whole = np.concatenate([coefficients, intercepts[..., None]], axis=-1).reshape(5000, -1)
     exact = reference.covariance
@@ -134,7 +134,7 @@ def test_draws_have_the_posterior_covariance(case):
 
 def test_sampled_targets_have_the_predictive_covariance():
     x, y = problem()
-    reg, reference = fitted(x, y, noise="full").fit(x, y), linear_reference(x, y, noise="full")
+    reg, reference = unfitted(noise="full").fit(x, y), linear_reference(x, y, noise="full")
     drawn = reg.sample_y(x[:1], 5000, random_state=1)[0]  # (C, S)
     _, exact = reference.predictive(x[:1], intercept=True)
     error = np.sqrt((exact[0] ** 2 + np.outer(np.diag(exact[0]), np.diag(exact[0]))) / 5000)
@@ -152,7 +152,7 @@ def test_bayesian_ridge_on_diabetes(standardize):
     )  # fmt: skip
     scale = np.sqrt((x**2).mean(0)) if standardize else 1.0
     oracle.fit(x / scale, y)
-    reg = fitted(x, y, fit_intercept=False, standardize=standardize).fit(x, y)
+    reg = unfitted(fit_intercept=False, standardize=standardize).fit(x, y)
     np.testing.assert_allclose(reg.coef_ * scale, oracle.coef_, rtol=1e-5)
     assert reg.noise_precision_ == pytest.approx(oracle.alpha_, rel=1e-7)
     assert reg.prior_precision_ == pytest.approx(oracle.lambda_, rel=1e-5)
@@ -170,7 +170,7 @@ def test_what_the_intercept_changes_beside_bayesian_ridge():
     """One degree of freedom: the noise precision falls by about 1 / N, and predictions add its own uncertainty."""
     x, y = load_diabetes(return_X_y=True)
     oracle = BayesianRidge(tol=1e-12, max_iter=100_000).fit(x, y)
-    reg = fitted(x, y).fit(x, y)
+    reg = unfitted().fit(x, y)
     assert oracle.alpha_ / reg.noise_precision_ - 1 == pytest.approx(1 / len(x), rel=0.1)
     np.testing.assert_allclose(reg.coef_, oracle.coef_, rtol=0.02, atol=1)
     ratio = reg.predict(x, return_std=True)[1] / oracle.predict(x, return_std=True)[1] - 1
@@ -179,5 +179,5 @@ def test_what_the_intercept_changes_beside_bayesian_ridge():
 
 def test_evidence_prefers_the_noise_structure_that_made_the_data():
     x, y = problem(rows=200)
-    evidence = {noise: fitted(x, y, noise=noise).fit(x, y).log_marginal_likelihood_ for noise in ("shared", "full")}
+    evidence = {noise: unfitted(noise=noise).fit(x, y).log_marginal_likelihood_ for noise in ("shared", "full")}
     assert evidence["full"] > evidence["shared"] + 10

@@ -60,7 +60,7 @@ def inputs(kind, x, y, make):
         return [(x[:40], y[:40]), (sparse.csr_array(x[40:]), y[40:])], None
     convert = {
         "fortran": np.asfortranarray, "reversed": lambda a: a[::-1][::-1], "csr": sparse.csr_matrix,
-        "csc array": sparse.csc_array, "coo": sparse.coo_matrix, "torch": torch.from_numpy, "list": lambda a: a.tolist(),
+        "csc array": sparse.csc_array, "coo": sparse.coo_matrix, "torch": torch.from_numpy, "list": np.ndarray.tolist,
     }  # fmt: skip
     return convert[kind](x), torch.from_numpy(y) if kind == "torch" else y
 
@@ -125,7 +125,7 @@ def test_a_file_that_shrinks_during_the_fit(stored, solver, monkeypatch):
 
 
 def test_weights_count_rows():
-    """A weight of two is a row that comes twice, in every kind of source, and a weight of zero one that is not there."""
+    """A weight of two is a row that comes twice, and one of zero a row that is not there; in chunks, too."""
     x, y = problem()
     weights = np.tile([0.0, 1, 2], ROWS // 3)
     reg = sampla.BayesianLinearRegression().fit(x, y, weights)
@@ -138,8 +138,8 @@ def test_weights_count_rows():
 
 
 NAN = np.where(np.arange(ROWS * COLUMNS).reshape(ROWS, COLUMNS) == 8, np.nan, 1.0)
-BAD = {
-    "no y": (lambda x, y: (x, None), r"requires y to be passed"),
+BAD = {  # each makes the arguments of fit from good ones
+    "no y": (lambda x, _: (x, None), r"requires y to be passed"),
     "lengths": (lambda x, y: (x, y[:-1]), r"inconsistent numbers of samples"),
     "1-D X": (lambda x, y: (x[:, 0], y), r"Expected 2D array|Reshape your data"),
     "1-D torch": (lambda x, y: (torch.from_numpy(x[:, 0]), y), r"X of shape \(n, D\).*Reshape your data"),
@@ -149,7 +149,7 @@ BAD = {
     "NaN in chunks": (lambda x, y: ([(x * NAN, y)], None), r"finite entries of X.*got 1 NaN"),
     "NaN in sparse": (lambda x, y: (sparse.csr_matrix(x * NAN), y), r"contains NaN"),
     "NaN in y": (lambda x, y: (x, y * NAN[:, :2] * np.nan), r"contains NaN"),
-    "text": (lambda x, y: (x.astype(str), np.full(ROWS, "a")), r"could not convert|dtype|numeric"),
+    "text": (lambda x, _: (x.astype(str), np.full(ROWS, "a")), r"could not convert|dtype|numeric"),
     "columns": (lambda x, y: ([(x, y), (x[:, :3], y)], None), r"X of shape \(n, 6\) in chunk 1, got \(90, 3\)"),
     "targets": (lambda x, y: ([(x, y[:-1])], None), r"90 targets .* in chunk 0, got \[89\]"),
     "no chunks": (lambda x, y: (Chunks(x[:0], y), None), r"at least one chunk"),
@@ -195,7 +195,7 @@ def test_bad_settings_are_refused(name):
 
 def test_negative_weights_are_refused():
     x, y = problem()
-    with pytest.raises(ValueError, match="[Nn]egative"):
+    with pytest.raises(ValueError, match=r"[Nn]egative"):
         sampla.BayesianLinearRegression().fit(x, y, np.full(ROWS, -1.0))
     with pytest.raises(ValueError, match="weights of at least zero, got -1"):
         sampla.BayesianLinearRegression().fit([(x, y, np.full(ROWS, -1.0))])
@@ -209,7 +209,7 @@ def test_before_fit_and_for_both_spreads():
         sampla.BayesianLinearRegression().predict(x)
     with pytest.raises(ValueError, match="At most one of them"):
         sampla.BayesianLinearRegression().fit(x, y).predict(x, return_std=True, return_cov=True)
-    with pytest.raises(ValueError, match="4 features, but .* expecting 6"):
+    with pytest.raises(ValueError, match=r"4 features, but .* expecting 6"):
         sampla.BayesianLinearRegression().fit(x, y).predict(x[:, :4])
 
 

@@ -18,8 +18,8 @@ from sampla.linear.spectrum import dense, standardised
 from sampla.noise import PRIOR, standard_normal
 from sampla.priors import BoundPrior
 
-_MODE, _HALVINGS, _NEWTON = 1e-18, 40, 200
-"""Newton decrement relative to the loss at which a mode is found; halvings of a step, and steps, at most."""
+_MODE, _SHORTEST, _NEWTON = 1e-12, 1e-10, 200
+"""Newton decrement relative to the loss at which one step more is the mode; the shortest part of a step; most steps."""
 
 
 @dataclass(frozen=True)
@@ -151,24 +151,29 @@ def _mode(objective: _Objective, theta: Tensor, precision: Tensor) -> tuple[Tens
     def penalised(at: Tensor) -> float:
         return objective.loss(at) + 0.5 * float(precision @ at.square())
 
-    value = penalised(theta)
-    for _ in range(_NEWTON):
-        gradient, hessian = objective.derivatives(theta)
-        gradient = gradient + precision * theta
+    def newton(at: Tensor) -> tuple[Tensor, Tensor, float]:
+        """The step, the Cholesky factor of H and the Newton decrement."""
+        gradient, hessian = objective.derivatives(at)
+        gradient = gradient + precision * at
         root, info = torch.linalg.cholesky_ex(hessian + precision.diag())
         require(
             int(info) == 0, "a positive definite Hessian", "one that is not", "Scale the columns: standardize=True."
         )
         step = torch.cholesky_solve(gradient[:, None], root)[:, 0]
-        decrement = float(gradient @ step)
-        if decrement <= _MODE * max(abs(value), 1.0):
+        return step, root, float(gradient @ step)
+
+    value = penalised(theta)
+    step, _, decrement = newton(theta)
+    for _ in range(_NEWTON):
+        if decrement <= _MODE * max(abs(value), 1.0):  # the loss does not see so small a step: take it, it is quadratic
+            theta = theta - step
             break
-        for halving in range(_HALVINGS):
-            trial = theta - step * 0.5**halving
-            after = penalised(trial)
-            if after < value - 1e-4 * 0.5**halving * decrement:
-                break
-        else:
-            break  # rounding hides what is left to gain
-        theta, value = trial, after
-    return theta, value, root
+        after, length = penalised(theta - step), 1.0
+        while not after < value - 1e-4 * length * decrement and length > _SHORTEST:
+            length /= 2
+            after = penalised(theta - length * step)
+        if length <= _SHORTEST:  # rounding hides what is left to gain
+            break
+        theta, value = theta - length * step, after
+        step, _, decrement = newton(theta)
+    return theta, penalised(theta), newton(theta)[1]
