@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from math import inf
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,7 +110,9 @@ def test_zero_right_hand_sides_cost_nothing():
 def test_extreme_precisions_end_with_a_true_statement(alpha, dtype):
     case = Dense(100 * psd(decades=6), alpha, 8, dtype)
     found = case.solve(tolerance=0.02, max_passes=300)
-    assert case.relative(found.value) < 3 * found.error
+    true = case.relative(found.value)
+    # float32 rounds M itself by more than alpha: how far below the tolerance the error is it does not know
+    assert true < 3 * found.error or (dtype is torch.float32 and found.status is Status.CONVERGED and true < 0.02)
     assert (found.status is Status.CONVERGED) == (found.error <= 0.02)
 
 
@@ -194,18 +197,69 @@ def test_error_is_true_within_half_of_it_over_200_random_systems():
 
 
 def test_error_with_a_very_weak_prior_is_mostly_true():
-    """The known limit, kept from growing: 91 %, and 2 % below a third. The end of a plateau cannot be foreseen."""
+    """The known limit, kept from growing: 90 % within 1.5. None below a third, and nearly all as small as asked."""
     ratios, reached, _, _ = stated_over_true(range(63_000, 63_100), u=(3, 5))
     assert ((ratios > 1 / 1.5) & (ratios < 1.5)).mean() >= 0.85
-    assert (ratios > 1 / 3).mean() >= 0.97
-    assert (reached <= 1.5).mean() >= 0.9
+    assert ratios.min() > 1 / 3
+    assert (reached <= 1).mean() >= 0.98
+    assert reached.max() < 1.5
+
+
+class Unproved(sampla.BlockCG):
+    """Trusts the measurement."""
+
+    def proved(self, state):
+        return self.error(state)
+
+
+def nearly_no_prior(number):
+    """A flat spectrum of condition 1e6 and a prior as weak as the least eigenvalue, which the residual hardly shows."""
+    basis = torch.linalg.qr(randn(200, 200, seed=number)).Q
+    values = torch.linspace(1, 1e-6, 200).double()
+    case = Dense((basis * values) @ basis.mT, 1e-6, 16)
+    data = randn(16, 200, seed=number + 1) * values.sqrt() @ basis.mT
+    case.rhs = RightHandSide(data, 1e-3 * randn(16, 200, seed=number + 2), 16, number)
+    return case
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_what_hides_where_there_is_next_to_no_prior_is_not_called_converged(number):
+    case = nearly_no_prior(number)
+    misled = solve(Unproved(), case.system, case.rhs, tolerance=0.02)
+    assert misled.status is Status.CONVERGED
+    assert case.relative(misled.value) > 1.5 * 0.02
+    found = case.solve(tolerance=0.02)
+    assert found.status is Status.CONVERGED
+    assert case.relative(found.value) < 0.02
+    assert found.passes <= misled.passes + 4  # the price
+    with pytest.warns(sampla.ConvergenceWarning, match=r"could not rule out.*more passes.*no more than \d"):
+        short = case.solve(tolerance=0.02, max_passes=misled.passes)
+    assert short.status is Status.UNVERIFIED
+    assert short.error <= 0.02
+    assert len(short.history) == misled.passes
+
+
+def test_a_proof_that_failed_is_not_tried_again_before_it_may_succeed():
+    case, solver = nearly_no_prior(0), sampla.BlockCG()
+    state, measured = solver.init(case.system, case.rhs, None), []
+    for _ in range(12):
+        state = solver.step(case.system, case.rhs, state)
+        if solver.error(state) <= 0.02:
+            state = solver.certify(case.system, case.rhs, state, 0.02)
+            measured.append(state.checked)
+    first = measured.index(True)
+    assert measured[first + 1 :].count(False) >= 1
+    assert state.check_products <= 16 * state.checks
 
 
 class Unmeasured(sampla.BlockCG):
     """Trusts the extrapolation."""
 
-    def certify(self, system, rhs, state):  # noqa: ARG002
+    def certify(self, system, rhs, state, tolerance):  # noqa: ARG002
         return state
+
+    def proved(self, state):
+        return self.error(state)
 
 
 @pytest.mark.parametrize("seed", [22, 34])
@@ -239,9 +293,9 @@ def test_a_measurement_is_not_repeated_and_has_other_signs_each_time():
     state = solver.init(case.system, case.rhs, None)
     for _ in range(3):
         state = solver.step(case.system, case.rhs, state)
-    once = solver.certify(case.system, case.rhs, state)
-    assert solver.certify(case.system, case.rhs, once) is once
-    again = solver.certify(case.system, case.rhs, replace(once, checked=False))
+    once = solver.certify(case.system, case.rhs, state, 0.02)
+    assert solver.certify(case.system, case.rhs, once, 0.02) is once
+    again = solver.certify(case.system, case.rhs, replace(once, checked=False), inf)
     assert solver.error(again) != solver.error(once)
     assert solver.error(again) == pytest.approx(solver.error(once), rel=0.5)
     torch.testing.assert_close(again.value, state.value)

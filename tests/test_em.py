@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import sampla
-from cases import PRIORS, Problem, batches, build_data, train
+from cases import PRIORS, Problem, batches, build_data, randn, train
 from dense import Evidence, Hyper, categorical_loss, gaussian_loss, hessians, jacobian
 
 NUM_SAMPLES = 32
@@ -114,6 +114,28 @@ def test_em_with_an_exact_gamma_reaches_the_dense_fixed_point(tiny, likelihood, 
     mode = torch.cat([v.flatten() for v in la.linear_mean_.values()])
     expected = evidence.mode(exact) * la._inference.prior.scale
     assert float((mode - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_em_jumps_where_alpha_is_far_away():
+    """Up by a factor of thousands at once: many data that hold small weights, |mode|^2 hardly depends on alpha."""
+    inputs = randn(1500, 20)
+    model = nn.Linear(20, 3, bias=False).double().eval()
+    model.weight.data.zero_()
+    chance = (0.2 * inputs @ randn(20, 3, seed=1)).softmax(1)
+    targets = (chance.cumsum(1) < torch.rand(1500, 1, generator=torch.Generator().manual_seed(2))).sum(1)
+
+    def fit(prior):
+        em = sampla.EM(tolerance=0.01, num_samples=NUM_SAMPLES, method="krylov")
+        la = sampla.LinearisedLaplace(
+            model, sampla.Categorical(), prior, num_samples=NUM_SAMPLES, em=em, progress=False
+        ).fit(batches(inputs, targets, 500))  # fmt: skip
+        return float(la.prior_precision_[0]), [row["precision"][0] for row in la.report_.trace]
+
+    found, _ = fit(sampla.Isotropic(30.0))
+    again, trace = fit(sampla.Isotropic(found / 3000))
+    assert again == pytest.approx(found, rel=0.02)
+    assert trace[1] > 1000 * trace[0]
+    assert len(trace) <= 4
 
 
 def test_em_with_the_curvature_at_the_linear_mode(tiny):

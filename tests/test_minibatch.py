@@ -25,7 +25,7 @@ class Case:
     """N data of known spectrum with K right-hand sides drawn as a fit draws them, and their exact solutions."""
 
     def __init__(self, spectrum="power law", columns=8, num_data=4000, seed=0, order=None, dtype=torch.float64):
-        eigenvalues, alpha = SPECTRA[spectrum]
+        eigenvalues, alpha = SPECTRA[spectrum] if isinstance(spectrum, str) else spectrum
         self.rows = prescribed(eigenvalues, num_data, seed)
         self.rows = self.rows if order is None else self.rows[order(self.rows)]
         size, rows = self.rows.shape[1], self.rows.to(dtype)
@@ -76,6 +76,23 @@ def test_every_stage_states_an_honest_error(spectrum, seed):
         truth = case.error(state.value)
         assert truth <= 3 * solver.error(state) + FLOOR
         assert solver.error(state) <= 5 * truth + FLOOR or truth > 0.2
+
+
+def test_a_plateau_is_not_called_converged():
+    """A flat spectrum of condition 1e6 and no prior: what stages gain says nothing of the last direction."""
+    case = Case((np.linspace(1, 1e-6, 200), 1e-6), 16, 500)
+    with pytest.warns(sampla.ConvergenceWarning, match="could not rule out"):
+        found = case.solve(tolerance=0.02, max_passes=40)
+    assert found.error < 0.02 < 1.5 * 0.02 < case.error(found.value)
+    assert found.status is Status.UNVERIFIED
+
+
+def test_a_budget_too_small_for_an_exact_residual_ends_without_proof():
+    case = Case("power law", 4, 20000)
+    with pytest.warns(sampla.ConvergenceWarning, match="could not rule out.*read the error as an estimate"):
+        found = case.solve(Minibatch(budget=0.5), tolerance=0.3)
+    assert found.status is Status.UNVERIFIED
+    assert case.error(found.value) < 0.3
 
 
 @shortfall_allowed

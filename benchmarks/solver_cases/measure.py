@@ -65,7 +65,7 @@ class Watch:
         following = contestant.solver.step(contestant.system, self._rhs, self._state)
         estimate = contestant.solver.error(following)
         if estimate <= STOP and self.status == "on its way":  # as the library's own loop does before it stops
-            following = contestant.solver.certify(contestant.system, self._rhs, following)
+            following = contestant.solver.certify(contestant.system, self._rhs, following, STOP)
             estimate = contestant.solver.error(following)
         seconds = perf_counter() - start
         if isnan(estimate):

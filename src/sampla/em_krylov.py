@@ -24,8 +24,14 @@ from sampla.spectral import FixedPoint, Hyper, LogError, Settled, estimated, gam
 
 _FEWEST = 3
 """Iterations before the change of an estimate says anything about its error."""
-_FURTHEST = 10.0
-"""Factor by which alpha may change before the mode is found again."""
+_FURTHEST_DOWN, _FURTHEST_UP = 10.0, 1e4
+"""Factors by which alpha may change before the mode is found again. Downwards the space must resolve smaller
+eigenvalues, and the mode's norm may grow as it likes. Upwards gamma is known; |mode|^2 is extrapolated, but it falls
+more and more steeply, so that a jump usually ends short of the fixed point; and beyond it a mode costs least, and two
+that enclose the fixed point tell it best."""
+_AFRESH = 10.0
+"""Factor by which alpha must have risen for its mode to be searched from zero: it is small then, and what the search
+has learnt about the loss far from zero misleads it."""
 _FAR_ENOUGH = 2.0
 """Factor by which alpha must change for the space not to grow before the mode is found again."""
 _COARSEST, _SHARE = 0.05, 0.02
@@ -110,7 +116,7 @@ def _mode_step(task: Task, state: EMState) -> EMState:
     while True:
         slope = _slope(task, state, space, size)
         problem = replace(_fixed_point(task, state, space), mode_size=(used, size, slope))
-        found = problem.solved(used, used / _FURTHEST)
+        found = problem.solved(used, used / _FURTHEST_DOWN)
         if found.precision_error.truncation <= task.em.tolerance / 2 * loose and space.iterations >= _FEWEST:
             break
         if loose > 1 and found.hyper.ratio < used / _FAR_ENOUGH:  # where the mode is now says little about so far away
@@ -119,7 +125,7 @@ def _mode_step(task: Task, state: EMState) -> EMState:
         if larger is space:
             break
         space = larger
-    proposed = min(max(found.hyper.ratio, used / _FURTHEST), used * _FURTHEST)
+    proposed = min(max(found.hyper.ratio, used / _FURTHEST_DOWN), used * _FURTHEST_UP)
     change = abs(log(proposed / used))
     error = LogError(found.precision_error.standard_error, found.precision_error.truncation + 2 * mode.error)
     accurate = found.precision_error.truncation <= task.em.tolerance / 2 and mode.error <= _finest(task)
@@ -163,9 +169,10 @@ def _finest(task: Task) -> float:
 
 
 def _mode(task: Task, state: EMState, tolerance: float, number: int) -> Mode:
+    jumped = bool(state.trace) and float(state.prior.precision[0]) > _AFRESH * state.trace[-1].precision[0]
     return linear_mode(
-        state.model, state.prior.diagonal, mode_preconditioner(task, state), guess=state.last_mode or state.mode,
-        tolerance=tolerance,
+        state.model, state.prior.diagonal, mode_preconditioner(task, state),
+        guess=None if jumped else state.last_mode or state.mode, tolerance=tolerance,
         say=lambda text: task.say(f"EM {number}: {text}"),
     )  # fmt: skip
 

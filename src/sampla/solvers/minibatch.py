@@ -15,7 +15,7 @@ flexible block conjugate gradients (Notay 2000): as K columns help one another, 
 """
 
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 
 import torch
 from torch import Tensor
@@ -69,6 +69,8 @@ class MinibatchState:
     """Which interleaved part of the data comes next."""
     missing: Tensor | None = None
     """(K,) estimate of |z - z*|_M^2."""
+    bound: float = inf
+    """No |z - z*|_M^2, summed over the columns, is larger."""
     complaint: str = ""
 
 
@@ -81,9 +83,11 @@ class Minibatch(Solver[MinibatchState]):
     passes of block CG where it is tens of times. Where N is only a few times it, block CG needs half as many passes.
 
     The error stated after a stage is |dz|_M rho / sqrt(1 - rho^2), with dz the stage's step and rho what it gained in
-    the exact residual's P^-1 norm; or the bound |A^(-1/2) r| / 2, if smaller, which is rigorous. After a run
-    without a snapshot it is the root of the sum of squares of the averages' noise (from two quarters of the run) and
-    of the residual that the run still met, both in function space on part of the data: an estimate with no proof.
+    the exact residual's P^-1 norm; or the bound |A^(-1/2) r| / 2, if smaller, which is rigorous. ``solve`` goes on
+    until that bound rules out 1.5 times the tolerance: what a stage gained says nothing of directions that it does not
+    reach. After a run without a snapshot the error is the root of the sum of squares of the averages' noise (from two
+    quarters of the run) and of the residual that the run still met, both in function space on part of the data: an
+    estimate with no proof, and the status says so.
 
     Args:
         budget: passes that may be spent, sketch and step size included, such as 0.3; None leaves it to ``max_passes``.
@@ -171,7 +175,7 @@ class Minibatch(Solver[MinibatchState]):
         return MinibatchState(
             value, remainder, rhs.total - remainder - system.precision * value, state.inverse, state.sketch,
             step_size, spent, direction, pushed, state.scale, state.turn if run is None else run.turn,
-            _missing(system, state, move, moved, residual, remainder),
+            _missing(system, state, move, moved, residual, remainder), float(_bounds(system, remainder).sum()),
         )  # fmt: skip
 
     def _last_run(self, system: LinearSystem, rhs: RightHandSide, state: MinibatchState, left: float) -> MinibatchState:
@@ -189,7 +193,7 @@ class Minibatch(Solver[MinibatchState]):
         seen = model.curvature_product(torch.cat([value, run.noise, still]), _stride(model))
         curvature, noise, bend = seen.split(len(value))
         missing = dots(run.noise, noise) + _unmet(system, still, bend, run.residual)
-        return replace(state, value=value, residual=None, curvature=curvature, missing=missing, spent=spent)
+        return replace(state, value=value, residual=None, curvature=curvature, missing=missing, bound=inf, spent=spent)
 
     def error(self, state: MinibatchState) -> float:
         if state.complaint or state.missing is None:
@@ -199,6 +203,10 @@ class Minibatch(Solver[MinibatchState]):
         if size == 0:
             return 0.0 if missing == 0 else float("inf")
         return float((missing / size) ** 0.5)
+
+    def proved(self, state: MinibatchState) -> float:
+        size = float(dots(state.value, state.curvature).clamp_min(0).sum())
+        return (state.bound / size) ** 0.5 if size > 0 else self.error(state)
 
     def spent(self, state: MinibatchState) -> bool:
         return self.budget is not None and self.budget - state.spent < _LEAST
@@ -260,7 +268,12 @@ def _missing(
     step = (dots(move, moved) - dots(move, move * system.precision)).clamp_min(0)
     old, new = dots(before, state.inverse.solve(before)), dots(after, state.inverse.solve(after))
     gain = float((new.sum() / old.sum().clamp_min(torch.finfo(old.dtype).tiny)).clamp(0, _SLOWEST))
-    return torch.minimum(step * gain / (1 - gain), dots(after, after / system.precision) / 4)
+    return torch.minimum(step * gain / (1 - gain), _bounds(system, after))
+
+
+def _bounds(system: LinearSystem, residual: Tensor) -> Tensor:
+    """(K,) |z - z*|_M^2 = r' H^-1 M H^-1 r <= r' A^-1 r / 4."""
+    return dots(residual, residual / system.precision) / 4
 
 
 def _unmet(system: LinearSystem, still: Tensor, bend: Tensor, residual: Tensor) -> Tensor:
