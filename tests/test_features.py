@@ -71,11 +71,13 @@ def prepared_case(name, dtype):
     """Centred and scaled columns and an intercept, all applied to products: dense and sparse rows."""
     rows, centre, scale = randn(6, 4, dtype=dtype), randn(4, seed=1).double(), randn(4, seed=2).double().exp()
     rows[1::2, :2] = 0
-    design = (rows.double() - centre) / scale
+    design, constants = (rows.double() - centre) / scale, randn(2, 3, seed=3).double()
     dense = torch.einsum("nd,ce->ncde", design, torch.eye(3).double()).flatten(2)
     if "intercept" in name:
-        dense = torch.cat([dense, torch.eye(3).double().expand(6, 3, 3)], dim=2)
-    features = sampla.DesignMatrix(4, 3, dtype, centre=centre, scale=scale, intercept="intercept" in name)
+        dense = torch.cat([dense, constants.mT.expand(6, 3, 2)], dim=2)
+    features = sampla.DesignMatrix(
+        4, 3, dtype, centre=centre, scale=scale, constants=constants if "intercept" in name else None
+    )
     return features, (csr_array(rows.numpy()),) if "sparse" in name else rows, dense
 
 

@@ -50,7 +50,7 @@ def test_in_pipelines_and_searches():
     pipeline = make_pipeline(
         StandardScaler(), RBFSampler(n_components=50, random_state=0), sampla.BayesianLinearRegression()
     )
-    pipeline = make_pipeline(*pipeline, sampla.BayesianLinearRegression())
+    pipeline.steps.append(("bayesianlinearregression", sampla.BayesianLinearRegression()))
     assert cross_val_score(pipeline, x, y, cv=3).mean() > 0.3
     search = GridSearchCV(sampla.BayesianLinearRegression(), {"prior": ["isotropic", "g-prior"]}, cv=3).fit(x, y)
     assert set(search.cv_results_["param_prior"]) == {"isotropic", "g-prior"}

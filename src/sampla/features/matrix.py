@@ -21,19 +21,20 @@ _ENTRIES = 2**22
 class DesignMatrix(Features):
     """phi(x) = I_C kron x' for rows x of a design matrix: outputs x @ theta with theta of shape (D, C).
 
-    With ``centre`` c and ``scale`` s the row is (x - c) / s, and with ``intercept`` a 1 stands behind it; all are
+    With ``centre`` c and ``scale`` s the row is (x - c) / s, and with ``constants`` a 1 stands behind it; all are
     applied to the products, so that a sparse matrix stays sparse and nothing is copied.
 
     Args:
         num_features: D, the number of columns of the design matrix.
-        num_outputs: C; P = D * C, and C more with an intercept.
+        num_outputs: C; P = D * C, and J more with constants.
         dtype: of the products.
-        coefficients: (D, C), or (P,) with an intercept, at which a non-Gaussian likelihood's curvature is taken; zeros
+        coefficients: (D, C), or (P,) with constants, at which a non-Gaussian likelihood's curvature is taken; zeros
             when None.
         centre: (D,) subtracted from each row, which takes an intercept out of the model: it absorbs one datum's
             worth of each output. Centre the targets too.
         scale: (D,) each column is divided by.
-        intercept: whether the outputs have a constant of their own, as parameter "intercept" (C,).
+        constants: (J, C) directions in the outputs along which they have constants, J parameters "intercept": the
+            identity for one each; for a softmax contrasts, since it does not see all outputs go up together.
         device: of the products.
 
     Raises:
@@ -51,22 +52,22 @@ class DesignMatrix(Features):
         *,
         centre: Tensor | None = None,
         scale: Tensor | None = None,
-        intercept: bool = False,
+        constants: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         names, shapes = ("coefficients",), ((num_features, num_outputs),)
         self.layout = (
-            ParameterLayout((*names, "intercept"), (*shapes, (num_outputs,)))
-            if intercept
-            else ParameterLayout(names, shapes)
+            ParameterLayout(names, shapes)
+            if constants is None
+            else ParameterLayout((*names, "intercept"), (*shapes, (len(constants),)))
         )
         self.like = torch.empty(0, dtype=dtype, device=device)
         self.shape = (num_features, num_outputs)
         self.coefficients = coefficients
         self.centre = None if centre is None else centre.to(self.like)
         self.inverse_scale = None if scale is None else scale.to(self.like).reciprocal()
-        self.intercept = intercept
-        self.absorbed = 0 if centre is None else num_outputs
+        self.constants = None if constants is None else constants.to(self.like)
+        self.absorbed = 0 if centre is None or constants is not None else num_outputs
 
     def linearise(self, inputs: Inputs | tuple[Rows]) -> Linearisation:
         rows = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
@@ -105,8 +106,8 @@ class _Rows(Linearisation):
         flat = weights.movedim(0, 1).reshape(features, -1)  # (D, K C)
         pushed = self._forward(flat) - self._shift(flat)
         pushed = pushed.view(-1, len(vectors), outputs).movedim(1, 0)
-        if self._design.intercept:
-            pushed = pushed + vectors[:, None, features * outputs :]
+        if self._design.constants is not None:
+            pushed = pushed + (vectors[:, features * outputs :] @ self._design.constants)[:, None]
         return pushed
 
     def vjp(self, cotangents: Tensor) -> Tensor:
@@ -118,7 +119,9 @@ class _Rows(Linearisation):
         if design.inverse_scale is not None:
             pulled = pulled * design.inverse_scale[:, None]
         pulled = pulled.view(design.shape[0], count, design.shape[1]).movedim(1, 0).reshape(count, -1)
-        return torch.cat([pulled, cotangents.sum(1)], dim=1) if design.intercept else pulled
+        if design.constants is None:
+            return pulled
+        return torch.cat([pulled, cotangents.sum(1) @ design.constants.mT], dim=1)
 
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         """sum_n (x_nd - c_d)^2 u_nc^2 / s_d^2 from the moments of u^2, the mean over K."""
@@ -129,8 +132,10 @@ class _Rows(Linearisation):
             pulled = pulled - 2 * centre * self._backward(squares) + centre.square() * squares.sum(0)
         if design.inverse_scale is not None:
             pulled = pulled * design.inverse_scale[:, None].square()
-        parts = [pulled.clamp_min(0).flatten()] + ([squares.sum(0)] if design.intercept else [])
-        return torch.cat(parts)
+        if design.constants is None:
+            return pulled.clamp_min(0).flatten()
+        along = (cotangents @ design.constants.mT).square().mean(0).sum(0)
+        return torch.cat([pulled.clamp_min(0).flatten(), along])
 
     def _shift(self, weights: Tensor) -> Tensor | float:
         centre = self._design.centre

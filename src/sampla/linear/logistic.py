@@ -1,11 +1,12 @@
 """Bayesian logistic regression, binary and multi-class, as a scikit-learn estimator."""
 
-from math import log
+from math import log, pi
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.linalg import helmert
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -33,7 +34,7 @@ from sampla.solvers import BlockCG
 _EXACT_UP_TO = 1000
 """P at which solver="auto" changes from the closed form to block conjugate gradients."""
 _INTERCEPT = 1e-6
-"""Prior precision of the intercept: next to none, and enough for the direction that a softmax cannot see."""
+"""Prior precision of the constants: next to none."""
 
 
 class WithIntercept(Prior):
@@ -42,22 +43,22 @@ class WithIntercept(Prior):
     Args:
         group: (D,) int64, numbered from 0.
         precision: alpha, kept; None: learnt.
-        intercept: whether the parameters end with one.
+        constants: how many parameters at the end are constants of the outputs.
     """
 
-    def __init__(self, group: Tensor, precision: float | None, intercept: bool) -> None:
+    def __init__(self, group: Tensor, precision: float | None, constants: int) -> None:
         super().__init__(precision, learn=precision is None)
-        self.group, self.intercept = group, intercept
+        self.group, self.constants = group, constants
 
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         outputs = layout.shapes[0][1]
         count = int(self.group.max()) + 1
         group, names = self.group.repeat_interleave(outputs), [f"group {g}" for g in range(count)]
-        if self.intercept:
-            group = torch.cat([group, torch.full((outputs,), count)])
+        if self.constants:
+            group = torch.cat([group, torch.full((self.constants,), count)])
             names.append("intercept")
         bound = self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, tuple(names))
-        if not self.intercept:
+        if not self.constants:
             return bound
         precision = bound.precision.clone()
         precision[count] = _INTERCEPT
@@ -164,7 +165,8 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             settings.check_sizes(source.num_columns, outputs, moments.total)
             columns = columns_of(moments, self.fit_intercept, self.standardize or self.prior == "g-prior")
             data = RowData(source, self._targets, progress)
-            self._columns, self._design = columns, columns.design(source, outputs, intercept=self.fit_intercept)
+            constants = _constants(outputs) if self.fit_intercept else None
+            self._columns, self._design = columns, columns.design(source, outputs, constants)
             self._likelihood: Likelihood = Bernoulli() if outputs == 1 else Categorical()
             size = self._design.layout.total
             exact = self.solver == "exact" or (self.solver == "auto" and size <= _EXACT_UP_TO)
@@ -245,7 +247,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         ones = torch.ones(self._design.layout.total, dtype=torch.float64, device=like.device)
         prior = self._prior(settings).bind(self._design.layout, ones)
         found = closed_laplace(
-            data, self._columns, prior, outputs, self.fit_intercept, settings.tol * 1e-6, settings.max_iter
+            data, self._columns, prior, outputs, self._directions, settings.tol * 1e-6, settings.max_iter
         )
         samples = found.samples(settings.num_samples, _seed(self.random_state))
         self._keep(found.prior.precision, found.effective_dimension, found.mode, samples, found.steps)
@@ -271,7 +273,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         return LinearReport.of_iterative(certificate, self.log_marginal_likelihood_)
 
     def _prior(self, settings: Settings) -> WithIntercept:
-        return WithIntercept(settings.group(self._design.shape[0]), settings.precision, self.fit_intercept)
+        return WithIntercept(settings.group(self._design.shape[0]), settings.precision, len(self._directions))
 
     def _keep(self, precision: Tensor, gamma: Tensor, mode: Tensor, samples: Tensor, steps: int) -> None:
         """What both ways find: alpha and gamma (G,), mode (P,), samples (K, P); the intercept's group goes."""
@@ -285,9 +287,14 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         self.n_iter_ = max(1, steps)
 
     def _keep_evidence(self, evidence: float) -> None:
-        """The intercept's prior is only there to be proper: its width is not part of what models are compared by."""
-        width = self._design.shape[1] * 0.5 * log(_INTERCEPT) if self.fit_intercept else 0.0
-        self.log_marginal_likelihood_ = evidence - width
+        """The constants' prior is only there to be proper: models are compared with a flat density of one instead."""
+        self.log_marginal_likelihood_ = evidence - len(self._directions) * 0.5 * log(_INTERCEPT / (2 * pi))
+
+    @property
+    def _directions(self) -> Tensor:
+        """(J, C) directions of the outputs along which there are constants; none without an intercept."""
+        constants = self._design.constants
+        return torch.zeros(0, self._design.shape[1]) if constants is None else constants.double()
 
     def _in_users_units(self, whole: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(S, P) of standardised columns as (S, C, D) coefficients and (S, C) intercepts of X's own."""
@@ -296,7 +303,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         coefficients = whole[:, : features * outputs].view(-1, features, outputs).mT
         if columns.scale is not None:
             coefficients = coefficients / columns.scale.cpu()
-        intercepts = whole[:, features * outputs :] if self.fit_intercept else torch.zeros(len(whole), outputs)
+        intercepts = whole[:, features * outputs :] @ self._directions.double().cpu()
         if columns.centre is not None:
             intercepts = intercepts - coefficients @ columns.centre.cpu()
         return coefficients.numpy(), intercepts.numpy()
@@ -315,6 +322,11 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _constants(outputs: int) -> Tensor:
+    """(J, C): the one logit's own, or orthonormal contrasts, which is all that a softmax sees of C constants."""
+    return torch.ones(1, 1) if outputs == 1 else torch.from_numpy(helmert(outputs))
 
 
 class _AsRegression:

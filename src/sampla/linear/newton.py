@@ -27,7 +27,7 @@ class ClosedLaplace:
     """The fixed point of EM and the Gaussian at its mode."""
 
     mode: Tensor
-    """(P,) coefficients (D, C) and, behind them, intercepts (C,)."""
+    """(P,) coefficients (D, C) and, behind them, the constants (J,) of the design."""
     root: Tensor
     """(P, P) Cholesky factor of H."""
     prior: BoundPrior
@@ -48,31 +48,46 @@ class ClosedLaplace:
 class _Objective:
     """Loss, gradient and Hessian over all rows; ``passes`` counts the readings."""
 
-    def __init__(self, data: RowData, columns: Columns, outputs: int, intercept: bool) -> None:
-        self._data, self._columns, self._outputs, self._intercept = data, columns, outputs, intercept
+    def __init__(self, data: RowData, columns: Columns, outputs: int, constants: Tensor) -> None:
+        self._data, self._columns, self._outputs, self._constants = data, columns, outputs, constants
         self.passes = 0
 
     def loss(self, theta: Tensor) -> float:
         """-sum_n w_n log p(y_n)."""
         total = 0.0
         for rows, targets, weights in self._chunks():
-            total += float((weights * _loss(rows @ theta.view(rows.shape[1], -1), targets)).sum())
+            total += float((weights * _loss(rows @ self._matrix(theta), targets)).sum())
         return total
 
     def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """(P,) gradient and (P, P) Hessian."""
-        size, outputs = len(theta), self._outputs
-        gradient, hessian = torch.zeros_like(theta), theta.new_zeros(size // outputs, outputs, size // outputs, outputs)
+        matrix, outputs = self._matrix(theta), self._outputs
+        gradient, hessian = torch.zeros_like(matrix), theta.new_zeros(*matrix.shape, *matrix.shape)
         for rows, targets, weights in self._chunks():
-            slope, bend = _bend(rows @ theta.view(rows.shape[1], -1), targets)
-            gradient += (rows.mT @ (weights[:, None] * slope)).flatten()
+            slope, bend = _bend(rows @ matrix, targets)
+            gradient += rows.mT @ (weights[:, None] * slope)
             for one in range(outputs):
                 for other in range(one + 1):
                     block = rows.mT @ ((weights * bend[:, one, other])[:, None] * rows)
                     hessian[:, one, :, other] += block
                     if other < one:
                         hessian[:, other, :, one] += block
-        return gradient, hessian.reshape(size, size)
+        inner = self._parameters(self._parameters(hessian.reshape(-1, matrix.numel())).mT)
+        return self._parameters(gradient.flatten()), inner
+
+    def _matrix(self, theta: Tensor) -> Tensor:
+        """(D, C) coefficients, with the outputs' constants as one row more."""
+        if len(self._constants) == 0:
+            return theta.view(-1, self._outputs)
+        coefficients, constants = theta.split([len(theta) - len(self._constants), len(self._constants)])
+        return torch.cat([coefficients.view(-1, self._outputs), (constants @ self._constants)[None]])
+
+    def _parameters(self, values: Tensor) -> Tensor:
+        """The transpose: derivatives (..., (D + 1) C) by what ``_matrix`` gives as derivatives (..., P) by theta."""
+        if len(self._constants) == 0:
+            return values
+        coefficients, last = values.split([values.shape[-1] - self._outputs, self._outputs], dim=-1)
+        return torch.cat([coefficients, last @ self._constants.mT], dim=-1)
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Standardised rows with a column of ones, targets, weights; float64."""
@@ -80,7 +95,7 @@ class _Objective:
         for batch in self._data:
             (stored,) = batch.inputs
             rows = standardised(dense(stored), self._columns)
-            if self._intercept:
+            if len(self._constants):
                 rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
             weights = torch.ones_like(rows[:, 0]) if batch.weights is None else batch.weights.double()
             yield rows, batch.targets, weights
@@ -103,7 +118,13 @@ def _bend(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def closed_laplace(
-    data: RowData, columns: Columns, prior: BoundPrior, outputs: int, intercept: bool, tolerance: float, max_steps: int
+    data: RowData,
+    columns: Columns,
+    prior: BoundPrior,
+    outputs: int,
+    constants: Tensor,
+    tolerance: float,
+    max_steps: int,
 ) -> ClosedLaplace:
     """EM from the given prior, each step at a mode found by Newton's method from the last one.
 
@@ -112,11 +133,11 @@ def closed_laplace(
         columns: what is taken off the rows.
         prior: over the P parameters, where EM starts.
         outputs: C; one for two classes.
-        intercept: whether the parameters end with one.
+        constants: (J, C) directions of the outputs along which there are constants.
         tolerance: relative change of alpha at which EM has settled.
         max_steps: EM steps at most; a ConvergenceWarning says if they were not enough.
     """
-    objective = _Objective(data, columns, outputs, intercept)
+    objective = _Objective(data, columns, outputs, constants)
     theta = torch.zeros(len(prior.group), dtype=torch.float64, device=prior.group.device)
     used: list[Tensor] = []
     updates: list[Tensor] = []
@@ -156,9 +177,7 @@ def _mode(objective: _Objective, theta: Tensor, precision: Tensor) -> tuple[Tens
         gradient, hessian = objective.derivatives(at)
         gradient = gradient + precision * at
         root, info = torch.linalg.cholesky_ex(hessian + precision.diag())
-        require(
-            int(info) == 0, "a positive definite Hessian", "one that is not", "Scale the columns: standardize=True."
-        )
+        require(int(info) == 0, "a positive definite Hessian", "one that is not", "Try standardize=True.")
         step = torch.cholesky_solve(gradient[:, None], root)[:, 0]
         return step, root, float(gradient @ step)
 

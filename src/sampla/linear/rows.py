@@ -28,11 +28,11 @@ class Columns:
     power: Tensor
     """(D,) mean square of each column as the model sees it."""
 
-    def design(self, source: Source, outputs: int, intercept: bool = False) -> DesignMatrix:
+    def design(self, source: Source, outputs: int, constants: Tensor | None = None) -> DesignMatrix:
         """The features of such rows."""
         return DesignMatrix(
             source.num_columns, outputs, source.dtype,
-            centre=self.centre, scale=self.scale, intercept=intercept, device=source.device,
+            centre=self.centre, scale=self.scale, constants=constants, device=source.device,
         )  # fmt: skip
 
 
