@@ -31,8 +31,11 @@ FLOORS = (
     ("linear models: what a first pass says of them", "linear.moments"),
     ("linear models: the rows as the model reads them", "linear.rows"),
     ("linear models: their singular values", "linear.spectrum"),
-    ("linear models: closed forms", "linear.mackay linear.newton"),
-    ("linear models: what is asked, and the ways to answer", "linear.settings linear.coefficients linear.iterative"),
+    ("linear models: regression in closed form", "linear.mackay"),
+    (
+        "linear models: what is asked, and the other ways to answer",
+        "linear.settings linear.coefficients linear.newton linear.iterative",
+    ),
     ("linear models: what scikit-learn passes, and what a fit says", "linear.inputs linear.reporting"),
     ("front doors", "laplace linear.regression linear.logistic"),
     ("the estimators", "linear"),

@@ -47,10 +47,8 @@ def test_scikit_learns_own_checks(estimator, check):
 
 def test_in_pipelines_and_searches():
     x, y = load_diabetes(return_X_y=True)
-    pipeline = make_pipeline(
-        StandardScaler(), RBFSampler(n_components=50, random_state=0), sampla.BayesianLinearRegression()
-    )
-    pipeline.steps.append(("bayesianlinearregression", sampla.BayesianLinearRegression()))
+    features = RBFSampler(gamma=0.02, random_state=0)
+    pipeline = make_pipeline(StandardScaler(), features, sampla.BayesianLinearRegression())
     assert cross_val_score(pipeline, x, y, cv=3).mean() > 0.3
     search = GridSearchCV(sampla.BayesianLinearRegression(), {"prior": ["isotropic", "g-prior"]}, cv=3).fit(x, y)
     assert set(search.cv_results_["param_prior"]) == {"isotropic", "g-prior"}

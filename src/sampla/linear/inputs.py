@@ -67,8 +67,10 @@ def class_targets(estimator: BaseEstimator, targets: Any) -> np.ndarray:
     return labels
 
 
-def array_source(rows: Any, targets: Tensor | None, weights: Any) -> Source:
-    """The source of X with (n, C) targets and weights that have been checked."""
+def array_source(
+    rows: Any, targets: Tensor | None = None, weights: Any = None, device: torch.device | None = None
+) -> Source:
+    """The source of X with (n, C) targets and weights that have been checked, on their device or the given one."""
     if targets is not None:
         check_consistent_length(rows, targets)
     weight = None
@@ -78,7 +80,7 @@ def array_source(rows: Any, targets: Tensor | None, weights: Any) -> Source:
             np.empty((rows.shape[0], 1)), dtype=np.float64, ensure_non_negative=True,
         )  # fmt: skip
         weight = _tensor(checked)
-    return open_source(rows, targets, weight)
+    return open_source(rows, targets, weight, device)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -246,9 +246,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         outputs, like = self._design.shape[1], self._design.like
         ones = torch.ones(self._design.layout.total, dtype=torch.float64, device=like.device)
         prior = self._prior(settings).bind(self._design.layout, ones)
-        found = closed_laplace(
-            data, self._columns, prior, outputs, self._directions, settings.tol * 1e-6, settings.max_iter
-        )
+        found = closed_laplace(data, self._columns, prior, outputs, self._directions, settings.tol, settings.max_iter)
         samples = found.samples(settings.num_samples, _seed(self.random_state))
         self._keep(found.prior.precision, found.effective_dimension, found.mode, samples, found.steps)
         self._keep_evidence(found.log_evidence)
@@ -310,7 +308,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
 
     def _predictives(self, X: Any) -> list[Predictive]:
         check_is_fitted(self)
-        source = array_source(checked_rows(self, X, reset=False), None, None)
+        source = array_source(checked_rows(self, X, reset=False), device=self._columns.power.device)
         both = torch.cat([self._mean[None], self._samples])
         found = []
         for rows, _, _ in source.chunks():

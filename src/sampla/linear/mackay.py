@@ -6,7 +6,7 @@ spectrum of its own, and in its coordinates A is the identity.
 """
 
 from dataclasses import dataclass, field
-from math import log, pi
+from math import inf, log, pi
 from typing import Literal
 from warnings import warn
 
@@ -20,6 +20,8 @@ Noise = Literal["shared", "diagonal", "full"]
 _BOUNDS = 1e-12, 1e12
 _SMALLEST = 1e-14
 """Noise variance over the variance of the targets, at least: beyond, rounding decides."""
+_TIGHT = 1e-6
+"""Steps go on until they are so small a part of the tolerance: they cost no reading of the rows."""
 _SILENT = 1e-30
 """Variance of targets that do not vary at all."""
 
@@ -76,44 +78,58 @@ class Learn:
     """alpha, where it is fixed."""
     covariance: Tensor | None = None
     """(), (C,) or (C, C) noise covariance, where it is fixed."""
-    tolerance: float = 1e-8
-    max_steps: int = 1000
+    tolerance: float = 1e-2
+    """Relative error at which EM has settled."""
+    max_steps: int = 300
 
 
 def exact_em(spectrum: Spectrum, learn: Learn) -> ExactFit:
     """MacKay's fixed point alpha = gamma / |mean|^2, noise = residual / (degrees - gamma), from a wide prior.
 
-    A ConvergenceWarning says if it is not settled after ``max_steps``.
+    A ConvergenceWarning says if it has not settled after ``max_steps``.
     """
     groups = int(learn.group.max()) + 1
     current = _start(spectrum, learn, groups)
     trace: list[dict[str, list[float] | float]] = []
     several = groups > 1
     white = spectrum if not several else None
-    change, fixed = 1.0, learn.precision is not None and learn.covariance is not None
+    change, ahead = 1.0, inf
+    fixed = learn.precision is not None and learn.covariance is not None
     while True:
         scale = current.precision[learn.group].rsqrt()
         at = spectrum.rescaled(scale) if white is None else _scaled(white, scale[0])
         mean = _mean(at, current)
         gamma = _gamma(at, current, learn.group, groups)
-        if fixed or change <= learn.tolerance or len(trace) >= learn.max_steps:
+        if fixed or change <= _TIGHT * learn.tolerance or len(trace) >= learn.max_steps:
             break
         updated = _updated(at, current, mean, gamma, learn)
-        change = _change(current, updated, gamma)
+        before, change = change, _change(current, updated, gamma)
+        ahead = still_ahead(before, change)
         trace.append({"precision": current.precision.tolist(), "gamma": gamma.tolist(), "change": change})
         current = updated
-    settled = fixed or change <= learn.tolerance
+    settled = fixed or ahead <= learn.tolerance
     if not settled:
-        warn(
-            f"EM was asked to settle within {learn.tolerance:.0e}, and after {len(trace)} steps the hyperparameters "
-            f"still change by {change:.1e} a step: raise max_iter, or fix prior_precision.",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
+        warn_unsettled(learn.tolerance, len(trace), ahead)
     back = mean if current.axes is None else mean @ current.axes.mT
     coefficients = scale[:, None] * (at.basis.mT @ back)
     evidence = _log_evidence(at, current, mean, learn.degrees)
     return ExactFit(at, scale, current, coefficients, gamma, evidence, trace, settled)
+
+
+def still_ahead(before: float, change: float) -> float:
+    """How far a linearly converging sequence is from its limit, from its last two steps (Aitken)."""
+    rate = change / before if before > 0 else 0.0
+    return change * rate / (1 - rate) if rate < 1 else inf
+
+
+def warn_unsettled(tolerance: float, steps: int, ahead: float) -> None:
+    """Say that EM in closed form has used up its steps."""
+    warn(
+        f"EM was asked to settle within {tolerance:.0e}, and after {steps} steps the hyperparameters are still "
+        f"{ahead:.1e} from where they are going: raise max_iter, or fix prior_precision.",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
 
 
 def _scaled(spectrum: Spectrum, scale: Tensor) -> Spectrum:

@@ -6,13 +6,13 @@ sum_{i in g} (1 - A_i (H^-1)_ii), alpha_g <- gamma_g / |mode|_g^2, and samples L
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from warnings import warn
 
 import torch
 from torch import Tensor
 
-from sampla._checks import ConvergenceWarning, require
+from sampla._checks import require
 from sampla.evidence import accelerated, updated_precision
+from sampla.linear.mackay import warn_unsettled
 from sampla.linear.rows import Columns, RowData
 from sampla.linear.spectrum import dense, standardised
 from sampla.noise import PRIOR, standard_normal
@@ -20,6 +20,8 @@ from sampla.priors import BoundPrior
 
 _MODE, _SHORTEST, _NEWTON = 1e-12, 1e-10, 200
 """Newton decrement relative to the loss at which one step more is the mode; the shortest part of a step; most steps."""
+_TIGHT, _SETTLED = 1e-6, 0.1
+"""Changes of alpha, in tolerances, at which EM stops, and at which it has settled if it had to stop before."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +47,37 @@ class ClosedLaplace:
         return drawn
 
 
+@dataclass(frozen=True)
+class _Point:
+    """The loss and its derivatives at one theta: all that one reading of the rows tells, for every prior."""
+
+    theta: Tensor
+    loss: float
+    gradient: Tensor
+    """(P,)."""
+    hessian: Tensor
+    """(P, P)."""
+
+    def penalised(self, precision: Tensor) -> float:
+        """The loss plus |theta|_A^2 / 2."""
+        return self.loss + 0.5 * float(precision @ self.theta.square())
+
+
 class _Objective:
-    """Loss, gradient and Hessian over all rows; ``passes`` counts the readings."""
+    """-sum_n w_n log p(y_n) over all rows; ``passes`` counts the readings."""
 
     def __init__(self, data: RowData, columns: Columns, outputs: int, constants: Tensor) -> None:
         self._data, self._columns, self._outputs, self._constants = data, columns, outputs, constants
         self.passes = 0
 
-    def loss(self, theta: Tensor) -> float:
-        """-sum_n w_n log p(y_n)."""
-        total = 0.0
-        for rows, targets, weights in self._chunks():
-            total += float((weights * _loss(rows @ self._matrix(theta), targets)).sum())
-        return total
-
-    def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """(P,) gradient and (P, P) Hessian."""
-        matrix, outputs = self._matrix(theta), self._outputs
+    def at(self, theta: Tensor) -> _Point:
+        """One reading of the rows."""
+        matrix, outputs, loss = self._matrix(theta), self._outputs, 0.0
         gradient, hessian = torch.zeros_like(matrix), theta.new_zeros(*matrix.shape, *matrix.shape)
         for rows, targets, weights in self._chunks():
-            slope, bend = _bend(rows @ matrix, targets)
+            logits = rows @ matrix
+            loss += float((weights * _loss(logits, targets)).sum())
+            slope, bend = _bend(logits, targets)
             gradient += rows.mT @ (weights[:, None] * slope)
             for one in range(outputs):
                 for other in range(one + 1):
@@ -73,7 +86,7 @@ class _Objective:
                     if other < one:
                         hessian[:, other, :, one] += block
         inner = self._parameters(self._parameters(hessian.reshape(-1, matrix.numel())).mT)
-        return self._parameters(gradient.flatten()), inner
+        return _Point(theta, loss, self._parameters(gradient.flatten()), inner)
 
     def _matrix(self, theta: Tensor) -> Tensor:
         """(D, C) coefficients, with the outputs' constants as one row more."""
@@ -134,65 +147,57 @@ def closed_laplace(
         prior: over the P parameters, where EM starts.
         outputs: C; one for two classes.
         constants: (J, C) directions of the outputs along which there are constants.
-        tolerance: relative change of alpha at which EM has settled.
+        tolerance: relative error of alpha at which EM has settled.
         max_steps: EM steps at most; a ConvergenceWarning says if they were not enough.
     """
     objective = _Objective(data, columns, outputs, constants)
-    theta = torch.zeros(len(prior.group), dtype=torch.float64, device=prior.group.device)
+    here = objective.at(torch.zeros(len(prior.group), dtype=torch.float64, device=prior.group.device))
     used: list[Tensor] = []
     updates: list[Tensor] = []
-    steps, change = 0, 1.0
+    steps, change, learns = 0, 1.0, bool(prior.learnt.any())
     while True:
-        theta, value, root = _mode(objective, theta, prior.diagonal.double())
-        inverse = torch.cholesky_inverse(root).diagonal()
-        gamma = prior.group_sum((1 - prior.diagonal.double() * inverse).clamp(0, 1))
-        if not bool(prior.learnt.any()) or change <= tolerance or steps >= max_steps:
+        precision = prior.diagonal.double()
+        here = _mode(objective, here, precision)
+        root = _factor(here, precision)
+        gamma = prior.group_sum((1 - precision * torch.cholesky_inverse(root).diagonal()).clamp(0, 1))
+        if not learns or change <= _TIGHT * tolerance or steps >= max_steps:
             break
-        updated = updated_precision(prior, gamma, theta)
+        updated = updated_precision(prior, gamma, here.theta)
         alive = (gamma > 0.1) & prior.learnt
         change = float((updated / prior.precision)[alive].log().abs().max()) if bool(alive.any()) else 0.0
         used, updates, steps = [*used[-1:], prior.precision], [*updates[-1:], updated], steps + 1
         proposed = torch.where(prior.learnt, accelerated(used, updates), prior.precision)
         prior = prior.with_precision(proposed)
-    settled = change <= tolerance or not bool(prior.learnt.any())
+    settled = not learns or change <= _SETTLED * tolerance
     if not settled:
-        warn(
-            f"EM was asked to settle within {tolerance:.0e}, and after {steps} steps alpha still changes by "
-            f"{change:.1e} a step: raise max_iter, or fix prior_precision.",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
-    volume = 2 * float(root.diagonal().log().sum()) - float(prior.diagonal.double().log().sum())
-    return ClosedLaplace(theta, root, prior, gamma, -value - volume / 2, steps, objective.passes, settled)
+        warn_unsettled(tolerance, steps, change)
+    volume = 2 * float(root.diagonal().log().sum()) - float(precision.log().sum())
+    evidence = -here.penalised(precision) - volume / 2
+    return ClosedLaplace(here.theta, root, prior, gamma, evidence, steps, objective.passes, settled)
 
 
-def _mode(objective: _Objective, theta: Tensor, precision: Tensor) -> tuple[Tensor, float, Tensor]:
-    """Newton's method with halving: the mode, the penalised loss there, and the Cholesky factor of H."""
-
-    def penalised(at: Tensor) -> float:
-        return objective.loss(at) + 0.5 * float(precision @ at.square())
-
-    def newton(at: Tensor) -> tuple[Tensor, Tensor, float]:
-        """The step, the Cholesky factor of H and the Newton decrement."""
-        gradient, hessian = objective.derivatives(at)
-        gradient = gradient + precision * at
-        root, info = torch.linalg.cholesky_ex(hessian + precision.diag())
-        require(int(info) == 0, "a positive definite Hessian", "one that is not", "Try standardize=True.")
-        step = torch.cholesky_solve(gradient[:, None], root)[:, 0]
-        return step, root, float(gradient @ step)
-
-    value = penalised(theta)
-    step, _, decrement = newton(theta)
+def _mode(objective: _Objective, here: _Point, precision: Tensor) -> _Point:
+    """Newton's method with halving, mostly one reading of the rows a step; the first step costs none."""
     for _ in range(_NEWTON):
-        if decrement <= _MODE * max(abs(value), 1.0):  # the loss does not see so small a step: take it, it is quadratic
-            theta = theta - step
-            break
-        after, length = penalised(theta - step), 1.0
-        while not after < value - 1e-4 * length * decrement and length > _SHORTEST:
+        value = here.penalised(precision)
+        gradient = here.gradient + precision * here.theta
+        step = torch.cholesky_solve(gradient[:, None], _factor(here, precision))[:, 0]
+        decrement, length = float(gradient @ step), 1.0
+        there = objective.at(here.theta - step)
+        if decrement <= _MODE * max(abs(value), 1.0):  # the loss does not see so small a step, and it is quadratic
+            return there
+        while not there.penalised(precision) < value - 1e-4 * length * decrement:
             length /= 2
-            after = penalised(theta - length * step)
-        if length <= _SHORTEST:  # rounding hides what is left to gain
-            break
-        theta, value = theta - length * step, after
-        step, _, decrement = newton(theta)
-    return theta, penalised(theta), newton(theta)[1]
+            if length < _SHORTEST:  # rounding hides what is left to gain
+                return here
+            there = objective.at(here.theta - length * step)
+        here = there
+    return here
+
+
+def _factor(here: _Point, precision: Tensor) -> Tensor:
+    """Cholesky's factor of H."""
+    root, info = torch.linalg.cholesky_ex(here.hessian + precision.diag())
+    require(int(info) == 0, "a positive definite Hessian", "one that is not", "Try standardize=True.")
+    factor: Tensor = root
+    return factor

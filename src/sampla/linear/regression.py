@@ -52,7 +52,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         solver: "exact", "krylov", or "auto": exact where that is cheap; ``report_`` says which and why.
         num_samples: K posterior samples of the matrix-free way, at least 2; the exact way draws any number later.
         tol: relative change at which EM has settled; and, matrix-free, a tenth of it is the function-space error
-            allowed for mean and samples. The exact way settles to a millionth of it.
+            allowed for mean and samples. The exact way goes on to a millionth of it while ``max_iter`` allows.
         max_iter: EM steps at most.
         random_state: of the samples.
         progress: show a bar on anything over two seconds.
@@ -164,7 +164,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         check_is_fitted(self)
         if return_std and return_cov:
             raise ValueError("expected return_std or return_cov, got both. At most one of them can be returned.")
-        source = array_source(checked_rows(self, X, reset=False), None, None)
+        source = array_source(checked_rows(self, X, reset=False), device=self._columns.power.device)
         means, spreads = [], []
         for rows, _, _ in source.chunks(source.num_rows if return_cov else None):
             means.append(self._mean_of(rows))
@@ -189,7 +189,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
             (n, S) or (n, C, S).
         """
         coefficients, intercepts = self.sample_coef(n_samples, random_state)
-        source = array_source(checked_rows(self, X, reset=False), None, None)
+        source = array_source(checked_rows(self, X, reset=False), device=self._columns.power.device)
         stacked = coefficients.reshape(n_samples, -1, source.num_columns)  # (S, C, D)
         wide = torch.from_numpy(stacked.reshape(-1, source.num_columns).T.copy())  # (D, S C)
         values = np.concatenate([_product(rows, wide) for rows, _, _ in source.chunks()])
@@ -240,7 +240,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         learn = Learn(
             settings.noise, settings.group(source.num_columns).to(source.device),
             columns.total - (columns.centre is not None),
-            settings.precision, settings.covariance, settings.tol * 1e-6, settings.max_iter,
+            settings.precision, settings.covariance, settings.tol, settings.max_iter,
         )  # fmt: skip
         fit = exact_em(spectrum, learn)
         self._posterior: CoefficientPosterior = ClosedForm(fit, columns)

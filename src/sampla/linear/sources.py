@@ -47,12 +47,19 @@ class ArraySource(Source):
         rows: (N, D).
         targets: (N, C) or None.
         weights: (N,) or None.
+        device: where chunks go; None: where the rows are.
     """
 
-    def __init__(self, rows: Any, targets: Tensor | None = None, weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        rows: Any,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.num_rows, self.num_columns = rows.shape
         self.dtype = _compute_dtype(rows.dtype)
-        self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+        self.device = device or (rows.device if isinstance(rows, Tensor) else torch.device("cpu"))
         self._rows = rows.tocsr() if sparse.issparse(rows) else rows
         stored = self._rows.nnz if sparse.issparse(rows) else rows.shape[0] * rows.shape[1]
         self._step = max(1, _ENTRIES * rows.shape[0] // max(1, stored))
@@ -193,15 +200,20 @@ class ChunkSource(Source):
             yield as_rows(rows, dtype, device), target, weight
 
 
-def open_source(rows: Any, targets: Tensor | None = None, weights: Tensor | None = None) -> Source:
+def open_source(
+    rows: Any, targets: Tensor | None = None, weights: Tensor | None = None, device: torch.device | None = None
+) -> Source:
     """The source that suits an array-like with a shape."""
-    if isinstance(rows, np.memmap) and rows.ndim == 2 and _rows_contiguous(rows):
+    here = device in (None, torch.device("cpu"))
+    if isinstance(rows, np.memmap) and rows.ndim == 2 and _rows_contiguous(rows) and here:
         return FileSource(rows, targets, weights)
-    return ArraySource(rows, targets, weights)
+    return ArraySource(rows, targets, weights, device)
 
 
 def as_rows(rows: Any, dtype: torch.dtype, device: torch.device) -> Rows:
-    """A chunk in the dtype of the products; a view where it has it already."""
+    """A chunk in the dtype of the products, where they are made; a view where it is that already."""
+    if sparse.issparse(rows) and device.type != "cpu":  # SciPy's products are the CPU's
+        return torch.from_numpy(rows.toarray()).to(device, dtype)
     if sparse.issparse(rows):
         csr: Rows = rows.tocsr().astype(str(dtype).removeprefix("torch."), copy=False)
         return csr
