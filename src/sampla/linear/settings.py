@@ -12,7 +12,7 @@ from sampla.likelihoods import Gaussian
 from sampla.linear.mackay import Noise
 
 World = Literal["primal", "dual"]
-_SMALL, _MEDIUM, _LARGEST = 1000, 5000, 20_000
+_SMALL, _MEDIUM, _LARGEST = 2500, 5000, 20_000
 """Smaller side of X up to which the exact way is chosen: by default, for many outputs, and at all."""
 _MANY = 16
 """Outputs from which one decomposition for all of them pays."""

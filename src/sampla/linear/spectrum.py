@@ -50,20 +50,19 @@ def primal_spectrum(source: Source, columns: Columns, full: bool, progress: Prog
         full: whether the rest is needed with its correlations, (C, C).
         progress: shown while the rows are read.
     """
-    like = torch.empty(0, dtype=torch.float64, device=source.device)
-    size = source.num_columns
-    upper, targets, rest, read = like.new_zeros(0, size), None, torch.zeros(()).to(like), 0
+    size, read = source.num_columns, 0
+    upper: Tensor | None = None
     progress.enter("QR of the rows")
     for rows, y in progress.sweep(prepared(source, columns, max(2 * size, 1024)), None):
-        stacked, both = torch.cat([upper, rows]), y if targets is None else torch.cat([targets, y])
-        unitary, upper = torch.linalg.qr(stacked)
-        targets = unitary.mT @ both
-        lost = both - unitary @ targets
-        rest = rest + (lost.mT @ lost if full else lost.square().sum(0))
+        both = torch.cat([rows, y], dim=1)
+        stacked = both if upper is None else torch.cat([upper, both])
+        upper = torch.linalg.qr(stacked, mode="r").R  # of [X, Y]: it holds Q' Y, and Q would cost as much again
         read += len(rows)
-    assert targets is not None, "the moments have refused data without rows"
-    left, singular, basis = torch.linalg.svd(upper, full_matrices=False)
-    return _truncated(singular.square(), basis, left.mT @ targets, rest, 1, read)
+    assert upper is not None, "the moments have refused data without rows"
+    reached, beyond = upper[:size, size:], upper[size:, size:]
+    rest = beyond.mT @ beyond if full else beyond.square().sum(0)
+    left, singular, basis = torch.linalg.svd(upper[:size, :size], full_matrices=False)
+    return _truncated(singular.square(), basis, left.mT @ reached, rest, 1, read)
 
 
 def dual_spectrum(source: Source, columns: Columns, full: bool, progress: Progress) -> Spectrum:

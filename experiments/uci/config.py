@@ -1,0 +1,27 @@
+"""What a run compares: sets, splits, features, methods, and which of them are too dear on which set."""
+
+SETS = ("boston", "concrete", "energy", "kin8nm", "naval", "power-plant", "protein", "wine-red", "yacht")
+RAW, RANDOM = "raw features", "random Fourier features"
+SAMPLA, RIDGE, PROCESS = "sampla", "BayesianRidge", "exact GP"
+FEATURES = 2000
+"""Random Fourier features."""
+DISTANCES = 1000
+"""Training rows whose median distance is the length scale."""
+
+LEARNT_ON_ALL = 2000
+"""Training rows up to which the Gaussian process learns its hyperparameters on all of them."""
+SUBSET = 1000
+"""Beyond: rows that it learns them on; it is conditioned on all rows nevertheless."""
+LARGEST_KERNEL = 2 * 2**30
+"""Bytes of a float64 kernel matrix, at most: a Cholesky factor, a copy and the rest take several times as much."""
+PROCESS_STEPS = 60
+"""L-BFGS steps on the marginal likelihood, at most."""
+PROCESS_SPLITS = {"kin8nm": 3, "naval": 3, "power-plant": 3}
+"""Splits of the exact Gaussian process, where not all: a Cholesky factor of N rows a split."""
+RIDGE_SPLITS = {(RANDOM, "kin8nm"): 5, (RANDOM, "naval"): 5, (RANDOM, "power-plant"): 5}
+"""Splits of BayesianRidge by (features, set), where not all."""
+
+ORACLE_SAMPLES = 64
+"""K of the matrix-free way when it is held against BayesianRidge."""
+RANDOM_ORACLE = ("boston", "concrete", "energy", "yacht", "wine-red")
+"""Sets on which that is done with random features too."""

@@ -1,0 +1,76 @@
+"""An exact Gaussian process by GPyTorch: Cholesky factors throughout, no approximation of the kernel."""
+
+from time import perf_counter
+from typing import Any
+
+import gpytorch
+import numpy as np
+import torch
+from config import LARGEST_KERNEL, LEARNT_ON_ALL, PROCESS_STEPS, SUBSET
+from methods import scores
+from sets import Split, median_distance
+
+_EXACTLY = gpytorch.settings.fast_computations(False, False, False)
+"""Every solve and determinant by Cholesky."""
+
+
+class Process(gpytorch.models.ExactGP):
+    """Constant mean, Gaussian kernel with a length scale for each input, Gaussian noise."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, length: float) -> None:
+        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.GreaterThan(1e-6))
+        super().__init__(x, y, likelihood)
+        self.mean_module = gpytorch.means.ConstantMean()
+        self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(ard_num_dims=x.shape[1]))
+        self.double()
+        likelihood.noise = 0.1
+        self.covar_module.outputscale = 1.0
+        self.covar_module.base_kernel.lengthscale = length
+
+    def forward(self, x: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
+        """The prior at x."""
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+def fits(rows: int) -> bool:
+    """Whether a kernel matrix of so many rows is small enough."""
+    return 8 * rows**2 <= LARGEST_KERNEL
+
+
+def fit_process(split: Split) -> dict[str, Any]:
+    """Hyperparameters by L-BFGS from the median distance (on part of the rows of a large set), then all rows."""
+    start = perf_counter()
+    x, y, test = (torch.from_numpy(array) for array in (split.x, split.y, split.test_x))
+    rows = len(x) if len(x) <= LEARNT_ON_ALL else SUBSET
+    chosen = torch.from_numpy(np.random.default_rng(split.number).permutation(len(x))[:rows])
+    model = Process(x[chosen], y[chosen], median_distance(split.x, split.number))
+    with _EXACTLY, gpytorch.settings.max_cholesky_size(10**9):
+        steps = _learn(model)
+        model.set_train_data(x, y, strict=False)
+        model.eval()
+        with torch.no_grad():
+            found = model.likelihood(model(test))
+            mean, std = found.mean.numpy(), found.variance.sqrt().numpy()
+    details = {"learnt on rows": rows, "steps": steps}
+    return scores(split, mean, std, perf_counter() - start) | details
+
+
+def _learn(model: Process) -> int:
+    """Maximise the log marginal likelihood; the number of evaluations."""
+    model.train()
+    objective = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+    optimiser = torch.optim.LBFGS(
+        model.parameters(), max_iter=PROCESS_STEPS, max_eval=2 * PROCESS_STEPS, line_search_fn="strong_wolfe"
+    )
+    evaluations = 0
+
+    def closure() -> torch.Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        optimiser.zero_grad()
+        loss: torch.Tensor = -objective(model(*model.train_inputs), model.train_targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)
+    return evaluations
