@@ -150,4 +150,4 @@ def test_the_report_says_what_was_done():
     assert "krylov, primal: asked for" in str(krylov.report_)
     assert "a standard deviation is known to about 25% with K = 8" in str(krylov.report_)
     auto = sampla.BayesianLinearRegression().fit(x, y)
-    assert "min(N, D) = 30 is at most 1,000" in str(auto.report_)
+    assert "min(N, D) = 30 is at most 2,500" in str(auto.report_)
