@@ -111,13 +111,17 @@ def test_the_two_decompositions_agree():
     torch.testing.assert_close(one.rest, other.rest)
 
 
-@pytest.mark.parametrize("case", ["groups-full", "wide"])
+@pytest.mark.parametrize("case", ["groups-full", "wide", "centred"])
 def test_draws_have_the_posterior_covariance(case):
     """5,000 draws of a few coefficients: every entry of their covariance within 4.5 standard errors."""
     if case == "wide":
         x, y = problem(rows=6, columns=9, outputs=1)
         given = {"prior_precision": 2.0, "noise_precision": 4.0}
         reference = linear_reference(x, y, fixed=(2.0, [[0.25]]))
+    elif case == "centred":  # where nothing but its own uncertainty is in the intercept
+        x, y = problem()
+        x, given = x - x.mean(0), {"noise": "full"}
+        reference = linear_reference(x, y, **given)
     else:
         x, y = problem()
         given = {"noise": "full", "groups": GROUPS}
