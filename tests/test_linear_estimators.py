@@ -22,7 +22,6 @@ NOT_PROMISED = {
 }
 ESTIMATORS = {
     "regression": (sampla.BayesianLinearRegression(), {}),
-    "g-prior": (sampla.BayesianLinearRegression("g-prior", noise="diagonal"), {}),
     "krylov": (sampla.BayesianLinearRegression(solver="krylov", num_samples=8), NOT_PROMISED),
     "logistic": (sampla.BayesianLogisticRegression(num_samples=8), {}),
 }

@@ -7,7 +7,12 @@ from scipy import sparse
 
 import sampla
 from dense_linear import linear_reference
+from sampla._progress import Progress
 from sampla.linear.iterative import uneven
+from sampla.linear.moments import measure
+from sampla.linear.rows import RowData, centred, columns_of
+from sampla.linear.sources import ArraySource
+from sampla.model import LinearModel
 
 ROWS, COLUMNS = 400, 30
 
@@ -151,3 +156,18 @@ def test_the_report_says_what_was_done():
     assert "a standard deviation is known to about 25% with K = 8" in str(krylov.report_)
     auto = sampla.BayesianLinearRegression().fit(x, y)
     assert "min(N, D) = 30 is at most 2,500" in str(auto.report_)
+
+
+def test_weights_and_an_intercept_count_in_the_degrees_of_freedom():
+    """N C is the sum of the weights for each output; an intercept that is taken out absorbs one of them an output."""
+    x, y = problem(outputs=3)
+    weights = np.random.default_rng(1).gamma(2.0, size=len(x))
+    for fit_intercept in (True, False):
+        source = ArraySource(x, torch.from_numpy(y), torch.from_numpy(weights))
+        columns = columns_of(measure(source), fit_intercept, standardize=False)
+        data = RowData(source, centred(columns), Progress(False))
+        survey = LinearModel(columns.design(source, 3), sampla.Gaussian(1.0), data).survey()
+        assert survey.outputs == pytest.approx(3 * weights.sum())
+        assert survey.entries == pytest.approx(3 * (weights.sum() - fit_intercept))
+        level = np.average(y, axis=0, weights=weights) if fit_intercept else 0.0
+        assert float(survey.residual) == pytest.approx((weights[:, None] * (y - level) ** 2).sum())
