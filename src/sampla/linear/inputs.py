@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils import column_or_1d
+from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_array, check_consistent_length, validate_data
 from torch import Tensor
@@ -45,10 +45,7 @@ def checked_rows(estimator: BaseEstimator, rows: Any, reset: bool) -> Any:
 
 def numeric_targets(estimator: BaseEstimator, targets: Any) -> Tensor:
     """y (n,) or (n, C) of numbers, finite; not copied where it need not be."""
-    if targets is None:
-        raise ValueError(
-            f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None."
-        )
+    _require_targets(estimator, targets)
     if isinstance(targets, Tensor):
         return targets.detach()
     array = check_array(targets, ensure_2d=False, dtype="numeric", input_name="y", ensure_all_finite=True)
@@ -58,13 +55,17 @@ def numeric_targets(estimator: BaseEstimator, targets: Any) -> Tensor:
 
 def class_targets(estimator: BaseEstimator, targets: Any) -> np.ndarray:
     """y (n,) of class labels."""
+    _require_targets(estimator, targets)
+    labels: np.ndarray = column_or_1d(targets.cpu().numpy() if isinstance(targets, Tensor) else targets, warn=True)
+    check_classification_targets(labels)
+    return labels
+
+
+def _require_targets(estimator: BaseEstimator, targets: Any) -> None:
     if targets is None:
         raise ValueError(
             f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None."
         )
-    labels: np.ndarray = column_or_1d(targets.cpu().numpy() if isinstance(targets, Tensor) else targets, warn=True)
-    check_classification_targets(labels)
-    return labels
 
 
 def array_source(
@@ -81,6 +82,11 @@ def array_source(
         )  # fmt: skip
         weight = _tensor(checked)
     return open_source(rows, targets, weight, device)
+
+
+def seed_of(random_state: Any) -> int:
+    """A seed for the library's own noise from scikit-learn's random_state."""
+    return int(check_random_state(random_state).randint(2**31 - 1))
 
 
 def _tensor(array: np.ndarray) -> Tensor:

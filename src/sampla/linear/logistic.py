@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from scipy.linalg import helmert
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from sampla._progress import Progress
 from sampla.em import EM, infer
 from sampla.fitreport import build_report
 from sampla.likelihoods import Bernoulli, Categorical, Likelihood
-from sampla.linear.inputs import array_source, checked_rows, chunk_source, class_targets, is_chunks
+from sampla.linear.inputs import array_source, checked_rows, chunk_source, class_targets, is_chunks, seed_of
 from sampla.linear.moments import measure
 from sampla.linear.newton import closed_laplace
 from sampla.linear.reporting import LinearReport
@@ -212,7 +211,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         count = len(self._samples)
         fix = "Fit with a larger num_samples."
         require(n_samples <= count, f"at most num_samples = {count} draws", f"{n_samples}", fix)
-        chosen = np.random.default_rng(_seed(random_state)).permutation(count)[:n_samples]
+        chosen = np.random.default_rng(seed_of(random_state)).permutation(count)[:n_samples]
         return self._in_users_units(self._mean + self._samples[chosen])
 
     def _settings(self) -> Settings:
@@ -247,7 +246,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         ones = torch.ones(self._design.layout.total, dtype=torch.float64, device=like.device)
         prior = self._prior(settings).bind(self._design.layout, ones)
         found = closed_laplace(data, self._columns, prior, outputs, self._directions, settings.tol, settings.max_iter)
-        samples = found.samples(settings.num_samples, _seed(self.random_state))
+        samples = found.samples(settings.num_samples, seed_of(self.random_state))
         self._keep(found.prior.precision, found.effective_dimension, found.mode, samples, found.steps)
         self._keep_evidence(found.log_evidence)
         dimension = float(found.effective_dimension.sum())
@@ -257,7 +256,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         start = perf_counter()
         found = infer(
             LinearModel(self._design, self._likelihood, data), self._prior(settings), BlockCG(),
-            num_samples=settings.num_samples, seed=_seed(self.random_state), curvature_at="linear-mode",
+            num_samples=settings.num_samples, seed=seed_of(self.random_state), curvature_at="linear-mode",
             em=EM(
                 tolerance=settings.tol, max_steps=settings.max_iter, mode_tolerance=settings.tol / 10,
                 num_samples=min(32, settings.num_samples),
@@ -335,7 +334,3 @@ class _AsRegression:
     def __init__(self, estimator: BaseEstimator) -> None:
         for name in ("prior", "groups", "prior_precision", "num_samples", "tol", "max_iter"):
             setattr(self, name, getattr(estimator, name))
-
-
-def _seed(random_state: Any) -> int:
-    return int(check_random_state(random_state).randint(2**31 - 1))

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from sampla._progress import Progress
 from sampla.em import EM
 from sampla.likelihoods import Gaussian
 from sampla.linear.coefficients import ClosedForm, CoefficientPosterior, Sampled
-from sampla.linear.inputs import array_source, checked_rows, chunk_source, is_chunks, numeric_targets
+from sampla.linear.inputs import array_source, checked_rows, chunk_source, is_chunks, numeric_targets, seed_of
 from sampla.linear.iterative import ColumnGroups, iterative_fit
 from sampla.linear.mackay import Learn, exact_em
 from sampla.linear.moments import measure
@@ -165,8 +164,9 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         if return_std and return_cov:
             raise ValueError("expected return_std or return_cov, got both. At most one of them can be returned.")
         source = array_source(checked_rows(self, X, reset=False), device=self._columns.power.device)
-        means, spreads = [], []
-        for rows, _, _ in source.chunks(source.num_rows if return_cov else None):
+        means, spreads, progress = [], [], Progress(self.progress)
+        progress.enter("predictions")
+        for rows, _, _ in progress.sweep(source.chunks(source.num_rows if return_cov else None), None):
             means.append(self._mean_of(rows))
             if return_std:
                 spreads.append((self._posterior.variance(rows).cpu().numpy() + self._own_variance).clip(0) ** 0.5)
@@ -194,7 +194,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         wide = torch.from_numpy(stacked.reshape(-1, source.num_columns).T.copy())  # (D, S C)
         values = np.concatenate([_product(rows, wide) for rows, _, _ in source.chunks()])
         values = values.reshape(len(values), n_samples, -1) + intercepts.reshape(1, n_samples, -1)
-        noise = np.random.default_rng(_seed(random_state) + 1).standard_normal(values.shape)
+        noise = np.random.default_rng(seed_of(random_state) + 1).standard_normal(values.shape)
         values = (values + noise @ self._noise_root.T).transpose(0, 2, 1)  # (n, C, S)
         drawn: np.ndarray = values[:, 0] if self._single else values
         return drawn
@@ -209,7 +209,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
             ValueError: if a matrix-free fit holds fewer samples.
         """
         check_is_fitted(self)
-        seed = _seed(random_state)
+        seed = seed_of(random_state)
         draws = (self._posterior.draw(n_samples, seed).cpu() + self._mean).transpose(1, 2).numpy()  # (S, C, D)
         columns = self._columns
         coefficients = draws if columns.scale is None else draws / columns.scale.cpu().numpy()
@@ -259,7 +259,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
             prior = ColumnGroups(settings.group(source.num_columns), alpha)  # type: ignore[assignment]
         fit = iterative_fit(
             source, columns, outputs, prior, noise,
-            num_samples=settings.num_samples, seed=_seed(self.random_state), tolerance=settings.tol / 10,
+            num_samples=settings.num_samples, seed=seed_of(self.random_state), tolerance=settings.tol / 10,
             em=EM(tolerance=settings.tol, max_steps=settings.max_iter, num_samples=min(32, settings.num_samples)),
             progress=progress,
         )  # fmt: skip
@@ -337,7 +337,3 @@ def _product(rows: Any, weights: Tensor) -> np.ndarray:
         return product
     multiplied: np.ndarray = rows @ weights.numpy()
     return multiplied
-
-
-def _seed(random_state: Any) -> int:
-    return int(check_random_state(random_state).randint(2**31 - 1))
