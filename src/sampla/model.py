@@ -73,7 +73,10 @@ class LinearBatch:
     """(n,) how often each datum counts; None: once."""
 
     def weighted(self, values: Tensor, power: float = 1.0) -> Tensor:
-        """Values (..., n, *out) times the weights of their data, or a power of them; ``out`` as the outputs have it."""
+        """Values (..., n, *out) times the weights of their data, or a power of them, and zero where none counts."""
+        counted = self.likelihood.counted(self.targets)
+        if counted is not None:
+            values = values * counted.to(values)
         if self.weights is None:
             return values
         inner = self.features.outputs.ndim - 1
@@ -88,7 +91,15 @@ class LinearBatch:
         """S_n xi_n for the batch, (K, n, *out), with xi keyed by the position of the outputs."""
         outputs = self.features.outputs
         xi = standard_normal(seed, DATA, samples, self.first_output, tuple(outputs.shape), outputs)
-        return self.weighted(self.likelihood.curvature_root_product(outputs, xi), 0.5)
+        return self.root_product(xi)
+
+    def root_product(self, vectors: Tensor) -> Tensor:
+        """S_n xi for the batch, weights included: (K, n, *out) -> (K, n, *out)."""
+        return self.weighted(self.likelihood.curvature_root_product(self.features.outputs, vectors), 0.5)
+
+    def root_transpose_product(self, vectors: Tensor) -> Tensor:
+        """S_n' u for the batch, weights included: (K, n, *out) -> (K, n, *out)."""
+        return self.likelihood.curvature_root_transpose_product(self.features.outputs, self.weighted(vectors, 0.5))
 
     def noise_gradient(self, seed: int, samples: range) -> Tensor:
         """sum_n phi_n' S_n xi_n over the batch, (K, P)."""

@@ -122,5 +122,5 @@ def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
         raise ValueError(
             f"{path} was fitted with your own likelihood {config['name']}: pass load(..., likelihood=...)."
         )
-    likelihood: Likelihood = _BUILT_IN[config["name"]]()
+    likelihood: Likelihood = _BUILT_IN[config["name"]](**{k: v for k, v in config.items() if k != "name"})
     return likelihood

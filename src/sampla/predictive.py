@@ -125,15 +125,12 @@ class Predictive:
         """Outputs (logits) that have the given probabilities."""
         tiny = torch.finfo(probs.dtype).tiny
         log_p = probs.clamp_min(tiny).log()
-        return log_p if self._sums_to_one() else log_p - (1 - probs).clamp_min(tiny).log()
-
-    def _sums_to_one(self) -> bool:
-        ones = self.likelihood.probabilities(torch.zeros_like(self.mean[:1])).sum(-1)
-        return self.mean.shape[-1] > 1 and bool(torch.allclose(ones, torch.ones_like(ones)))
+        return log_p - (1 - probs).clamp_min(tiny).log() if self.likelihood.class_axis is None else log_p
 
     def _entropy_of(self, probs: Tensor) -> Tensor:
         plogp: Tensor = torch.special.entr(probs)
-        return plogp.sum(-1) if self._sums_to_one() else plogp + torch.special.entr(1 - probs)
+        axis = self.likelihood.class_axis
+        return plogp + torch.special.entr(1 - probs) if axis is None else plogp.sum(axis)
 
     def _rows(self) -> int:
         return max(1, _ENTRIES // (self.num_draws * max(1, self.mean[0].numel())))

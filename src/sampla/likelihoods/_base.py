@@ -19,6 +19,8 @@ class Likelihood(ABC):
 
     is_quadratic = False
     """True if log_prob is quadratic in f with B independent of f: the mean then solves a linear system."""
+    class_axis: int | None = None
+    """The axis of the outputs, counted from the end, along which probabilities add up to one; None: no such axis."""
     learns_noise = False
     """True if EM is to update parameters of the likelihood."""
 
@@ -48,6 +50,13 @@ class Likelihood(ABC):
         """
         count = outputs.shape[0]
         require(targets.shape[:1] == (count,), f"{count} targets", f"{tuple(targets.shape)}", "Give one per datum.")
+
+    def counted(self, targets: Tensor) -> Tensor | None:
+        """Which outputs count, ones and zeros that broadcast to (n, *out); None: all of them.
+
+        What does not count (padding, pixels without a label) must be left out of ``log_prob`` too.
+        """
+        return None
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Class probabilities of given outputs.

@@ -1,4 +1,6 @@
-"""Classification with one of C classes."""
+"""Classification with one of C classes: of a whole input, of every pixel, of every place in a sequence."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,46 +11,81 @@ from sampla.likelihoods._base import Likelihood
 
 
 class Categorical(Likelihood):
-    """p(y | f) = softmax(f)_y, logits (n, ..., C) with the classes last, targets (n, ...) integers in [0, C).
+    """p(y | f) = softmax(f)_y, logits (n, ..., C, ...), targets the same without the class axis, integers in [0, C).
 
     B = diag(p) - p p' = S S' with S = diag(sqrt p) - p sqrt(p)', both products in O(C).
+
+    Args:
+        class_axis: where the classes are, counted from the end: -1 for (n, C) and (n, length, vocabulary), -3 for
+            images (n, C, H, W).
+        ignore_index: a target with this number is left out (padding, pixels without a label); None: every one counts.
+
+    Raises:
+        ValueError: for an axis that is not counted from the end.
     """
 
+    def __init__(self, class_axis: int = -1, ignore_index: int | None = None) -> None:
+        fix = "Use -1 for classes last, -3 for images (n, C, H, W)."
+        require(class_axis < 0, "a class axis counted from the end", f"{class_axis}", fix)
+        self.class_axis: int = class_axis
+        self.ignore_index = ignore_index
+
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        loss = cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
+        logits = outputs.movedim(self.class_axis, -1).flatten(0, -2)
+        known, labels = self._known(targets), targets.flatten()
+        if known is not None:  # any class will do where none is asked for
+            labels = labels.where(known.flatten(), 0)
+        loss = cross_entropy(logits, labels, reduction="none")
+        if known is not None:
+            loss = loss * known.flatten()
         return -loss.view(targets.shape[0], -1).sum(1)
 
+    def counted(self, targets: Tensor) -> Tensor | None:
+        known = self._known(targets)
+        return None if known is None else known.unsqueeze(self.class_axis)
+
     def curvature_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
-        p = outputs.softmax(-1)
+        p = self.probabilities(outputs)
         weighted = p * vectors
-        return weighted - p * weighted.sum(-1, keepdim=True)
+        return weighted - p * weighted.sum(self.class_axis, keepdim=True)
 
     def curvature_root_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
-        p = outputs.softmax(-1)
+        p = self.probabilities(outputs)
         weighted = p.sqrt() * vectors
-        return weighted - p * weighted.sum(-1, keepdim=True)
+        return weighted - p * weighted.sum(self.class_axis, keepdim=True)
 
     def curvature_root_transpose_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
-        p = outputs.softmax(-1)
-        return p.sqrt() * (vectors - (p * vectors).sum(-1, keepdim=True))
+        p = self.probabilities(outputs)
+        return p.sqrt() * (vectors - (p * vectors).sum(self.class_axis, keepdim=True))
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        return outputs.softmax(-1)
+        return outputs.softmax(self.class_axis)
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        shape = tuple(outputs.shape)
+        shape, fits = tuple(outputs.shape), outputs.ndim > -self.class_axis
+        expected = shape[: outputs.ndim + self.class_axis] + shape[outputs.ndim + self.class_axis :][1:]
         require(
-            outputs.ndim >= 2 and targets.shape == outputs.shape[:-1],
-            f"class targets of shape {shape[:-1]} for logits of shape {shape} (classes last)",
+            fits and tuple(targets.shape) == expected,
+            f"class targets of shape {expected} for logits of shape {shape} (classes on axis {self.class_axis})",
             f"{tuple(targets.shape)}",
-            "Targets are class numbers, not one-hot vectors.",
+            "Targets are class numbers, not one-hot vectors; class_axis=-3 is for images (n, C, H, W).",
         )
         integer = not targets.is_floating_point() and targets.dtype != torch.bool
         require(integer, "integer class targets", str(targets.dtype), "Convert them with .long().")
-        low, high = int(targets.min()), int(targets.max())
+        known = self._known(targets)
+        asked = targets if known is None else targets[known]
+        if asked.numel() == 0:
+            return
+        low, high, classes = int(asked.min()), int(asked.max()), shape[self.class_axis]
         require(
-            low >= 0 and high < shape[-1],
-            f"labels in 0..{shape[-1] - 1} for {shape[-1]} outputs",
+            low >= 0 and high < classes,
+            f"labels in 0..{classes - 1} for {classes} outputs",
             f"labels from {low} to {high}",
-            "Check the encoding of the labels and the number of outputs of the network.",
+            "Check the encoding of the labels, ignore_index and the number of outputs of the network.",
         )
+
+    def config(self) -> dict[str, Any]:
+        return {"name": "Categorical", "class_axis": self.class_axis, "ignore_index": self.ignore_index}
+
+    def _known(self, targets: Tensor) -> Tensor | None:
+        return None if self.ignore_index is None else targets != self.ignore_index

@@ -174,21 +174,14 @@ def _coordinates(batch: LinearBatch) -> slice:
 
 def _pushed(batch: LinearBatch, vectors: Tensor) -> Tensor:
     """S' phi z on the batch: (K, P) -> (K, n C)."""
-    features, likelihood = batch.features, batch.likelihood
-    parts = [
-        likelihood.curvature_root_transpose_product(features.outputs, features.jvp(part)).flatten(1)
-        for part in vectors.split(COLUMNS)
-    ]
+    parts = [batch.root_transpose_product(batch.features.jvp(part)).flatten(1) for part in vectors.split(COLUMNS)]
     return torch.cat(parts)
 
 
 def _pulled(batch: LinearBatch, functions: Tensor) -> Tensor:
     """phi' S w of the batch: (K, n C) -> (K, P)."""
-    outputs = batch.features.outputs
-    parts = [
-        batch.features.vjp(batch.likelihood.curvature_root_product(outputs, part.view(len(part), *outputs.shape)))
-        for part in functions.split(COLUMNS)
-    ]
+    shape = batch.features.outputs.shape
+    parts = [batch.features.vjp(batch.root_product(part.view(len(part), *shape))) for part in functions.split(COLUMNS)]
     return torch.cat(parts)
 
 
