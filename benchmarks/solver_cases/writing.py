@@ -73,8 +73,9 @@ def _provenance(settings: Settings, store: Store, results: dict[str, Any]) -> st
     ]
     if settings.quick:
         lines.append("**Quick mode: small sizes, to see that everything works. The targets are not about these.**")
-    if store.mixed:
-        lines.append("**Rows measured with different states of the library's source stand side by side.**")
+    if {source for known in store.sources.values() for source in known} - {store.source}:
+        told = "; ".join(f"{part}: {', '.join(known)}" for part, known in store.sources.items())
+        lines.append(f"**Rows measured with different states of the library's source stand side by side.** {told}.")
     return "\n\n".join(lines)
 
 
