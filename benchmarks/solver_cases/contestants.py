@@ -138,7 +138,7 @@ TABLE: list[Entry] = [
     Entry("block CG + EM's Krylov space, K = 16", partial(recycled_cg, columns=16), _LARGE),
     Entry("block CG + EM's Krylov space, K = 64", partial(recycled_cg, columns=64), _LARGE),
     Entry("block CG from growing subsets, K = 16", partial(growing_cg, columns=16), ("spectra",), 20),
-    Entry("stochastic dual descent, K = 8", partial(plain, columns=8, solver=DualDescent()), _SMALL, 30),
+    Entry("stochastic dual descent, K = 8", partial(plain, columns=8, solver=DualDescent()), _SMALL, 12),
     Entry("minibatch steps between exact residuals, K = 8", partial(plain, columns=8, solver=Minibatch()), _SMALL, 12),
     Entry(
         "minibatch steps between exact residuals, K = 16",

@@ -7,12 +7,15 @@ from time import perf_counter
 from typing import Any
 
 from sampla.solvers import LinearSystem, Solution, Solver
+from sampla.solvers._base import SLACK
 from solver_cases.problem import Problem, Say
 
 LEVELS = (0.1, 0.02, 0.001)
 """True errors whose passes are reported."""
 STOP = 0.02
-"""The estimate at which a user's solve would stop."""
+"""The tolerance at which a user's solve would stop."""
+CURVE = ("passes", "true", "estimate", "seconds")
+"""What is kept of every step."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Watch:
         self.seconds = perf_counter() - start
         self.curve: list[dict[str, float]] = []
         self.status = "on its way"
+        self._stopped: dict[str, float] | None = None
 
     def advance(self, steps: int, say: Say) -> "Watch":
         """So many more steps, or fewer if all levels are reached or nothing more can be."""
@@ -63,10 +67,11 @@ class Watch:
         contestant, problem = self._contestant, self._problem
         before, start = problem.products, perf_counter()
         following = contestant.solver.step(contestant.system, self._rhs, self._state)
-        estimate = contestant.solver.error(following)
+        estimate, proved = contestant.solver.error(following), False
         if estimate <= STOP and self.status == "on its way":  # as the library's own loop does before it stops
             following = contestant.solver.certify(contestant.system, self._rhs, following, STOP)
             estimate = contestant.solver.error(following)
+            proved = contestant.solver.proved(following) <= SLACK * STOP
         seconds = perf_counter() - start
         if isnan(estimate):
             self.status = "broke down"
@@ -79,8 +84,8 @@ class Watch:
         row = {"passes": self._passes, "true": true, "estimate": estimate, "seconds": seconds}
         self.curve.append(row)
         say(f"pass {self._passes:5.1f}  true error {true:.2e}  estimate {estimate:.2e}  {seconds:.1f} s")
-        if estimate <= STOP and self.status == "on its way":
-            self.status = "converged"
+        if estimate <= STOP and proved and self.status == "on its way":
+            self.status, self._stopped = "converged", row
         if contestant.solver.stagnated(following) and self.status == "on its way":
             self.status = "stagnated"
 
@@ -101,7 +106,6 @@ class Watch:
 
     def row(self, name: str) -> dict[str, Any]:
         """All of it as plain JSON."""
-        stopped = next((row for row in self.curve if row["estimate"] <= STOP), None)
         return {
             "solver": name,
             "columns": self._contestant.columns,
@@ -109,11 +113,12 @@ class Watch:
             "spent": self._spent,
             "elsewhere": self._contestant.elsewhere,
             "status": "max passes" if self.status == "on its way" else self.status,
-            "stopped": stopped,
+            "stopped": self._stopped,
             "to": {str(level): self.passes_to(level) for level in LEVELS},
             "last": self.curve[-1] if self.curve else None,
             "seconds": self.seconds,
-            "curve": self.curve,
+            "steps": len(self.curve),
+            "curve": {key: [float(f"{row[key]:.4g}") for row in self.curve] for key in CURVE},
         }
 
 

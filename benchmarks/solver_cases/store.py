@@ -59,9 +59,15 @@ class Store:
         self._write()
 
     @property
-    def mixed(self) -> bool:
-        """Whether results of several sources stand side by side."""
-        return self._reuse and len({entry["source"] for entry in self._entries.values()}) > 1
+    def sources(self) -> dict[str, list[str]]:
+        """The states of the source that the results of every part stem from."""
+        found: dict[str, list[str]] = {}
+        for key, entry in self._entries.items():
+            part = "spectra" if key.startswith("solved/") else key.split("/")[0]
+            known = found.setdefault(part, [])
+            if (self._reuse or entry["source"] == self._source) and entry["source"] not in known:
+                known.append(entry["source"])
+        return {part: known for part, known in found.items() if known and part != "seconds"}
 
     @property
     def source(self) -> str:

@@ -7,6 +7,7 @@ from sampla._batches import Data
 from sampla.em import Inference, trace_rows
 from sampla.evidence import LogEvidence
 from sampla.likelihoods import Gaussian
+from sampla.solvers import Status
 from sampla.spectral import LogError
 
 
@@ -120,6 +121,8 @@ class FitReport:
         """What to change first to make the error bars more accurate."""
         if self.solve_error > self.tolerance:
             return f"the samples missed the tolerance of {self.tolerance:.0%}: {self._short_solve()}"
+        if self.status == Status.UNVERIFIED.value:
+            return "the samples' error is an estimate that could not be verified: raise max_passes, or use float64"
         if not self.settled:
             return "EM has not settled: raise EM(max_steps=...), or EM(max_rows=...) if the Krylov space was full"
         alpha = max(self.precision_error or [0.0])

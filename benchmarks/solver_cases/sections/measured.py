@@ -50,7 +50,7 @@ def _network(part: str, title: str, results: dict[str, Any]) -> str:
 
 def _row(row: dict[str, Any]) -> list[str]:
     stopped = None if row["reference"] else row["stopped"]
-    counted = row["curve"][-1]["passes"] - row["spent"] if row["curve"] else 0
+    counted = row["last"]["passes"] - row["spent"] if row["last"] else 0
     seconds = row["seconds"] / counted if counted else float("nan")
     return [
         row["solver"],
@@ -71,7 +71,7 @@ def _notes(rows: dict[str, Any]) -> str:
     lines = [
         "'spent before': passes for sketches, already in the columns on its left. 'EM's own': passes per sample of the "
         "Krylov space that EM builds for gamma anyway, not in the columns on its left. A dash: not reached in "
-        + ", ".join(f"{len(row['curve'])} steps ({name})" for name, row in rows.items() if row["to"]["0.001"] is None)
+        + ", ".join(f"{row['steps']} steps ({name})" for name, row in rows.items() if row["to"]["0.001"] is None)
         + "."
     ]
     raced = [f"{name}: number {row['chosen'] + 1} of {row['of']}" for name, row in rows.items() if "chosen" in row]
