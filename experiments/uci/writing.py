@@ -48,6 +48,7 @@ def write(out: Path, kept: Kept) -> None:
         *_scores(kept),
         _side_by_side(kept),
         _ways(kept),
+        _process(kept),
         *oracle_tables.sections(kept),
     ]
     out.mkdir(parents=True, exist_ok=True)
@@ -157,3 +158,31 @@ def _ways(kept: Kept) -> str:
         return ""
     head = ["", "solver", "settled", "effective dimension", "passes"]
     return f"## How sampla solved them\n\n{table(head, rows)}"
+
+
+def _process(kept: Kept) -> str:
+    """How the exact Gaussian process came to its hyperparameters."""
+    rows = []
+    for name in SETS:
+        found = list(_of(kept, RAW, name, PROCESS).values())
+        if found:
+            steps, seconds = (np.mean([result[measure] for result in found]) for measure in ("steps", "seconds"))
+            broken = sum(result["broke off"] for result in found)
+            rows.append(
+                [
+                    name,
+                    f"{len(found)}",
+                    f"{found[0]['learnt on rows']:,}",
+                    f"{steps:.0f}",
+                    f"{broken}",
+                    f"{seconds:.3g}",
+                ]
+            )
+    if not rows:
+        return ""
+    head = ["set", "splits", "rows learnt on", "evaluations", "line search broke off", "s"]
+    words = (
+        "Where the line search broke off (no Cholesky factor at a point it tried), the best point before is kept. Splits "
+        "are not all of them where a split takes too long."
+    )
+    return f"## The exact Gaussian process\n\n{words}\n\n{table(head, rows)}"
