@@ -40,9 +40,9 @@ Written by `python experiments/calibration/run.py --sets {settings["sets"]}`: sa
 {torch.__version__}, numpy {np.__version__}, python {platform.python_version()}. Seed {settings["seed"]}, chosen once.
 
 {settings["sets"]:,} data sets for each way, each drawn anew: X standard normal, theta from a prior of precision \
-{settings["alpha"]:g}, noise of precision {settings["noise"]:g}, no intercept. A fit that is right cannot be told from the \
-draw that made the data: the rank of the truth among {settings["draws"]} posterior draws is uniform (Talts, Betancourt, \
-Simpson, Vehtari, Gelman 2018). Ranks are counted in {bins} bins, and p is that of the chi-square test.
+{settings["alpha"]:g}, noise of precision {settings["noise"]:g}, no intercept. A fit that is right cannot be told from \
+the draw that made the data: the rank of the truth among {settings["draws"]} posterior draws is uniform (Talts, \
+Betancourt, Simpson, Vehtari, Gelman 2018). Ranks are counted in {bins} bins, and p is that of the chi-square test.
 
 - mean function: x' theta at a new row
 - noise: y - x' theta at a training row, among y - x' theta_k
@@ -58,14 +58,15 @@ Simpson, Vehtari, Gelman 2018). Ranks are counted in {bins} bins, and p is that 
 
 ## Precisions learnt
 
-Without a requirement: sampla maximises the evidence and then takes the precisions as known, and the data sets are small, \
-so the posterior must be somewhat too narrow.
+Without a requirement: sampla maximises the evidence and then takes the precisions as known, and the data sets are \
+small, so the posterior must be somewhat too narrow.
 
 {_table([outcome for outcome in outcomes if outcome.way.learnt])}
 
 ![Histograms of the ranks](ranks.png)
 
-Counts of the ranks. Band: where {1 - LIMIT:.0%} of the counts of one bin fall if ranks are uniform. Grey: precisions learnt.
+Counts of the ranks. Band: where {1 - LIMIT:.0%} of the counts of one bin fall if ranks are uniform. Grey: precisions
+learnt.
 """
     path.write_text(text, encoding="utf-8")
 

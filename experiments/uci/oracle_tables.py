@@ -32,10 +32,11 @@ def _exact(kept: Kept) -> str:
         )  # fmt: skip
     verdict = "met" if worst <= LIMIT and len(found) == len(SETS) else "NOT MET"
     words = (
-        "The largest relative differences between sampla (exact) and BayesianRidge (tol=1e-12, hyperpriors 0) on all rows "
-        "of each set, columns standardised and everything centred, no intercept in either; of the coefficients relative "
-        "to the largest of them, of the predictive standard deviation (noise included) over all rows.\n\n"
-        f"- **{verdict}** at most {LIMIT:g} on every set: the largest is {worst:.1e}, on {len(found)} of {len(SETS)} sets"
+        "The largest relative differences between sampla (exact) and BayesianRidge (tol=1e-12, hyperpriors 0) on all "
+        "rows of each set, columns standardised and everything centred, no intercept in either; of the coefficients "
+        "relative to the largest of them, of the predictive standard deviation (noise included) over all rows.\n\n"
+        f"- **{verdict}** at most {LIMIT:g} on every set: the largest is {worst:.1e}, on {len(found)} of {len(SETS)} "
+        "sets"
     )
     return f"## The oracle\n\n{words}\n\n{writing.table(['set', 'N x D', *_MEASURES], rows)}"
 
@@ -64,10 +65,10 @@ def _sampled(kept: Kept) -> str:
     words = f"""\
 The matrix-free way with its defaults, K = {ORACLE_SAMPLES} and {ORACLE_SEEDS} seeds on each set, against BayesianRidge.
 'mean': relative distance of the fitted values, the average over the seeds. Then z-scores, as root mean square over the
-seeds (largest in brackets); 1 if the errors are as stated. Of the precisions: the log of the ratio to BayesianRidge's over
-the standard error that the fit states, what more iterations may change taken off. z'Hz: the sum over all draws, which is
-chi-square with K D degrees of freedom at the hyperparameters found. Variances of the function: relative error over
-sqrt(2 / K), root mean square over all rows.
+seeds (largest in brackets); 1 if the errors are as stated. Of the precisions: the log of the ratio to BayesianRidge's
+over the standard error that the fit states, what more iterations may change taken off. z'Hz: the sum over all draws,
+which is chi-square with K D degrees of freedom at the hyperparameters found. Variances of the function: relative
+error over sqrt(2 / K), root mean square over all rows.
 
 - {len(all_scores)} z-scores (without those of the variances), root mean square {_root_mean_square(all_scores):.2f}, \
 {beyond} of them beyond 3, the largest {max(map(abs, all_scores)):.1f}"""
@@ -106,9 +107,10 @@ def _intercept(kept: Kept) -> str:
     means = [result["mean"] for result in found.values()]
     largest = max(result["largest"] for result in found.values())
     words = (
-        "With an intercept the two differ: sampla's has a flat prior and its uncertainty is in every prediction, and it "
-        "takes a degree of freedom from the noise; BayesianRidge centres and leaves both out. Predictive variances are "
-        f"larger by {min(means):.2f} / N to {max(means):.2f} / N on average over the rows of a set ({largest:.2f} / N at "
-        "most): one N-th from the intercept's own variance, one from the noise's degrees of freedom."
+        "With an intercept the two differ: sampla's has a flat prior and its uncertainty is in every prediction, and "
+        "it takes a degree of freedom from the noise; BayesianRidge centres and leaves both out. Predictive "
+        f"variances are larger by {min(means):.2f} / N to {max(means):.2f} / N on average over the rows of a set "
+        f"({largest:.2f} / N at most): one N-th from the intercept's own variance, one from the noise's degrees "
+        "of freedom."
     )
     return f"## What the flat intercept changes\n\n{words}"
