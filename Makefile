@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint figures benchmark-solvers clean
+.PHONY: demo test lint figures benchmark-solvers benchmark-linear-models uci calibration clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -25,6 +25,19 @@ figures: $(INSTALLED)
 # benchmarks/solvers.md: ROOT holds mnist/ and cifar10/, CHECKPOINTS the ResNet-20. About an hour on two cores.
 benchmark-solvers: $(INSTALLED)
 	$(BIN)/python benchmarks/solvers.py --root $(ROOT) --checkpoints $(CHECKPOINTS)
+
+# benchmarks/linear_models.md: needs 12 GiB of memory and 15 GiB of disk in the temporary folder. About an hour.
+benchmark-linear-models: $(INSTALLED)
+	$(BIN)/python benchmarks/linear_models.py
+
+# experiments/uci/results.md: ROOT holds the npz files. A run that is cut off goes on where it stopped.
+uci: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments]'
+	$(BIN)/python experiments/uci/run.py --root $(ROOT)
+
+# experiments/calibration/results.md: a few minutes.
+calibration: $(INSTALLED)
+	$(BIN)/python experiments/calibration/run.py
 
 # torch first and by its exact version, so that pip never considers another (much larger) build for the rest.
 $(INSTALLED): pyproject.toml constraints.txt

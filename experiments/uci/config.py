@@ -16,12 +16,14 @@ LARGEST_KERNEL = 2 * 2**30
 """Bytes of a float64 kernel matrix, at most: a Cholesky factor, a copy and the rest take several times as much."""
 PROCESS_STEPS = 60
 """L-BFGS steps on the marginal likelihood, at most."""
-PROCESS_SPLITS = {"kin8nm": 3, "naval": 3, "power-plant": 3}
+PROCESS_SPLITS = {"kin8nm": 3, "naval": 3, "power-plant": 3, "wine-red": 5}
 """Splits of the exact Gaussian process, where not all: a Cholesky factor of N rows a split."""
-RIDGE_SPLITS = {(RANDOM, "kin8nm"): 5, (RANDOM, "naval"): 5, (RANDOM, "power-plant"): 5}
+RIDGE_SPLITS = {(RANDOM, "kin8nm"): 5, (RANDOM, "naval"): 5, (RANDOM, "power-plant"): 5, (RANDOM, "protein"): 3}
 """Splits of BayesianRidge by (features, set), where not all."""
 
 ORACLE_SAMPLES = 64
 """K of the matrix-free way when it is held against BayesianRidge."""
+ORACLE_SEEDS = 10
+"""Fits of that kind on each set, with the seeds 0, 1, ..."""
 RANDOM_ORACLE = ("boston", "concrete", "energy", "yacht", "wine-red")
 """Sets on which that is done with random features too."""

@@ -1,5 +1,6 @@
 """An exact Gaussian process by GPyTorch: Cholesky factors throughout, no approximation of the kernel."""
 
+from copy import deepcopy
 from time import perf_counter
 from typing import Any
 
@@ -7,6 +8,7 @@ import gpytorch
 import numpy as np
 import torch
 from config import LARGEST_KERNEL, LEARNT_ON_ALL, PROCESS_STEPS, SUBSET
+from linear_operator.utils.errors import NanError, NotPSDError
 from methods import scores
 from sets import Split, median_distance
 
@@ -45,32 +47,42 @@ def fit_process(split: Split) -> dict[str, Any]:
     chosen = torch.from_numpy(np.random.default_rng(split.number).permutation(len(x))[:rows])
     model = Process(x[chosen], y[chosen], median_distance(split.x, split.number))
     with _EXACTLY, gpytorch.settings.max_cholesky_size(10**9):
-        steps = _learn(model)
+        steps, broke_off = _learn(model)
         model.set_train_data(x, y, strict=False)
         model.eval()
         with torch.no_grad():
             found = model.likelihood(model(test))
             mean, std = found.mean.numpy(), found.variance.sqrt().numpy()
-    details = {"learnt on rows": rows, "steps": steps}
+    details = {"learnt on rows": rows, "steps": steps, "broke off": broke_off}
     return scores(split, mean, std, perf_counter() - start) | details
 
 
-def _learn(model: Process) -> int:
-    """Maximise the log marginal likelihood; the number of evaluations."""
+def _learn(model: Process) -> tuple[int, bool]:
+    """Maximise the log marginal likelihood; the number of evaluations, and whether the line search broke off.
+
+    L-BFGS may try a point at which the kernel matrix has no Cholesky factor; the best point so far is kept then.
+    """
     model.train()
     objective = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
     optimiser = torch.optim.LBFGS(
         model.parameters(), max_iter=PROCESS_STEPS, max_eval=2 * PROCESS_STEPS, line_search_fn="strong_wolfe"
     )
-    evaluations = 0
+    evaluations, best, kept = 0, float("inf"), deepcopy(model.state_dict())
 
     def closure() -> torch.Tensor:
-        nonlocal evaluations
+        nonlocal evaluations, best, kept
         evaluations += 1
         optimiser.zero_grad()
         loss: torch.Tensor = -objective(model(*model.train_inputs), model.train_targets)
+        if float(loss) < best:
+            best, kept = float(loss), deepcopy(model.state_dict())
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimiser.step(closure)
-    return evaluations
+    broke_off = False
+    try:
+        optimiser.step(closure)
+    except (NotPSDError, NanError):
+        broke_off = True
+    model.load_state_dict(kept)
+    return evaluations, broke_off

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from config import ORACLE_SAMPLES, RANDOM_ORACLE, SETS
+from config import ORACLE_SAMPLES, ORACLE_SEEDS, RANDOM_ORACLE
 from sets import DataSet, random_features
 from sklearn.linear_model import BayesianRidge
 
@@ -16,16 +16,20 @@ Part = tuple[str, Callable[[], dict[str, Any]]]
 def parts(data: DataSet) -> Iterator[Part]:
     """What is compared on a set: key, and how to compute it."""
     yield f"oracle/{data.name}", lambda: _exact(*data.standardised())
-    yield f"sampled/{data.name}", lambda: _sampled(*data.standardised(), SETS.index(data.name))
     yield f"intercept/{data.name}", lambda: _intercept(*data.standardised())
+    yield f"sampled/{data.name}", lambda: _sampled(*data.standardised())
     if data.name in RANDOM_ORACLE:
-        yield f"sampled, random features/{data.name}", lambda: _sampled(*_random(data), SETS.index(data.name))
+        yield f"sampled, random features/{data.name}", lambda: _sampled(*_random(data))
 
 
 def reference(x: np.ndarray, y: np.ndarray, intercept: bool = False) -> BayesianRidge:
-    """scikit-learn's fixed point to rounding, hyperpriors switched off."""
+    """scikit-learn's fixed point to rounding, hyperpriors switched off.
+
+    Its tolerance is about the sum of all changes: thousands of columns do not come below the rounding of few.
+    """
+    tolerance, steps = (1e-12, 100_000) if x.shape[1] < 100 else (1e-8, 3000)
     return BayesianRidge(
-        alpha_1=0, alpha_2=0, lambda_1=0, lambda_2=0, fit_intercept=intercept, tol=1e-12, max_iter=100_000
+        alpha_1=0, alpha_2=0, lambda_1=0, lambda_2=0, fit_intercept=intercept, tol=tolerance, max_iter=steps
     ).fit(x, y)
 
 
@@ -45,9 +49,14 @@ def _exact(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _sampled(x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Any]:
-    """The matrix-free way: what it finds against BayesianRidge, as a part of the error that it states."""
+def _sampled(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """The matrix-free way with several seeds: what it finds against BayesianRidge, beside the error that it states."""
     peer = reference(x, y)
+    runs = [_sampled_once(x, y, peer, seed) for seed in range(ORACLE_SEEDS)]
+    return {"rows": len(x), "columns": x.shape[1], "runs": runs}
+
+
+def _sampled_once(x: np.ndarray, y: np.ndarray, peer: BayesianRidge, seed: int) -> dict[str, Any]:
     ours = sampla.BayesianLinearRegression(
         fit_intercept=False, solver="krylov", num_samples=ORACLE_SAMPLES, random_state=seed, progress=False
     ).fit(x, y)
@@ -59,18 +68,15 @@ def _sampled(x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, Any]:
     variance, exact = _function_variance(x, draws, ours.prior_precision_, ours.noise_precision_)
     each = (variance / exact - 1) / np.sqrt(2 / ORACLE_SAMPLES)
     return {
-        "rows": len(x),
-        "columns": x.shape[1],
         "settled": bool(ours.report_.settled),
         "effective dimension": ours.effective_dimension_,
-        "coefficients": float(np.linalg.norm(x @ (ours.coef_ - peer.coef_)) / np.linalg.norm(x @ peer.coef_)),
+        "mean": float(np.linalg.norm(x @ (ours.coef_ - peer.coef_)) / np.linalg.norm(x @ peer.coef_)),
         "prior precision": ours.prior_precision_ / float(peer.lambda_) - 1,
         "noise precision": ours.noise_precision_ / float(peer.alpha_) - 1,
         "stated prior": report.precision_error,
         "stated noise": report.noise_error,
-        "z of the quadratic form": (whitened / freedom - 1) / np.sqrt(2 / freedom),
-        "rms z of variances": float(np.sqrt(np.mean(each**2))),
-        "largest z of variances": float(np.abs(each).max()),
+        "z of the quadratic form": float((whitened / freedom - 1) / np.sqrt(2 / freedom)),
+        "mean square z of variances": float(np.mean(each**2)),
     }
 
 

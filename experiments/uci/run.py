@@ -9,6 +9,7 @@ goes on there; ``--anew`` fits sampla again where the library's source has chang
 import argparse
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,9 +22,25 @@ from methods import fit_ridge, fit_sampla
 from sets import DataSet, Split, random_features
 from writing import write
 
-FIRST = 5
+FIRST = 3
 """Splits that every set gets before any gets more: a run that is cut off has something of everything."""
 Fit = tuple[str, str, Callable[[Split], dict[str, Any]]]
+
+
+class Inputs:
+    """One split; its random features are drawn when they are first needed, and once for all methods."""
+
+    def __init__(self, data: DataSet, number: int) -> None:
+        self._data, self._number = data, number
+        self._random: Split | None = None
+
+    def fitted(self, features: str, fit: Callable[[Split], dict[str, Any]]) -> dict[str, Any]:
+        """What a method gives on these features."""
+        if features == RAW:
+            return fit(self._data.split(self._number))
+        if self._random is None:
+            self._random = random_features(self._data.split(self._number))
+        return fit(self._random)
 
 
 def main() -> None:
@@ -36,20 +53,21 @@ def main() -> None:
         for key, compute in oracle.parts(data):
             kept.once(key, compute, ours=True)
     for data, number, process in _order(sets):
-        known: list[Split] = []
+        inputs = Inputs(data, number)
         for features, method, fit in _fits(data, number, process):
             key = f"{features}/{data.name}/{method}/{number:02d}"
-            result = kept.once(key, lambda f=features, m=fit: m(_split(data, number, f, known)), ours=method == SAMPLA)
+            result = kept.once(key, partial(inputs.fitted, features, fit), ours=method == SAMPLA)
             print(f"{perf_counter() - start:7.0f} s  {key}: {result['rmse']:.4g} {result['seconds']:.1f} s", flush=True)
         write(arguments.out, kept)
     write(arguments.out, kept)
 
 
 def _order(sets: list[DataSet]) -> Iterator[tuple[DataSet, int, bool]]:
-    """Set, split and whether it is the Gaussian process's turn: the cheap before the dear."""
-    for process in (False, True):
-        for first in (True, False):
-            for data in sorted(sets, key=lambda data: len(data.x)) if process else sets:
+    """Set, split and whether it is the Gaussian process's turn: the first splits, then the others; the cheap first."""
+    cheap_first = sorted(sets, key=lambda data: len(data.x))
+    for first in (True, False):
+        for process in (False, True):
+            for data in cheap_first:
                 for number in range(data.num_splits):
                     if (number < FIRST) == first:
                         yield data, number, process
@@ -65,15 +83,6 @@ def _fits(data: DataSet, number: int, process: bool) -> Iterator[Fit]:
         yield features, SAMPLA, fit_sampla
         if number < RIDGE_SPLITS.get((features, data.name), data.num_splits):
             yield features, RIDGE, fit_ridge
-
-
-def _split(data: DataSet, number: int, features: str, known: list[Split]) -> Split:
-    """The split; random features are drawn once for all methods."""
-    if features == RAW:
-        return data.split(number)
-    if not known:
-        known.append(random_features(data.split(number)))
-    return known[0]
 
 
 def _arguments() -> argparse.Namespace:

@@ -33,11 +33,11 @@ Inputs and targets are standardised on each training split; RMSE and log-likelih
 and standard error over the standard splits, with their number where it is not all of them. Random Fourier features:
 {FEATURES:,} of scikit-learn's RBFSampler, the length scale the median distance between training rows ({DISTANCES:,} of
 them at most), drawn anew for each split and the same for every method. sampla and BayesianRidge run with their
-defaults. The exact Gaussian process (GPyTorch, Cholesky, float64) has a constant mean and a Gaussian kernel with a length
-scale for each input, learnt on the marginal likelihood by at most {PROCESS_STEPS} steps of L-BFGS from the same median
-distance: it tunes what the random features hold fixed, and is here to say what that costs. Up to {LEARNT_ON_ALL:,}
-training rows it learns on all of them, beyond on {SUBSET:,} drawn at random; it is always conditioned on all. Sets whose
-kernel matrix is above {LARGEST_KERNEL / 2**30:.0f} GiB are left out."""
+defaults. The exact Gaussian process (GPyTorch, Cholesky, float64) has a constant mean and a Gaussian kernel with a
+length scale for each input, learnt on the marginal likelihood by at most {PROCESS_STEPS} steps of L-BFGS from the
+same median distance: it tunes what the random features hold fixed, and is here to say what that costs. Up to
+{LEARNT_ON_ALL:,} training rows it learns on all of them, beyond on {SUBSET:,} drawn at random; it is always
+conditioned on all. Sets whose kernel matrix is above {LARGEST_KERNEL / 2**30:.0f} GiB are left out."""
 
 
 def write(out: Path, kept: Kept) -> None:
@@ -48,6 +48,7 @@ def write(out: Path, kept: Kept) -> None:
         *_scores(kept),
         _side_by_side(kept),
         _ways(kept),
+        _process(kept),
         *oracle_tables.sections(kept),
     ]
     out.mkdir(parents=True, exist_ok=True)
@@ -62,8 +63,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def _provenance(kept: Kept) -> str:
     words = (
-        f"Written by `python experiments/uci/run.py --root DIR` at commit {_commit()}: sampla {sampla.__version__}, torch "
-        f"{torch.__version__}, scikit-learn {sklearn.__version__}, GPyTorch {gpytorch.__version__}, python "
+        f"Written by `python experiments/uci/run.py --root DIR` at commit {_commit()}: sampla {sampla.__version__}, "
+        f"torch {torch.__version__}, scikit-learn {sklearn.__version__}, GPyTorch {gpytorch.__version__}, python "
         f"{platform.python_version()}, {torch.get_num_threads()} thread."
     )
     states = kept.sources()
@@ -132,9 +133,9 @@ def _side_by_side(kept: Kept) -> str:
         return ""
     head = ["", "splits", "RMSE, largest", "log-likelihood, mean", "largest", "s, sampla", "s, BayesianRidge"]
     words = (
-        "Differences of sampla from BayesianRidge, split by split. sampla's intercept is uncertain and its hyperparameters "
-        "have no hyperpriors; where it works with samples, these have an error of their own. Seconds a fit on a shared "
-        "machine, one thread: benchmarks/linear_models.md has times that can be compared."
+        "Differences of sampla from BayesianRidge, split by split. sampla's intercept is uncertain and its "
+        "hyperparameters have no hyperpriors; where it works with samples, these have an error of their own. Seconds "
+        "a fit on a shared machine, one thread: benchmarks/linear_models.md has times that can be compared."
     )
     return f"## sampla beside BayesianRidge on the same splits\n\n{words}\n\n{table(head, rows)}"
 
@@ -157,3 +158,31 @@ def _ways(kept: Kept) -> str:
         return ""
     head = ["", "solver", "settled", "effective dimension", "passes"]
     return f"## How sampla solved them\n\n{table(head, rows)}"
+
+
+def _process(kept: Kept) -> str:
+    """How the exact Gaussian process came to its hyperparameters."""
+    rows = []
+    for name in SETS:
+        found = list(_of(kept, RAW, name, PROCESS).values())
+        if found:
+            steps, seconds = (np.mean([result[measure] for result in found]) for measure in ("steps", "seconds"))
+            broken = sum(result["broke off"] for result in found)
+            rows.append(
+                [
+                    name,
+                    f"{len(found)}",
+                    f"{found[0]['learnt on rows']:,}",
+                    f"{steps:.0f}",
+                    f"{broken}",
+                    f"{seconds:.3g}",
+                ]
+            )
+    if not rows:
+        return ""
+    head = ["set", "splits", "rows learnt on", "evaluations", "line search broke off", "s"]
+    words = (
+        "Where the line search broke off (no Cholesky factor at a point it tried), the best point before is kept. "
+        "Splits are not all of them where a split takes too long."
+    )
+    return f"## The exact Gaussian process\n\n{words}\n\n{table(head, rows)}"

@@ -260,7 +260,10 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         fit = iterative_fit(
             source, columns, outputs, prior, noise,
             num_samples=settings.num_samples, seed=seed_of(self.random_state), tolerance=settings.tol / 10,
-            em=EM(tolerance=settings.tol, max_steps=settings.max_iter, num_samples=min(32, settings.num_samples)),
+            em=EM(  # |mean|^2 is about coefficients: a looser solve would leave out those that functions hardly show
+                tolerance=settings.tol, solve_tolerance=settings.tol / 2, max_steps=settings.max_iter,
+                num_samples=min(32, settings.num_samples),
+            ),
             progress=progress,
         )  # fmt: skip
         self._posterior = Sampled(fit.samples, columns.design(source, outputs))
