@@ -124,7 +124,7 @@ class BlockCG(Solver[BlockCGState]):
     stated is within a factor 1.5 of the truth in 97 % and never below 0.4 of it. The measurement costs a quarter to a
     third of a pass with 16 columns, 0.05 to 0.1 with 64, but five to eight passes with one; the proof next to nothing.
     With lambda_max / 1,000 to lambda_max / 100,000: within 1.5 in 90 %, never below a third, and the proof costs
-    12 to 25 % more passes. The true error was as small as was asked in 99 % of all, and always below 1.5 times that.
+    15 to 35 % more passes. The true error was as small as was asked in 99 % of all, and always below 1.5 times that.
 
     Rounding makes the recurred residual depart from the true one. When it has become as small as this may be, it is
     computed from its definition, which costs a pass; two such passes without progress between them end the solve.
