@@ -24,11 +24,13 @@ class Categorical(Likelihood):
         ValueError: for an axis that is not counted from the end.
     """
 
+    class_axis: int = -1
+    ignore_index: int | None = None
+
     def __init__(self, class_axis: int = -1, ignore_index: int | None = None) -> None:
         fix = "Use -1 for classes last, -3 for images (n, C, H, W)."
         require(class_axis < 0, "a class axis counted from the end", f"{class_axis}", fix)
-        self.class_axis: int = class_axis
-        self.ignore_index = ignore_index
+        self.class_axis, self.ignore_index = class_axis, ignore_index
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         logits = outputs.movedim(self.class_axis, -1).flatten(0, -2)
@@ -85,7 +87,7 @@ class Categorical(Likelihood):
         )
 
     def config(self) -> dict[str, Any]:
-        return {"name": "Categorical", "class_axis": self.class_axis, "ignore_index": self.ignore_index}
+        return {**super().config(), "class_axis": self.class_axis, "ignore_index": self.ignore_index}
 
     def _known(self, targets: Tensor) -> Tensor | None:
         return None if self.ignore_index is None else targets != self.ignore_index
