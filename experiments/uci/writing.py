@@ -105,7 +105,9 @@ def _scores(kept: Kept) -> list[str]:
 def _cell(values: list[float], most: int) -> str:
     if not values:
         return "-"
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    if len(values) == 1:
+        return f"{values[0]:.4g} (1)"
+    error = np.std(values, ddof=1) / len(values) ** 0.5
     count = "" if len(values) == most else f" ({len(values)})"
     return f"{np.mean(values):.4g} ± {error:.2g}{count}"
 
