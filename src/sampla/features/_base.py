@@ -9,9 +9,6 @@ from sampla._params import ParameterLayout, row_dot
 from sampla._typing import Inputs
 from sampla.noise import ADJOINT, standard_normal
 
-_ROWS_TIMES_COLUMNS = 512
-"""Data times vectors in flight: what fits the caches of a CPU best for networks (NOTES.md)."""
-
 
 class Linearisation(ABC):
     """The features phi of one batch of n data: a linear map from P parameters to (n, *out) outputs."""
@@ -50,10 +47,6 @@ class Features(ABC):
     @abstractmethod
     def linearise(self, inputs: Inputs) -> Linearisation:
         """The features of one batch."""
-
-    def rows(self, columns: int) -> int:
-        """How many data at once suit products with so many vectors."""
-        return max(1, _ROWS_TIMES_COLUMNS // columns)
 
 
 def adjoint_error(linearisation: Linearisation, num_parameters: int, seed: int = 0) -> float:

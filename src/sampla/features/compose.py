@@ -14,9 +14,6 @@ class ScaledFeatures(Features):
         self.absorbed, self.squares_data = base.absorbed, base.squares_data
         self._base, self._scale = base, scale
 
-    def rows(self, columns: int) -> int:
-        return self._base.rows(columns)
-
     def linearise(self, inputs: Inputs) -> Linearisation:
         return _Scaled(self._base.linearise(inputs), self._scale)
 
@@ -33,9 +30,6 @@ class OutputsAt(Features):
         self.layout, self.like = base.layout, base.like
         self.absorbed, self.squares_data = base.absorbed, base.squares_data
         self._base, self._theta = base, theta
-
-    def rows(self, columns: int) -> int:
-        return self._base.rows(columns)
 
     def linearise(self, inputs: Inputs) -> Linearisation:
         return _At(self._base.linearise(inputs), self._theta)

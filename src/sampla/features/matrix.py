@@ -14,9 +14,6 @@ from sampla.features._base import Features, Linearisation
 Rows: TypeAlias = Tensor | csr_array | csr_matrix
 """A piece of a design matrix: dense (n, D), or sparse by rows."""
 
-_ENTRIES = 2**22
-"""Entries of a design matrix that are multiplied at once: 32 MiB in float64."""
-
 
 class DesignMatrix(Features):
     """phi(x) = I_C kron x' for rows x of a design matrix: outputs x @ theta with theta of shape (D, C).
@@ -72,9 +69,6 @@ class DesignMatrix(Features):
     def linearise(self, inputs: Inputs | tuple[Rows]) -> Linearisation:
         rows = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
         return _Rows(_checked(rows, self.shape[0]), self)
-
-    def rows(self, columns: int) -> int:  # noqa: ARG002  (what counts here is how large the rows are)
-        return max(1, _ENTRIES // max(1, self.shape[0]))
 
 
 def _checked(inputs: Any, columns: int) -> Rows:
