@@ -50,6 +50,9 @@ FLOORS = (
     ("the demo: what it shows", "demo.table demo.illustrate"),
     ("the demo: what it says", "demo.words"),
     ("the demo", "demo"),
+    ("sampla ct: what it is given and what it draws", "ct.data ct.illustrate ct.words"),
+    ("sampla ct: what it does", "ct.run"),
+    ("sampla ct", "ct"),
     ("command line", "cli"),
 )
 MOST_LINES = 400

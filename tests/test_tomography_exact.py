@@ -7,7 +7,6 @@ import torch
 
 import dense
 import dense_tomography
-from sampla import EM
 from sampla.tomography import LinearisedDIP, Recipe, fixed_input, ray_transform
 from tomography_case import SAMPLES, Case, digit, noisy, parallel, small_case, small_dip
 

@@ -17,6 +17,8 @@ from sampla.model import LinearModel
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status
 
 _COLUMNS = 64
+_REFINEMENTS = 2
+"""b - phi' S w is a difference of numbers |G| times as large as z: each repetition on the residual regains as much."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,13 @@ class DenseDual(Solver[DenseDualState]):
         root, info = torch.linalg.cholesky_ex(kernel + torch.eye(entries).to(kernel))
         if int(info) != 0:
             return DenseDualState(torch.full_like(state.value, torch.nan))
-        start = rhs.total / precision
-        functions = torch.cholesky_solve(_pushed(model, start, entries).double().mT, root).mT
-        value = start - _pulled(model, functions.to(start)) / precision
+        value = torch.zeros_like(rhs.total)
+        residual = rhs.total
+        for _ in range(1 + _REFINEMENTS):
+            start = residual / precision
+            functions = torch.cholesky_solve(_pushed(model, start, entries).double().mT, root).mT
+            value = value + start - _pulled(model, functions.to(start)) / precision
+            residual = rhs.total - system.product(value)
         determinant = 2 * float(root.diagonal().log().sum()) + float(precision.double().log().sum())
         return DenseDualState(value, determinant)
 

@@ -4,7 +4,7 @@ from sampla.tomography.dip import Recipe, Training, noise_seen, train
 from sampla.tomography.fbp import filtered_back_projection
 from sampla.tomography.geometry import Geometry
 from sampla.tomography.image import PATCH_SIZES, ImagePredictive
-from sampla.tomography.linearised import ImagePosterior, LinearisedDIP
+from sampla.tomography.linearised import ImagePosterior, LinearisedDIP, Prepared
 from sampla.tomography.operators import FunctionOperator, MatrixOperator, Operator, Whitened
 from sampla.tomography.projected import ProjectedFeatures
 from sampla.tomography.rays import ray_transform
@@ -22,6 +22,7 @@ __all__ = [
     "LinearisedDIP",
     "MatrixOperator",
     "Operator",
+    "Prepared",
     "ProjectedFeatures",
     "Recipe",
     "Training",

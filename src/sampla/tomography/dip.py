@@ -46,13 +46,13 @@ class Recipe:
         ValueError: for settings out of range.
     """
 
-    steps: int = 2000
+    steps: int = 1500
     learning_rate: float = 5e-3
     patience: int = 300
     gain: float = 1e-3
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, "at least one training step", f"{self.steps}", "The default is 2000.")
+        require(self.steps >= 1, "at least one training step", f"{self.steps}", "The default is 1500.")
         require(self.patience >= 1, "a patience of at least 1", f"{self.patience}", "The default is 300.")
         for name in ("learning_rate", "gain"):
             require(0 < getattr(self, name) < 1, f"{name} in (0, 1)", f"{getattr(self, name)}", "See the default.")

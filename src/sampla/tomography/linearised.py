@@ -51,6 +51,20 @@ class MeasuredGPrior(GPrior):
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A sinogram in the units in which the network's image is of about unit size."""
+
+    operator: Operator
+    """T, whitened where deviations are given."""
+    measurements: Tensor
+    """(m,)."""
+    scale: float
+    """Image units in one unit of the network's output."""
+    noise_std: float
+    """Of the measurements in these units: as given, or as seen."""
+
+
+@dataclass(frozen=True)
 class ImagePosterior:
     """The posterior of a fit, ready to predict."""
 
@@ -143,7 +157,8 @@ class LinearisedDIP:
             ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing.
         """
         start = perf_counter()
-        operator, measurements, scale, noise = self._prepared(sinogram)
+        prepared = self.prepare(sinogram)
+        operator, measurements, noise = prepared.operator, prepared.measurements, prepared.noise_std
         given = fixed_input(operator.image_shape, self.seed).to(operator.like)
         with torch.no_grad():
             check_image(self.network(given), operator)
@@ -167,11 +182,11 @@ class LinearisedDIP:
         report = build_report(
             inference, inference.model.data, excluded, adjoint, perf_counter() - start, self.tolerance
         )
-        sigma = float(report.noise_precision) ** -0.5 * scale
+        sigma = float(report.noise_precision) ** -0.5 * prepared.scale
         pixel = sigma * pixel_share(operator)
         self.training_, self.report_, self.plan_, self.prior_ = training, report, planned, inference.prior
         self.noise_std_ = sigma
-        self.posterior_ = ImagePosterior(features, inference.samples, scale, pixel)
+        self.posterior_ = ImagePosterior(features, inference.samples, prepared.scale, pixel)
         return self
 
     @property
@@ -180,8 +195,12 @@ class LinearisedDIP:
         posterior = self.posterior_
         return posterior.features.image.outputs[0, 0] * posterior.scale
 
-    def _prepared(self, sinogram: Tensor) -> tuple[Operator, Tensor, float, float]:
-        """Whitened operator, measurements for images of about unit size, that size, and the noise in their units."""
+    def prepare(self, sinogram: Tensor) -> Prepared:
+        """What the network is trained on; the scale is that of the best constant image, <T 1, y> / <T 1, T 1>.
+
+        Raises:
+            ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing.
+        """
         count = self.operator.num_measurements
         fix = "Give the sinogram that belongs to the operator, (angles, bins)."
         require(sinogram.numel() == count, f"{count} measurements", f"{tuple(sinogram.shape)}", fix)
@@ -196,7 +215,7 @@ class LinearisedDIP:
         scale = float(ones @ flat) / float(ones @ ones)
         require(scale > 0, "a sinogram of an object that attenuates", f"a mean of {scale:g}", "Check its sign.")
         noise = (1.0 if known else noise_seen(seen)) / scale
-        return operator, flat / scale, scale, noise
+        return Prepared(operator, flat / scale, scale, noise)
 
 
 def pixel_share(operator: Operator) -> float:
