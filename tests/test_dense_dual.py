@@ -21,7 +21,7 @@ def system(dtype: torch.dtype, alpha: float, rows: int = 30, columns: int = 80) 
     return LinearSystem(model, precision, torch.ones(columns).to(dtype)), design.double().mT @ design.double()
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 5e-4)])
 @pytest.mark.parametrize("alpha", [1e-2, 1.0, 1e4])
 def test_solution_is_the_dense_one(dtype, bound, alpha):
     """In float32 at alpha = 1e-2 a single solve is off by much more than this: the refinement is needed."""
