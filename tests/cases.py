@@ -21,7 +21,7 @@ from sampla._progress import Progress
 from sampla.features import Features
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior
-from sampla.solvers import Minibatch
+from sampla.solvers import DenseDual, Minibatch
 
 NUM_TRAIN, NUM_TEST, BATCH = 150, 12, 100
 FULL_NOISE = torch.tensor([[20.0, 6.0, -2.0], [6.0, 15.0, 1.0], [-2.0, 1.0, 30.0]], dtype=torch.float64)
@@ -89,6 +89,7 @@ FIXED_PRIORS: dict[str, Callable[..., sampla.Prior]] = {**PRIORS, "layerwise": S
 
 SOLVERS: dict[str, Callable[[], sampla.Solver[Any]]] = {
     "dense": sampla.Dense,
+    "dense-dual": DenseDual,
     "block-cg": sampla.BlockCG,
     "minibatch": Minibatch,
     "sgd-regulariser": sampla.SGD,

@@ -1,4 +1,4 @@
-"""The command line: `sampla demo`."""
+"""The command line: `sampla demo`, `sampla ct`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -51,6 +51,35 @@ def demo(
     except OSError as error:
         raise typer.BadParameter(f"could not make the folder {out}: {error}", param_hint="--out") from error
     run_demo(settings, loaded, say=(lambda _: None) if quiet else typer.echo)
+
+
+@app.command()
+def ct(
+    sinogram: Annotated[Path | None, typer.Argument(help="npz with sinogram and geometry, or a TIFF.")] = None,
+    geometry: Annotated[Path | None, typer.Option(help="JSON with the geometry, for a TIFF.")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="A phantom seen from few directions; needs no data.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for all that is written.")] = Path("sampla-ct"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the network and all noise.")] = 0,
+    samples: Annotated[int, typer.Option(min=2, help="K, the number of posterior samples.")] = 16,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no output but errors.")] = False,
+    steps: Annotated[int | None, typer.Option(hidden=True, min=1)] = None,
+    pixels: Annotated[int | None, typer.Option(hidden=True, min=8)] = None,
+) -> None:
+    """Reconstruct an image from a sinogram, with a standard deviation for every pixel and joint samples."""
+    from sampla.ct import Settings, demo_scan, read_scan, run_ct  # seconds of imports, needed only here
+
+    if demo == (sinogram is not None):
+        raise typer.BadParameter("expected a sinogram or --demo, and not both.", param_hint="SINOGRAM")
+    say = (lambda _: None) if quiet else typer.echo
+    try:
+        if sinogram is None:
+            scan = demo_scan(seed=seed) if pixels is None else demo_scan(pixels, seed=seed)
+        else:
+            scan = read_scan(sinogram, geometry)
+        out.mkdir(parents=True, exist_ok=True)
+        run_ct(Settings(out, seed, samples, quiet, steps), scan, say)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        raise typer.BadParameter(str(error), param_hint="SINOGRAM") from error
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, solve
 from sampla.solvers.block_cg import BlockCG
 from sampla.solvers.dense import Dense
+from sampla.solvers.dense_dual import DenseDual
 from sampla.solvers.dual import DualDescent
 from sampla.solvers.growing import growing_guess
 from sampla.solvers.linear_mode import Mode, linear_mode
@@ -13,6 +14,7 @@ __all__ = [
     "SGD",
     "BlockCG",
     "Dense",
+    "DenseDual",
     "DualDescent",
     "LinearSystem",
     "Minibatch",

@@ -1,0 +1,73 @@
+"""The measured scans: sparse views of the HTC2022 phantoms and of a bell pepper, binned to the image asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sampla.ct import Scan, from_counts
+from sampla.tomography import Geometry
+
+PHANTOMS, VIEWS, DOSES, PEPPER_VIEWS = ("ta", "tb", "07b"), (60, 30, 15), ("high", "low"), 60
+_POSE = {"high": 0.0, "low": -3.9}
+"""Degrees by which the pepper was turned between its two scans."""
+CASES = (*(f"{name}-{views}" for name in PHANTOMS for views in VIEWS), *(f"pepper-{dose}" for dose in DOSES))
+
+
+def load(root: Path, case: str, factor: int) -> Scan:
+    """One case; ``factor`` detector bins and image pixels of the original become one.
+
+    Raises:
+        FileNotFoundError: if the data are not under ``root``.
+    """
+    name, _, kind = case.partition("-")
+    return _pepper(root, kind, factor) if name == "pepper" else _phantom(root, name, int(kind), factor)
+
+
+def _phantom(root: Path, name: str, views: int, factor: int) -> Scan:
+    with np.load(root / "ct" / f"htc2022_{name}.npz") as data:
+        every = slice(0, 720, 720 // views)
+        sinogram = _binned(data["sinogram"][every], factor)
+        reference = _blocks(data["recon_fbp"] / data["eff_pixel_mm"], factor)
+        geometry = _geometry(data, data["angles_deg"][every], reference.shape, sinogram.shape[1], factor)
+    return Scan(
+        f"HTC2022 {name}, {views} of 720 views", torch.from_numpy(sinogram).float(), geometry, None,
+        torch.from_numpy(reference).float(),
+    )  # fmt: skip
+
+
+def _pepper(root: Path, dose: str, factor: int) -> Scan:
+    with np.load(root / "ct" / "bell_pepper.npz") as data:
+        every = slice(0, 360, 360 // PEPPER_VIEWS)
+        counts = _binned(data[f"counts_{dose}"][every].astype(float), factor)
+        sinogram, spread = from_counts(counts, data[f"I0_{dose}"][every])
+        reference = _blocks(data["recon_fbp_high"], factor)
+        angles = data["angles_deg"][every] + _POSE[dose]
+        geometry = _geometry(data, angles, reference.shape, sinogram.shape[1], factor)
+    return Scan(
+        f"bell pepper, {dose} dose, {PEPPER_VIEWS} of 360 views", sinogram, geometry, spread,
+        torch.from_numpy(reference).float(),
+    )  # fmt: skip
+
+
+def _binned(rows: np.ndarray, factor: int) -> np.ndarray:
+    """Means over so many bins, from the middle of the detector."""
+    left = rows.shape[1] % factor // 2
+    whole = rows[:, left : left + rows.shape[1] // factor * factor]
+    return whole.reshape(len(rows), -1, factor).mean(2)
+
+
+def _blocks(image: np.ndarray, factor: int) -> np.ndarray:
+    """Means over blocks of pixels."""
+    height, width = (n // factor for n in image.shape)
+    return image[: height * factor, : width * factor].reshape(height, factor, width, factor).mean((1, 3))
+
+
+def _geometry(
+    data: np.lib.npyio.NpzFile, degrees: np.ndarray, shape: tuple[int, ...], bins: int, factor: int
+) -> Geometry:
+    return Geometry(
+        (shape[0], shape[1]), float(data["eff_pixel_mm"]) * factor, tuple(np.deg2rad(degrees).tolist()), bins,
+        float(data["det_pixel_mm"]) * factor, float(data["dist_source_origin_mm"]),
+        float(data["dist_source_detector_mm"]),
+    )  # fmt: skip

@@ -1,0 +1,96 @@
+"""The words of `sampla ct`: the HTML page, filled from the summary of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sampla.report import Page, Picture
+
+_CALIBRATED = {1: 0.683, 2: 0.954, 3: 0.997}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a method and its figures."""
+
+    measure: str
+    values: tuple[str, ...]
+    met: bool = False
+
+    def cells(self) -> tuple[str, ...]:
+        """As the table shows them."""
+        return self.values
+
+    def verdict(self) -> str:
+        """There are no targets for a user's own scan."""
+        return ""
+
+
+def page(summary: dict[str, Any], certificate: str, pictures: Sequence[Picture]) -> Page:
+    """The HTML report of a run.
+
+    Args:
+        summary: what summary.json holds.
+        certificate: ``str(dip.report_)``.
+        pictures: in the order in which they are shown.
+    """
+    shape = " x ".join(map(str, summary["geometry"]["image_shape"]))
+    views = len(summary["geometry"]["angles"])
+    return Page(
+        title=f"{summary['name']}: reconstruction with error bars",
+        summary=f"{shape} pixels from {views} views, with {summary['fit']['num_samples']} joint samples of what else "
+        "the image might be.",
+        story=_story(summary),
+        verdicts=[],
+        columns=("PSNR, dB", "SSIM"),
+        rows=[
+            Row(name, (f"{found['psnr']:.2f}", f"{found['ssim']:.3f}")) for name, found in summary["quality"].items()
+        ],
+        notes=_notes(summary),
+        certificate=certificate,
+        pictures=pictures,
+        costs=_costs(summary),
+        excluded=summary["fit"]["excluded_parameters"],
+        footer=", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
+    )
+
+
+def _story(summary: dict[str, Any]) -> list[str]:
+    training, fit = summary["training"], summary["fit"]
+    what = "a common factor of the given deviations" if summary["noise_is_relative"] else "the noise"
+    return [
+        f"A U-Net of {fit['num_parameters']:,} parameters was trained from nothing on this sinogram alone "
+        f"({training['steps']} steps), with as much total variation taken out as the noise allows.",
+        f"It was linearised, the strength of its prior and {what} were found by EM ({summary['noise_std']:.4g}), and "
+        f"{fit['num_samples']} posterior samples drawn ({summary['solver']}). Nothing was tuned for this image.",
+        f"The average standard deviation of a pixel is {summary['mean_std']:.3g}; the measurement noise alone would "
+        f"leave {summary['pixel_noise']:.3g} in a pixel if all others were known.",
+    ]
+
+
+def _notes(summary: dict[str, Any]) -> list[str]:
+    scores = summary["scores"]
+    if scores is None:
+        return ["There is no reference image for this scan, so nothing is said here about errors that were made."]
+    inside = ", ".join(f"{scores['inside'][k]:.1%} within {k} ({p:.1%})" for k, p in _CALIBRATED.items())
+    density = ", ".join(
+        f"{size} x {size}: {value:.3f} ({summary['noise_only_log_prob'][size]:.3f})"
+        for size, value in scores["log_prob"].items()
+    )
+    return [
+        f"Share of the pixels within 1, 2, 3 standard deviations, and what a Gaussian would have: {inside}. Rank "
+        f"correlation of the standard deviation with the absolute error: {scores['rank_correlation']:.2f}.",
+        f"Log-likelihood of patches of the reference, nats per pixel, and in brackets with measurement noise alone: "
+        f"{density}. Covariances are shrunk towards their diagonal and the noise of a pixel is added.",
+    ]
+
+
+def _costs(summary: dict[str, Any]) -> dict[str, str]:
+    fit = summary["fit"]
+    return {
+        "Training": f"{summary['training']['seconds']:.1f} s",
+        "Posterior": f"{fit['seconds'] - summary['training']['seconds']:.1f} s, {fit['passes']:.1f} products for each "
+        f"of {fit['num_samples']} samples",
+        "In all": f"{summary['seconds']:.1f} s",
+        "Memory": summary["plan"],
+    }

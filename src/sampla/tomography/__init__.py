@@ -1,0 +1,40 @@
+"""Tomography: operators, the deep image prior, and error bars for every pixel of a reconstruction."""
+
+from sampla.tomography.dip import Recipe, Training, noise_seen, train
+from sampla.tomography.fbp import filtered_back_projection
+from sampla.tomography.geometry import Geometry
+from sampla.tomography.image import PATCH_SIZES, ImagePredictive
+from sampla.tomography.linearised import ImagePosterior, LinearisedDIP, Prepared
+from sampla.tomography.operators import FunctionOperator, MatrixOperator, Operator, Whitened
+from sampla.tomography.projected import ProjectedFeatures
+from sampla.tomography.rays import ray_transform
+from sampla.tomography.scores import ImageScores, psnr_ssim, score
+from sampla.tomography.tv import tv_reconstruction
+from sampla.tomography.unet import UNet, fixed_input, unet_for
+
+__all__ = [
+    "PATCH_SIZES",
+    "FunctionOperator",
+    "Geometry",
+    "ImagePosterior",
+    "ImagePredictive",
+    "ImageScores",
+    "LinearisedDIP",
+    "MatrixOperator",
+    "Operator",
+    "Prepared",
+    "ProjectedFeatures",
+    "Recipe",
+    "Training",
+    "UNet",
+    "Whitened",
+    "filtered_back_projection",
+    "fixed_input",
+    "noise_seen",
+    "psnr_ssim",
+    "ray_transform",
+    "score",
+    "train",
+    "tv_reconstruction",
+    "unet_for",
+]

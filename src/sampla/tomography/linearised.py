@@ -1,0 +1,233 @@
+"""Error bars for every pixel of a reconstruction: the deep image prior, linearised (Antoran et al., TMLR 2022).
+
+y = T f(w) + noise has features T J and P >> m: parameters by far outnumber measurements. With few measurements the
+m x m kernel over them is formed and factorised (``DenseDual``), m products. With more, block CG in weight space is
+cheaper. It could run over the measurements too (representer weights), with as many products, one jvp and one vjp each;
+that would save memory, 4 m instead of 4 P bytes a vector, which ``plan`` states and which has not been the limit.
+"""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sampla._allocator import freed_memory_kept
+from sampla._checks import require, require_finite
+from sampla._params import ParameterLayout
+from sampla._progress import Progress
+from sampla.em import EM, infer
+from sampla.features import NetworkFeatures, check_adjoint, select_parameters
+from sampla.fitreport import FitReport, build_report
+from sampla.likelihoods import Gaussian
+from sampla.model import LinearModel
+from sampla.noise import PROBE, standard_normal
+from sampla.priors import BoundPrior, GPrior
+from sampla.solvers import BlockCG, DenseDual, Solver
+from sampla.tomography.dip import Recipe, Training, noise_seen, train
+from sampla.tomography.image import ImagePredictive
+from sampla.tomography.operators import Operator, Whitened, check_operator
+from sampla.tomography.plan import Plan, plan
+from sampla.tomography.projected import ProjectedFeatures, check_image
+from sampla.tomography.unet import fixed_input, unet_for
+
+_DENSE_UP_TO = 500
+"""m up to which the kernel of the measurements is factorised: about as many products as block CG needs with K = 16."""
+_TRACE_PROBES = 64
+_TRACE_SEED = 1
+
+
+class MeasuredGPrior(GPrior):
+    """The g-prior with scales from a diagonal of M that was measured beforehand: the noise pass sees one datum only."""
+
+    def __init__(self, diagonal: Tensor) -> None:
+        """Args: diagonal: (P,) of M."""
+        super().__init__()
+        self._diagonal = diagonal
+
+    def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
+        return super().bind(layout, self._diagonal.to(curvature_diagonal))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sinogram in the units in which the network's image is of about unit size."""
+
+    operator: Operator
+    """T, whitened where deviations are given."""
+    measurements: Tensor
+    """(m,)."""
+    scale: float
+    """Image units in one unit of the network's output."""
+    noise_std: float
+    """Of the measurements in these units: as given, or as seen."""
+
+
+@dataclass(frozen=True)
+class ImagePosterior:
+    """The posterior of a fit, ready to predict."""
+
+    features: ProjectedFeatures
+    samples: Tensor
+    """(K, P) zero-mean samples of the weights."""
+    scale: float
+    """Image units in one unit of the network's output."""
+    pixel_noise: float
+    """s, in image units."""
+
+    def predict_image(self) -> ImagePredictive:
+        """Mean f(w) and K joint samples J z of the whole image, by K jvps."""
+        mean = self.features.image.outputs[0, 0] * self.scale
+        return ImagePredictive(mean, self.features.image_jvp(self.samples) * self.scale, self.pixel_noise)
+
+
+class LinearisedDIP:
+    """Reconstruct an image from few measurements, with joint samples of what else it might be.
+
+    A U-Net is trained on the sinogram alone (``dip.py``), linearised, and given a g-prior whose precision EM finds
+    together with the noise; then K posterior samples are drawn. Nothing is tuned for an image.
+
+    Args:
+        operator: T; ``ray_transform(geometry)``, ``MatrixOperator`` or ``FunctionOperator``.
+        noise_std: standard deviation of the measurements, a number or one for each; None: seen in the sinogram for
+            the training, and learnt by EM for the posterior.
+        learn_noise: whether EM finds a common factor of ``noise_std``; by default only when that is None.
+        num_samples: K, at least 2.
+        seed: of the network and all noise.
+        network: instead of the U-Net for the image's size; (1, 8, H, W) -> (1, 1, H, W).
+        recipe: of the training.
+        solver: for the samples; None: the dense one over the measurements up to 500 of them, else block CG.
+        em: when the loop over hyperparameters stops; None: as far as memory allows.
+        tolerance: error of the samples in the norm of the measurements. Smaller than for other models, because what
+            the scan hardly sees counts for little there and for all in the image: the error of an image is larger,
+            15 times where it was measured.
+        max_passes: of the solve.
+        progress: show bars.
+
+    Raises:
+        ValueError: for settings out of range, an operator whose products are not adjoint, or an image that the U-Net
+            cannot halve.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        noise_std: float | Tensor | None = None,
+        learn_noise: bool | None = None,
+        num_samples: int = 16,
+        seed: int = 0,
+        *,
+        network: nn.Module | None = None,
+        recipe: Recipe | None = None,
+        solver: Solver[Any] | None = None,
+        em: EM | None = None,
+        tolerance: float = 0.002,
+        max_passes: int = 200,
+        progress: bool = True,
+    ) -> None:
+        require(num_samples >= 2, "num_samples of at least 2", f"{num_samples}", "16 to 64 are usual.")
+        require(0 < tolerance < 1, "a tolerance in (0, 1)", f"{tolerance}", "The default is 0.002.")
+        check_operator(operator)
+        self.operator = operator
+        self.noise_std = None if noise_std is None else torch.as_tensor(noise_std, dtype=torch.float64)
+        self.learn_noise = noise_std is None if learn_noise is None else learn_noise
+        self.network = (network or unet_for(operator.image_shape, seed)).to(operator.like)
+        self.num_samples, self.seed, self.tolerance, self.max_passes = num_samples, seed, tolerance, max_passes
+        few = operator.num_measurements <= _DENSE_UP_TO
+        self.recipe, self.solver, self.em = recipe or Recipe(), solver or (DenseDual() if few else BlockCG()), em
+        self._progress = Progress(progress)
+
+    training_: Training
+    prior_: BoundPrior
+    posterior_: ImagePosterior
+    report_: FitReport
+    plan_: Plan
+    noise_std_: float
+    """sigma: of every measurement, or the factor of ``noise_std`` where that is given for each."""
+
+    def fit(self, sinogram: Tensor) -> "LinearisedDIP":
+        """Train the network and find the posterior.
+
+        Args:
+            sinogram: (A, D), or any shape with m entries whose last axis runs along the detector.
+
+        Returns:
+            self.
+
+        Raises:
+            ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing.
+        """
+        start = perf_counter()
+        prepared = self.prepare(sinogram)
+        operator, measurements, noise = prepared.operator, prepared.measurements, prepared.noise_std
+        given = fixed_input(operator.image_shape, self.seed).to(operator.like)
+        with torch.no_grad():
+            check_image(self.network(given), operator)
+        with freed_memory_kept():
+            training = train(self.network, given, operator, measurements, noise, self.recipe, self._progress)
+            names, excluded = select_parameters(self.network, None)
+            features = ProjectedFeatures(NetworkFeatures(self.network, names), operator, given)
+            adjoint = check_adjoint(features.linearise(given), features.layout.total)
+            residual = float((features.measured[0] - measurements).square().mean().sqrt())
+            first = max(noise, residual) if self.learn_noise else noise
+            self._progress.enter("diagonal of M")
+            prior = MeasuredGPrior(features.diagonal(self.seed) / first**2)
+            planned = plan(features.layout.total, operator, self.num_samples, self.em)
+            model = LinearModel(
+                features, Gaussian(first**-2, learn=self.learn_noise), [(given, measurements.unsqueeze(0))]
+            )
+            inference = infer(
+                model, prior, self.solver, num_samples=self.num_samples, seed=self.seed, em=planned.em,
+                tolerance=self.tolerance, max_passes=self.max_passes, say=self._progress.enter,
+            )  # fmt: skip
+        report = build_report(
+            inference, inference.model.data, excluded, adjoint, perf_counter() - start, self.tolerance
+        )
+        sigma = float(report.noise_precision) ** -0.5 * prepared.scale
+        pixel = sigma * pixel_share(operator)
+        self.training_, self.report_, self.plan_, self.prior_ = training, report, planned, inference.prior
+        self.noise_std_ = sigma
+        self.posterior_ = ImagePosterior(features, inference.samples, prepared.scale, pixel)
+        return self
+
+    @property
+    def reconstruction_(self) -> Tensor:
+        """(H, W) the trained network's image."""
+        posterior = self.posterior_
+        return posterior.features.image.outputs[0, 0] * posterior.scale
+
+    def prepare(self, sinogram: Tensor) -> Prepared:
+        """What the network is trained on; the scale is that of the best constant image, <T 1, y> / <T 1, T 1>.
+
+        Raises:
+            ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing.
+        """
+        count = self.operator.num_measurements
+        fix = "Give the sinogram that belongs to the operator, (angles, bins)."
+        require(sinogram.numel() == count, f"{count} measurements", f"{tuple(sinogram.shape)}", fix)
+        require_finite(sinogram, "measurements", "Leave out dead detector bins, or give them a large noise_std.")
+        operator, seen = self.operator, sinogram.double().reshape(-1, sinogram.shape[-1])
+        if self.noise_std is not None:
+            spread = self.noise_std.expand(sinogram.shape).reshape(seen.shape)
+            operator, seen = Whitened(operator, spread.flatten()), seen / spread
+        known = self.noise_std is not None and not self.learn_noise
+        flat = seen.flatten().to(operator.like)
+        ones = operator.forward(torch.ones(1, *operator.image_shape).to(operator.like))[0]
+        scale = float(ones @ flat) / float(ones @ ones)
+        require(scale > 0, "a sinogram of an object that attenuates", f"a mean of {scale:g}", "Check its sign.")
+        noise = (1.0 if known else noise_seen(seen)) / scale
+        return Prepared(operator, flat / scale, scale, noise)
+
+
+def pixel_share(operator: Operator) -> float:
+    """s / sigma = sqrt(d / |T|_F^2): what a unit of measurement noise does to one pixel if all others are known.
+
+    |T|_F^2 = E |T' u|^2 over standard normal u; the mean of 64 is within a few per cent.
+    """
+    u = standard_normal(
+        _TRACE_SEED, PROBE, range(_TRACE_PROBES), 0, (operator.num_measurements,), operator.like
+    )  # fmt: skip
+    frobenius = float(operator.adjoint(u).double().square().sum()) / _TRACE_PROBES
+    pixels = operator.image_shape[0] * operator.image_shape[1]
+    return float((pixels / frobenius) ** 0.5)

@@ -1,0 +1,60 @@
+"""What a fit will need, before it starts: vectors, memory, and how far EM's Krylov space may grow."""
+
+from dataclasses import dataclass, replace
+
+from sampla.em import EM
+from sampla.tomography.operators import MatrixOperator, Operator
+
+_SPACE_BYTES = 3 * 2**30
+"""Memory that EM's Krylov space of M may take, its copy while it grows included."""
+_FEWEST_ROWS = 64
+_MORE_STEPS = 10
+_SOLVER_VECTORS = 8
+"""Blocks of K vectors that block CG, the right-hand sides and the products hold at once (counted in the code)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory in bytes, and the EM that fits it."""
+
+    em: EM
+    num_parameters: int
+    num_measurements: int
+    weight_bytes: int
+    """Vectors of P: EM's space at its largest and the solver's blocks of K + 1."""
+    observation_bytes: int
+    """The same vectors with m numbers each, and the K prior draws that would still have P."""
+    operator_bytes: int
+
+    def __str__(self) -> str:
+        gib = 2.0**30
+        return (
+            f"weight space: {self.num_parameters:,} parameters for {self.num_measurements:,} measurements; vectors "
+            f"{self.weight_bytes / gib:.2f} GiB at most (over the measurements it would be "
+            f"{self.observation_bytes / gib:.2f} GiB, with as many products), operator "
+            f"{self.operator_bytes / gib:.2f} GiB, at most {self.em.max_rows} vectors in EM's Krylov space"
+        )
+
+
+def plan(num_parameters: int, operator: Operator, num_samples: int, em: EM | None = None) -> Plan:
+    """Memory of a fit, and an EM whose Krylov space may grow to the rank of M or as far as memory allows.
+
+    Args:
+        num_parameters: P.
+        operator: T with m measurements, the rank of M at most.
+        num_samples: K.
+        em: instead of the rule's.
+    """
+    element, measurements = operator.like.element_size(), operator.num_measurements
+    if em is None:
+        rule = EM()
+        affordable = _SPACE_BYTES // (2 * element * num_parameters)
+        rows = max(_FEWEST_ROWS, min(affordable, measurements + rule.num_samples + 1))
+        em = replace(rule, max_rows=rows, max_steps=rows // (min(rule.num_samples, num_samples) + 1) + _MORE_STEPS)
+    blocks = _SOLVER_VECTORS * (num_samples + 1)
+    vectors = 2 * em.max_rows + blocks
+    return Plan(
+        em, num_parameters, measurements, vectors * num_parameters * element,
+        (vectors * measurements + num_samples * num_parameters) * element,
+        operator.bytes if isinstance(operator, MatrixOperator) else 0,
+    )  # fmt: skip

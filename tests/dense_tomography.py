@@ -1,0 +1,122 @@
+"""A naive float64 reference for tomography: explicit matrices and loops; nothing here imports sampla."""
+
+from dataclasses import dataclass
+from math import hypot, sqrt
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def chord(angle: float, u: float, disc: tuple[float, float, float], fan: tuple[float, float] | None) -> float:
+    """Length inside a disc (x, y, radius) of the ray that meets the detector at u; fan = (source, detector) distances.
+
+    Straight from the picture: the source at so (sin b, -cos b), or infinitely far; rays along (-sin b, cos b).
+    """
+    along, across = np.array([-np.sin(angle), np.cos(angle)]), np.array([np.cos(angle), np.sin(angle)])
+    start = u * across if fan is None else -fan[0] * along
+    direction = along if fan is None else (fan[1] - fan[0]) * along + u * across - start
+    direction = direction / hypot(*direction)
+    centre = np.array(disc[:2]) - start
+    offset = centre[0] * direction[1] - centre[1] * direction[0]
+    return 2 * sqrt(max(0.0, disc[2] ** 2 - offset**2))
+
+
+def disc_image(shape: tuple[int, int], pixel: float, disc: tuple[float, float, float], cuts: int = 8) -> np.ndarray:
+    """(H, W) share of each pixel that lies in the disc, by cutting it into cuts x cuts parts; row 0 is the top."""
+    image = np.zeros(shape)
+    for row in range(shape[0] * cuts):
+        y = ((shape[0] - 1 / cuts) / 2 - row / cuts) * pixel
+        for column in range(shape[1] * cuts):
+            x = (column / cuts - (shape[1] - 1 / cuts) / 2) * pixel
+            image[row // cuts, column // cuts] += hypot(x - disc[0], y - disc[1]) < disc[2]
+    return image / cuts**2
+
+
+def image_jacobian(network: nn.Module, names: list[str], given: Tensor) -> Tensor:
+    """(H W, P), one backward pass a pixel."""
+    chosen = [dict(network.named_parameters())[name] for name in names]
+    image = network(given).flatten()
+    rows = [torch.autograd.grad(value, chosen, retain_graph=True, materialize_grads=True) for value in image]
+    return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """y = T J S psi + noise with psi ~ N(0, I / alpha) and noise N(0, I / beta), over the measurements: no P x P."""
+
+    jacobian: Tensor
+    """(H W, P) J."""
+    operator: Tensor
+    """(m, H W) T."""
+    scale: Tensor
+    """(P,) the diagonal of S."""
+    measurements: Tensor
+    """(m,) y."""
+
+    @property
+    def prior(self) -> Tensor:
+        """(H W, H W) J S S J', the prior's covariance of the image at alpha = 1."""
+        rows = self.jacobian * self.scale
+        return rows @ rows.mT
+
+    def covariance(self, alpha: float, beta: float) -> Tensor:
+        """(H W, H W) of the image, by conditioning a Gaussian."""
+        prior = self.prior / alpha
+        cross = prior @ self.operator.mT
+        seen = self.operator @ cross + torch.eye(len(self.operator)).double() / beta
+        return prior - cross @ torch.linalg.solve(seen, cross.mT)
+
+    def mean(self, alpha: float, beta: float) -> Tensor:
+        """(H W,) of the linear model's image."""
+        cross = self.prior @ self.operator.mT / alpha
+        seen = self.operator @ cross + torch.eye(len(self.operator)).double() / beta
+        return cross @ torch.linalg.solve(seen, self.measurements)
+
+    def log_evidence(self, alpha: float, beta: float) -> float:
+        """log N(y; 0, T prior T' / alpha + I / beta)."""
+        seen = self.operator @ self.prior @ self.operator.mT / alpha
+        seen = seen + torch.eye(len(self.operator)).double() / beta
+        zero = torch.zeros(len(seen)).double()
+        return float(torch.distributions.MultivariateNormal(zero, seen).log_prob(self.measurements))
+
+    def em(self, alpha: float, beta: float, learn_noise: bool = True) -> tuple[float, float, float]:
+        """alpha, beta and gamma at the fixed point of MacKay's updates, by repetition in the eigenbasis of T J S."""
+        kernel = self.operator @ self.prior @ self.operator.mT
+        values, rotation = torch.linalg.eigh(kernel)
+        values, seen = values.clamp_min(0), rotation.mT @ self.measurements
+        for _ in range(100_000):
+            ratio = alpha / beta
+            gamma = float((values / (values + ratio)).sum())
+            size = float((values * seen.square() / (values + ratio).square()).sum())
+            residual = float((ratio * seen / (values + ratio)).square().sum())
+            before = alpha, beta
+            alpha, beta = gamma / size, (len(seen) - gamma) / residual if learn_noise else beta
+            if max(abs(alpha / before[0] - 1), abs(beta / before[1] - 1)) < 1e-12:
+                return alpha, beta, gamma
+        raise AssertionError("the reference's own EM did not settle")
+
+
+def patch_pixels(shape: tuple[int, int], size: int) -> list[list[tuple[int, int]]]:
+    """The pixels of each patch, row by row: whole patches in the middle of the image."""
+    rows, columns = shape[0] // size, shape[1] // size
+    top, left = (shape[0] - rows * size) // 2, (shape[1] - columns * size) // 2
+    return [
+        [(top + i * size + a, left + j * size + b) for a in range(size) for b in range(size)]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+
+
+def patch_log_prob(
+    mean: Tensor, covariance: Tensor, image: Tensor, size: int, pixel_noise: float, rho: float = 0.0
+) -> Tensor:
+    """(N,) log N of each patch by the textbook formula, from the covariance (H W, H W) of all pixels."""
+    found = []
+    for pixels in patch_pixels(tuple(image.shape), size):
+        rows = torch.tensor([a * image.shape[1] + b for a, b in pixels])
+        part = covariance[rows][:, rows]
+        part = (1 - rho) * part + rho * part.diagonal().diag() + pixel_noise**2 * torch.eye(len(rows)).double()
+        normal = torch.distributions.MultivariateNormal(mean.flatten()[rows], part)
+        found.append(normal.log_prob(image.flatten()[rows]))
+    return torch.stack(found)

@@ -1,0 +1,146 @@
+"""Error bars of a small reconstruction against the closed form in float64 (dense_tomography.py)."""
+
+from math import log
+
+import pytest
+import torch
+
+import dense
+import dense_tomography
+from sampla.solvers import BlockCG, DenseDual
+from sampla.tomography import LinearisedDIP, Recipe, fixed_input, ray_transform
+from tomography_case import SAMPLES, Case, digit, noisy, parallel, small_case, small_dip
+
+EVERY_NINTH = slice(None, None, 9)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return small_case()
+
+
+def test_features_are_the_operator_times_the_jacobian(case):
+    features = case.dip.posterior_.features
+    vectors = torch.randn(3, case.dense.jacobian.shape[1], generator=torch.Generator().manual_seed(0)).double()
+    pushed = vectors @ case.dense.jacobian.mT
+    torch.testing.assert_close(features.image_jvp(vectors).flatten(1), pushed)
+    torch.testing.assert_close(features.jvp(vectors)[:, 0], pushed @ case.dense.operator.mT)
+    cotangents = torch.randn(3, 1, len(case.dense.operator), generator=torch.Generator().manual_seed(1)).double()
+    expected = cotangents[:, 0] @ case.dense.operator @ case.dense.jacobian
+    torch.testing.assert_close(features.vjp(cotangents), expected)
+
+
+def test_scales_are_those_of_the_diagonal(case):
+    """128 probes: the mean over all parameters of the relative error of chi-squared with 128 degrees is zero."""
+    features = case.dip.posterior_.features
+    exact = (case.dense.operator @ case.dense.jacobian).square().sum(0)
+    ratio = features.diagonal(5) / exact
+    assert 0.9 < float(ratio.mean()) < 1.1
+    assert float((ratio - 1).abs().max()) < 6 * (2 / 128) ** 0.5
+    assert not torch.equal(features.diagonal(5), features.diagonal(6))
+
+
+def test_samples_have_the_covariance_of_the_closed_form(case):
+    """Every ninth pixel, all pairs of them, and the trace; K = 300 draws."""
+    deviations = case.dip.posterior_.predict_image().deviations.flatten(1)
+    assert len(deviations) == SAMPLES
+    covariance = case.dense.covariance(*case.hyper) * case.scale**2
+    dense.assert_covariance(deviations[:, EVERY_NINTH], covariance[EVERY_NINTH, EVERY_NINTH])
+
+
+def test_em_finds_the_fixed_point_of_the_closed_form(case):
+    alpha, beta = case.hyper
+    exact_alpha, exact_beta, exact_gamma = case.dense.em(alpha, beta)
+    report = case.dip.report_
+    assert report.settled
+    assert abs(log(alpha / exact_alpha)) < 4 * report.precision_error[0] + report.precision_error[1]
+    assert abs(log(beta / exact_beta)) < 4 * report.noise_error[0] + report.noise_error[1]
+    assert abs(log(alpha / exact_alpha)) < 0.05  # 64 probes
+    assert abs(log(beta / exact_beta)) < 0.03
+    assert abs(report.effective_dimension[0] / exact_gamma - 1) < 0.05
+
+
+def test_noise_is_that_of_the_simulation(case):
+    """The residuals of N measurements leave 1 / sqrt(2 (N - gamma)) of a standard deviation unknown."""
+    free = len(case.dense.operator) - case.dip.report_.effective_dimension[0]
+    assert abs(log(case.dip.noise_std_ / case.noise_std)) < 4 / (2 * free) ** 0.5
+
+
+def test_evidence_is_that_of_the_closed_form(case):
+    report = case.dip.report_
+    exact = case.dense.log_evidence(*case.hyper)
+    assert abs(report.log_evidence - exact) < 4 * report.log_evidence_error[0] + report.log_evidence_error[1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 10])
+def test_patch_log_likelihoods_come_near_the_exact_covariances(case, size):
+    """Shrinkage moves the density of large patches; it is measured against itself without sampling error below."""
+    predictive = case.dip.posterior_.predict_image()
+    covariance = case.dense.covariance(*case.hyper) * case.scale**2
+    exact = dense_tomography.patch_log_prob(
+        predictive.mean, covariance, case.image, size, predictive.pixel_noise
+    )  # fmt: skip
+    found = predictive.patch_log_prob(case.image, size)
+    assert found.shape == exact.shape
+    assert abs(float(found.sum() - exact.sum())) / (len(exact) * size**2) < 0.1
+
+
+def test_pixel_noise_is_the_noise_through_one_pixel(case):
+    pixel = case.dip.posterior_.pixel_noise
+    exact = case.dip.noise_std_ / float(case.dense.operator.square().sum(0).mean()) ** 0.5
+    assert abs(pixel / exact - 1) < 0.1
+
+
+def test_known_noise_is_kept_and_weighs_each_detector(case):
+    """Ten times the noise on half of the bins: the reference with whitened rows."""
+    spread = torch.full(case.sinogram.shape, case.noise_std).double()
+    spread[:, ::2] *= 10
+    dip = small_dip(case.operator, noise_std=spread, num_samples=SAMPLES)
+    dip.fit(case.sinogram)
+    assert dip.noise_std_ == pytest.approx(1.0)
+    weights = 1 / spread.flatten()
+    posterior = dip.posterior_
+    jacobian = dense_tomography.image_jacobian(dip.network, list(posterior.features.layout.names), _given(dip))
+    reference = dense_tomography.ImageModel(
+        jacobian, case.dense.operator * weights[:, None], dip.prior_.scale, weights * case.sinogram.flatten()
+    )
+    alpha, beta = dip.report_.prior_precision[0], float(dip.report_.noise_precision)
+    covariance = reference.covariance(alpha, beta) * posterior.scale**2
+    deviations = posterior.predict_image().deviations.flatten(1)
+    dense.assert_covariance(deviations[:, EVERY_NINTH], covariance[EVERY_NINTH, EVERY_NINTH])
+
+
+def test_relative_noise_is_learnt_as_a_factor(case):
+    spread = torch.linspace(1, 3, case.sinogram.shape[1]).double().expand(case.sinogram.shape)
+    noise = torch.randn(case.sinogram.shape, generator=torch.Generator().manual_seed(4)).double()
+    clean = case.operator.forward(case.image[None])[0].view(case.sinogram.shape)
+    dip = small_dip(case.operator, noise_std=spread, learn_noise=True, num_samples=2)
+    dip.fit(clean + 0.05 * spread * noise)
+    assert abs(log(dip.noise_std_ / 0.05)) < 0.25
+
+
+def test_block_cg_gives_the_images_of_the_exact_solver():
+    """The same draws: in the norm of the measurements 2 % would be allowed elsewhere, which is 7 % of an image here."""
+    operator = ray_transform(parallel(), torch.float64)
+    sinogram, _ = noisy(operator, digit())
+    settings = {"num_samples": 8, "recipe": Recipe(steps=60, learning_rate=2e-2)}
+    exact, found = (
+        small_dip(operator, solver=solver, **settings).fit(sinogram).posterior_.predict_image().deviations
+        for solver in (DenseDual(), BlockCG())
+    )
+    assert float((found - exact).norm() / exact.norm()) < 0.03
+
+
+def test_same_seed_same_answer():
+    operator = ray_transform(parallel(views=3), torch.float64)
+    sinogram, _ = noisy(operator, digit())
+    settings = {"num_samples": 2, "recipe": Recipe(steps=20)}
+    first, again, other = (small_dip(operator, seed=seed, **settings).fit(sinogram) for seed in (0, 0, 1))
+    assert torch.equal(first.reconstruction_, again.reconstruction_)
+    one, two = (dip.posterior_.predict_image().samples for dip in (first, again))
+    assert torch.equal(one, two)
+    assert not torch.equal(other.reconstruction_, first.reconstruction_)
+
+
+def _given(dip: LinearisedDIP) -> torch.Tensor:
+    return fixed_input(dip.operator.image_shape, dip.seed).to(dip.operator.like)
