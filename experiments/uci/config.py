@@ -1,6 +1,8 @@
 """What a run compares: sets, splits, features, methods, and which of them are too dear on which set."""
 
 SETS = ("boston", "concrete", "energy", "kin8nm", "naval", "power-plant", "protein", "wine-red", "yacht")
+SPLITS = {name: 5 if name == "protein" else 20 for name in SETS}
+"""Standard splits of each set."""
 RAW, RANDOM = "raw features", "random Fourier features"
 SAMPLA, RIDGE, PROCESS = "sampla", "BayesianRidge", "exact GP"
 FEATURES = 2000

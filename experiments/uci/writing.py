@@ -22,6 +22,7 @@ from config import (
     RIDGE,
     SAMPLA,
     SETS,
+    SPLITS,
     SUBSET,
 )
 from kept import Kept
@@ -94,21 +95,20 @@ def _scores(kept: Kept) -> list[str]:
         rows = []
         for name in SETS:
             found = [_of(kept, features, name, method) for features, method in columns]
-            most = max(len(results) for results in found)
-            if most:
-                rows.append([name, *(_cell([r[measure] for r in results.values()], most) for results in found)])
+            if any(found):
+                rows.append([name, *(_cell([r[measure] for r in results.values()], SPLITS[name]) for results in found)])
         head = ["set", "raw: sampla", "BayesianRidge", "random features: sampla", "BayesianRidge", PROCESS]
         sections.append(f"## {title}\n\n{table(head, rows)}" if rows else "")
     return sections
 
 
-def _cell(values: list[float], most: int) -> str:
+def _cell(values: list[float], all_splits: int) -> str:
     if not values:
         return "-"
     if len(values) == 1:
         return f"{values[0]:.4g} (1)"
     error = np.std(values, ddof=1) / len(values) ** 0.5
-    count = "" if len(values) == most else f" ({len(values)})"
+    count = "" if len(values) == all_splits else f" ({len(values)})"
     return f"{np.mean(values):.4g} ± {error:.2g}{count}"
 
 
