@@ -243,14 +243,11 @@ def solve(
     if status is Status.STAGNATED:
         complaint = f"{rhs.data_part.dtype} can reach about {history[-1]:.0e} here"
     found = solver.solution(system, rhs, state)
-    reached = history[-1] if history else float("inf")
+    reached = history[-1] if history else inf
     if status is not Status.CONVERGED:
-        warn(
-            f"{type(solver).__name__} was asked for a relative error of {tolerance:.1e}, reached an estimated "
-            f"{reached:.1e} in {len(history)} passes and {_ending(status, complaint)}.",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
+        asked = f"{type(solver).__name__} was asked for a relative error of {tolerance:.1e}, reached an estimated"
+        ending = _ending(status, complaint)
+        warn(f"{asked} {reached:.1e} in {len(history)} passes and {ending}.", ConvergenceWarning, stacklevel=2)
     return Solution(
         found.value, found.curvature_value, status, len(history), reached, history,
         found.effective_dimension, found.reusable, found.errors, found.log_determinant,
