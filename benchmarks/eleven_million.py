@@ -91,7 +91,8 @@ def words(rows: dict[str, dict[str, Any]]) -> str:
     for name, row in rows.items():
         lines.append(
             f"| {name} | {row['alpha']:.4g} | {row['best']:.4g} | {row['passes']:.1f} | {row['seconds']:.0f} | "
-            f"{row['stated']:.2%} | {row['true']:.2%} | {row['gamma']:.1f} | {row['gamma_error']:.1f} | {row['exact']:.1f} |"
+            f"{row['stated']:.2%} | {row['true']:.2%} | "
+            f"{row['gamma']:.1f} | {row['gamma_error']:.1f} | {row['exact']:.1f} |"
         )
     lines += [
         "",
