@@ -30,7 +30,7 @@ class Sizes:
     file_columns: int = 3000
     outputs: tuple[int, int, int] = (20_000, 2000, 1000)
     """Rows, columns, outputs."""
-    peer_seconds: float = 240.0
+    peer_seconds: float = 2400.0
     """After which a peer is stopped."""
     seconds: float = 3000.0
     """After which a case of sampla's is given up."""
