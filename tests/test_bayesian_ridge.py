@@ -64,3 +64,24 @@ def test_predictive_standard_deviation(diabetes):
     share = 1 - 1 / (oracle.alpha_ * std**2)  # of the variance that comes from the posterior: the sampled part
     assert np.sqrt(np.mean(relative**2)) < 1e-3
     assert np.all(np.abs(relative) < 4.5 * share / np.sqrt(2 * NUM_SAMPLES))
+
+
+def test_the_mean_is_solved_far_enough_for_the_alpha_that_em_states():
+    """Steep spectrum, little noise: a mean that is 5 % off as a function is off by much more as a vector."""
+    random = np.random.default_rng(0)
+    rotation = np.linalg.qr(random.standard_normal((300, 300)))[0]
+    x = random.standard_normal((1200, 300)) / np.arange(1, 301) ** 2 @ rotation
+    function = x @ random.standard_normal(300)
+    y = function / function.std() + 0.01 * random.standard_normal(1200)
+    oracle = BayesianRidge(
+        alpha_1=0, alpha_2=0, lambda_1=0, lambda_2=0, fit_intercept=False, tol=1e-9, max_iter=10_000
+    ).fit(x, y)
+    model = linear_model(
+        sampla.DesignMatrix(300), sampla.Gaussian(), batches(torch.from_numpy(x), torch.from_numpy(y)[:, None], 400)
+    )
+    em = sampla.EM(method="samples", num_samples=64)
+    found = sampla.infer(model, sampla.Isotropic(), sampla.BlockCG(), num_samples=64, seed=0, em=em)
+    assert found.settled
+    assert found.precision_error.standard_error < 0.03
+    miss = np.log(float(found.prior.precision[0]) / oracle.lambda_)
+    assert abs(miss) < 3 * found.precision_error.standard_error
