@@ -18,10 +18,6 @@ LARGEST_KERNEL = 2 * 2**30
 """Bytes of a float64 kernel matrix, at most: a Cholesky factor, a copy and the rest take several times as much."""
 PROCESS_STEPS = 60
 """L-BFGS steps on the marginal likelihood, at most."""
-PROCESS_SPLITS = {"kin8nm": 3, "naval": 3, "power-plant": 3, "wine-red": 5}
-"""Splits of the exact Gaussian process, where not all: a Cholesky factor of N rows a split."""
-RIDGE_SPLITS = {(RANDOM, "kin8nm"): 5, (RANDOM, "naval"): 5, (RANDOM, "power-plant"): 5, (RANDOM, "protein"): 2}
-"""Splits of BayesianRidge by (features, set), where not all."""
 
 ORACLE_SAMPLES = 64
 """K of the matrix-free way when it is held against BayesianRidge."""

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 import oracle
-from config import PROCESS, PROCESS_SPLITS, RANDOM, RAW, RIDGE, RIDGE_SPLITS, SAMPLA, SETS
+from config import PROCESS, RANDOM, RAW, RIDGE, SAMPLA, SETS
 from gaussian_process import fit_process, fits
 from kept import Kept
 from methods import fit_ridge, fit_sampla
@@ -54,7 +54,7 @@ def main() -> None:
             kept.once(key, compute, ours=True)
     for data, number, process in _order(sets):
         inputs = Inputs(data, number)
-        for features, method, fit in _fits(data, number, process):
+        for features, method, fit in _fits(data, process):
             key = f"{features}/{data.name}/{method}/{number:02d}"
             result = kept.once(key, partial(inputs.fitted, features, fit), ours=method == SAMPLA)
             print(f"{perf_counter() - start:7.0f} s  {key}: {result['rmse']:.4g} {result['seconds']:.1f} s", flush=True)
@@ -73,16 +73,15 @@ def _order(sets: list[DataSet]) -> Iterator[tuple[DataSet, int, bool]]:
                         yield data, number, process
 
 
-def _fits(data: DataSet, number: int, process: bool) -> Iterator[Fit]:
+def _fits(data: DataSet, process: bool) -> Iterator[Fit]:
     """What is fitted to a split."""
     if process:
-        if fits(len(data.x)) and number < PROCESS_SPLITS.get(data.name, data.num_splits):
+        if fits(len(data.x)):
             yield RAW, PROCESS, fit_process
         return
     for features in (RAW, RANDOM):
         yield features, SAMPLA, fit_sampla
-        if number < RIDGE_SPLITS.get((features, data.name), data.num_splits):
-            yield features, RIDGE, fit_ridge
+        yield features, RIDGE, fit_ridge
 
 
 def _arguments() -> argparse.Namespace:
