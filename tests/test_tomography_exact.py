@@ -74,11 +74,11 @@ def test_evidence_is_that_of_the_closed_form(case):
 
 @pytest.mark.parametrize("size", [1, 2, 5, 10])
 def test_patch_log_likelihoods_come_near_the_exact_covariances(case, size):
-    """Shrinkage moves the density of large patches; it is measured against itself without sampling error below."""
+    """With the same shrinkage, which is meant to move the density of large patches: what is left is sampling error."""
     predictive = case.dip.posterior_.predict_image()
     covariance = case.dense.covariance(*case.hyper) * case.scale**2
     exact = dense_tomography.patch_log_prob(
-        predictive.mean, covariance, case.image, size, predictive.pixel_noise
+        predictive.mean, covariance, case.image, size, predictive.floor, predictive.shrinkage(size)
     )  # fmt: skip
     found = predictive.patch_log_prob(case.image, size)
     assert found.shape == exact.shape
@@ -89,6 +89,9 @@ def test_pixel_noise_is_the_noise_through_one_pixel(case):
     pixel = case.dip.posterior_.pixel_noise
     exact = case.dip.noise_std_ / float(case.dense.operator.square().sum(0).mean()) ** 0.5
     assert abs(pixel / exact - 1) < 0.1
+    alone = case.dip.posterior_.predict_noise_only()
+    assert torch.equal(alone.mean, case.dip.posterior_.predict_image().mean)
+    torch.testing.assert_close(alone.total_std, torch.full_like(alone.mean, pixel))
 
 
 def test_known_noise_is_kept_and_weighs_each_detector(case):

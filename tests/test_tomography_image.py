@@ -85,6 +85,14 @@ def test_shrinkage_vanishes_with_many_samples():
     assert found[2] < 0.05
 
 
+def test_stabilised_predictive_adds_a_hundredth_of_the_mean_variance():
+    deviations, _ = correlated(8)
+    deviations[:, 0, 0] = 0
+    predictive = ImagePredictive.stabilised(randn(*SHAPE), deviations)
+    assert predictive.floor**2 == pytest.approx(float(predictive.variance.mean()) / 100)
+    assert float(predictive.total_std[0, 0]) == pytest.approx(predictive.floor)
+
+
 def test_inside_and_rank_correlation_of_a_calibrated_predictive():
     spread = torch.linspace(0.5, 3, 10_000).double().view(100, 100)
     truth = spread * randn(100, 100)

@@ -23,7 +23,6 @@ from sampla.features import NetworkFeatures, select_parameters
 from sampla.tomography import (
     PATCH_SIZES,
     Geometry,
-    ImagePredictive,
     LinearisedDIP,
     MatrixOperator,
     ProjectedFeatures,
@@ -104,8 +103,7 @@ def whole(operator: MatrixOperator, image: Tensor, sinogram: Tensor, out: Path) 
     start = perf_counter()
     dip = LinearisedDIP(operator, num_samples=SAMPLES).fit(sinogram)
     predictive = dip.posterior_.predict_image()
-    alone = ImagePredictive(predictive.mean, torch.zeros_like(predictive.deviations), predictive.pixel_noise)
-    scores, noise_only = score(predictive, image), score(alone, image)
+    scores, noise_only = score(predictive, image), score(dip.posterior_.predict_noise_only(), image)
     error = (image.to(predictive.mean) - predictive.mean).abs()
     panels = {
         "Walnut": (image, "image"), "Reconstruction": (predictive.mean, "image"),

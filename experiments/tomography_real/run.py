@@ -48,11 +48,16 @@ def results(found: dict[str, dict]) -> str:
             + f" | {scores['ssim']:.3f} | {inside} | {scores['rank_correlation']:.2f} | {s['training']['steps']} | "
             f"{s['seconds']:.0f} |"
         )
-    lines += ["", "## Log-likelihood of patches of the reference, nats per pixel (with measurement noise alone)", ""]
+    lines += ["", "## Log-likelihood of patches of the reference, nats per pixel", "",
+        "In brackets, with one standard deviation for all pixels: what the measurement noise leaves in a pixel if all "
+        "others are known; and the root mean square of sampla's own.", "",
+    ]  # fmt: skip
     lines += ["| case | " + " | ".join(f"{p} x {p}" for p in PATCH_SIZES) + " | gamma | noise |", "|" + " --- |" * 7]
     for case, s in found.items():
-        density, alone = s["scores"]["log_prob"], s["noise_only_log_prob"]
-        cells = " | ".join(f"{density[str(p)]:.2f} ({alone[str(p)]:.2f})" for p in PATCH_SIZES)
+        density, others = s["scores"]["log_prob"], [other["log_prob"] for other in s["alternatives"].values()]
+        cells = " | ".join(
+            f"{density[str(p)]:.2f} ({', '.join(f'{other[str(p)]:.2f}' for other in others)})" for p in PATCH_SIZES
+        )
         lines.append(f"| {case} | {cells} | {sum(s['fit']['effective_dimension']):.0f} | {s['noise_std']:.3g} |")
     for case, s in found.items():
         lines += ["", f"## {s['name']}", "", f"![{case}](cases/{case}-overview.png)"]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import dense_tomography
-from sampla.tomography import PATCH_SIZES, Geometry, ImagePredictive, LinearisedDIP, fixed_input, ray_transform, score
+from sampla.tomography import PATCH_SIZES, Geometry, LinearisedDIP, fixed_input, ray_transform, score
 
 SIDE, VIEWS, BINS, NOISE = 28, 20, 43, 0.05
 
@@ -70,12 +70,9 @@ def measure(image: Tensor, seed: int, samples: int) -> Row:
     exact_alpha, exact_beta, exact_gamma = model.em(alpha, beta)
     covariance = model.covariance(alpha, beta) * posterior.scale**2
     predictive = posterior.predict_image()
-    alone = ImagePredictive(predictive.mean, torch.zeros_like(predictive.deviations), predictive.pixel_noise)
-    scores, noise_only = score(predictive, image), score(alone, image)
+    scores, noise_only = score(predictive, image), score(posterior.predict_noise_only(), image)
     exact = {
-        size: float(
-            dense_tomography.patch_log_prob(predictive.mean, covariance, image, size, predictive.pixel_noise).mean()
-        )
+        size: float(dense_tomography.patch_log_prob(predictive.mean, covariance, image, size, predictive.floor).mean())
         / size**2
         for size in PATCH_SIZES
     }
@@ -128,8 +125,8 @@ def results(rows: list[Row], samples: int) -> str:
     ]
     lines += [
         "", "## Log-likelihood of patches, nats per pixel, mean over the digits", "",
-        "Noise only: N(reconstruction, s^2 I). sampla: K samples, shrunk (tomography/image.py). Exact: the dense "
-        "covariance with the same s^2.", "",
+        "Noise only: what the measurement noise leaves in a pixel if all others are known. sampla: K samples, "
+        "stabilised (tomography/image.py). Exact: the dense covariance with the same s^2.", "",
         "| patch | noise only | sampla | exact covariance |", "|" + " ---: |" * 4,
     ]  # fmt: skip
     for size in PATCH_SIZES:

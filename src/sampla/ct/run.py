@@ -56,7 +56,8 @@ class Result:
     """Name -> (H, W) of the usual methods."""
     scores: ImageScores | None
     """Against the scan's reference image, if it has one."""
-    noise_only: ImageScores | None
+    alternatives: dict[str, ImageScores]
+    """Name -> the same image with one standard deviation for all its pixels; empty without a reference."""
     quality: dict[str, tuple[float, float]]
     """Method -> PSNR and SSIM."""
     residual_ratio: Tensor
@@ -107,16 +108,18 @@ def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = pri
     measured = operator.forward(predictive.mean[None])[0]
     variance = operator.forward(predictive.deviations).square().mean(0) + spread.square()
     ratio = (scan.sinogram.flatten() - measured).abs() / variance.sqrt()
-    scores = noise_only = None
-    quality = {}
+    scores, alternatives, quality = None, {}, {}
     if scan.reference is not None:
         scores = score(predictive, scan.reference)
-        alone = ImagePredictive(predictive.mean, torch.zeros_like(predictive.deviations), predictive.pixel_noise)
-        noise_only = score(alone, scan.reference)
+        level = float(predictive.variance.mean().sqrt())
+        alternatives = {
+            "measurement noise alone": score(dip.posterior_.predict_noise_only(), scan.reference),
+            "equal deviations": score(ImagePredictive.uniform(predictive.mean, level), scan.reference),
+        }
         methods = {**references, "deep image prior": predictive.mean}
         quality = {name: psnr_ssim(image, scan.reference) for name, image in methods.items()}
     return Result(
-        settings, scan, dip, predictive, references, scores, noise_only, quality, ratio, perf_counter() - start
+        settings, scan, dip, predictive, references, scores, alternatives, quality, ratio, perf_counter() - start
     )
 
 
@@ -180,12 +183,14 @@ def summarise(result: Result) -> dict[str, Any]:
         "geometry": scan.geometry.to_dict(),
         "noise_std": dip.noise_std_,
         "noise_is_relative": scan.noise_std is not None,
-        "pixel_noise": result.predictive.pixel_noise,
+        "pixel_noise": dip.posterior_.pixel_noise,
         "mean_std": float(result.predictive.std.mean()),
         "shrinkage": {size: result.predictive.shrinkage(size) for size in _sizes(result)},
         "quality": {name: {"psnr": p, "ssim": s} for name, (p, s) in result.quality.items()},
         "scores": None if result.scores is None else asdict(result.scores),
-        "noise_only_log_prob": None if result.noise_only is None else result.noise_only.log_prob,
+        "alternatives": {
+            name: {"inside": other.inside, "log_prob": other.log_prob} for name, other in result.alternatives.items()
+        },
         "training": {k: v for k, v in asdict(dip.training_).items() if k != "misfits"}
         | {"steps": dip.training_.steps, "last_misfit": dip.training_.misfits[-1]},
         "plan": str(dip.plan_),

@@ -73,15 +73,16 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     if scores is None:
         return ["There is no reference image for this scan, so nothing is said here about errors that were made."]
     inside = ", ".join(f"{scores['inside'][k]:.1%} within {k} ({p:.1%})" for k, p in _CALIBRATED.items())
-    density = ", ".join(
-        f"{size} x {size}: {value:.3f} ({summary['noise_only_log_prob'][size]:.3f})"
+    others = [other["log_prob"] for other in summary["alternatives"].values()]
+    density = "; ".join(
+        f"{size} x {size}: {value:.3f} (" + ", ".join(f"{other[size]:.3f}" for other in others) + ")"
         for size, value in scores["log_prob"].items()
     )
     return [
         f"Share of the pixels within 1, 2, 3 standard deviations, and what a Gaussian would have: {inside}. Rank "
         f"correlation of the standard deviation with the absolute error: {scores['rank_correlation']:.2f}.",
-        f"Log-likelihood of patches of the reference, nats per pixel, and in brackets with measurement noise alone: "
-        f"{density}. Covariances are shrunk towards their diagonal and the noise of a pixel is added.",
+        f"Log-likelihood of patches of the reference, nats per pixel, and in brackets with one standard deviation for "
+        f"all pixels ({', '.join(summary['alternatives'])}): {density}. Covariances are shrunk towards their diagonal.",
     ]
 
 

@@ -7,7 +7,8 @@ is stabilised in two stated ways before a density is taken:
 
 rho shrinks towards the diagonal as far as the sampling error of S demands (Schaefer and Strimmer 2005, the optimum for
 the squared error of the off-diagonal entries, pooled over all patches of the image; zero for one pixel, and it vanishes
-as K grows). s is the measurement noise as one pixel sees it when all others are known, s^2 = sigma^2 d / |T|_F^2.
+as K grows). s^2 is a hundredth of the mean variance, far below what K samples leave open: it keeps pixels without
+variance from being certain. No measurement noise is added: what it leaves uncertain is in the samples already.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ PATCH_SIZES = (1, 2, 5, 10)
 _ENTRIES = 2**24
 """Entries of patch covariances in flight: 128 MiB."""
 DEVIATIONS = (1, 2, 3)
+_STABILITY = 0.1
+"""s over the root mean square of the standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,18 @@ class ImagePredictive:
     """(H, W) the reconstruction."""
     deviations: Tensor
     """(K, H, W) zero-mean posterior samples."""
-    pixel_noise: float
+    floor: float
     """s; zero leaves the covariance without it."""
+
+    @classmethod
+    def stabilised(cls, mean: Tensor, deviations: Tensor) -> "ImagePredictive":
+        """With s a tenth of the root mean square standard deviation."""
+        return cls(mean, deviations, _STABILITY * float(deviations.double().square().mean().sqrt()))
+
+    @classmethod
+    def uniform(cls, mean: Tensor, std: float) -> "ImagePredictive":
+        """Independent pixels with the same standard deviation: what other predictives are held against."""
+        return cls(mean, torch.zeros_like(mean)[None], std)
 
     @property
     def samples(self) -> Tensor:
@@ -53,7 +66,7 @@ class ImagePredictive:
     @property
     def total_std(self) -> Tensor:
         """(H, W) sqrt(variance + s^2), what a calibration is about."""
-        return (self.variance + self.pixel_noise**2).sqrt()
+        return (self.variance + self.floor**2).sqrt()
 
     def shrinkage(self, size: int) -> float:
         """rho for patches of size x size, in [0, 1].
@@ -77,7 +90,7 @@ class ImagePredictive:
     def patch_covariances(self, size: int) -> Tensor:
         """(N, d, d) stabilised covariances of the d = size^2 pixels of all N patches, row by row; float64."""
         rho = self.shrinkage(size)
-        return torch.cat([self._stabilised(part, rho) for part in self._parts(size)])
+        return torch.cat([self._stable(part, rho) for part in self._parts(size)])
 
     def patch_log_prob(self, image: Tensor, size: int) -> Tensor:
         """(N,) log density in nats of each patch of an image (H, W), its d pixels jointly.
@@ -92,11 +105,11 @@ class ImagePredictive:
         missed = patches((image.to(self.mean) - self.mean).double()[None], size)[0]
         rho, found, start = self.shrinkage(size), [], 0
         for part in self._parts(size):
-            covariance = self._stabilised(part, rho)
+            covariance = self._stable(part, rho)
             residual = missed[start : start + len(covariance), :, None]
             start += len(covariance)
             root, info = torch.linalg.cholesky_ex(covariance)
-            fix = "Give a positive pixel_noise."
+            fix = "Give a positive floor."
             require(not bool(info.any()), "covariances that are positive definite", "a singular one", fix)
             white = torch.linalg.solve_triangular(root, residual, upper=False)
             log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
@@ -121,11 +134,11 @@ class ImagePredictive:
         each = part.double().movedim(0, 1)
         return each.mT @ each / len(part)
 
-    def _stabilised(self, part: Tensor, rho: float) -> Tensor:
+    def _stable(self, part: Tensor, rho: float) -> Tensor:
         moment = self._moment(part)
         diagonal = moment.diagonal(dim1=1, dim2=2)
         stable = (1 - rho) * moment
-        stable.diagonal(dim1=1, dim2=2).add_(rho * diagonal + self.pixel_noise**2)
+        stable.diagonal(dim1=1, dim2=2).add_(rho * diagonal + self.floor**2)
         return stable
 
 

@@ -74,12 +74,16 @@ class ImagePosterior:
     scale: float
     """Image units in one unit of the network's output."""
     pixel_noise: float
-    """s, in image units."""
+    """What the measurement noise would leave in one pixel if all others were known, in image units."""
 
     def predict_image(self) -> ImagePredictive:
         """Mean f(w) and K joint samples J z of the whole image, by K jvps."""
         mean = self.features.image.outputs[0, 0] * self.scale
-        return ImagePredictive(mean, self.features.image_jvp(self.samples) * self.scale, self.pixel_noise)
+        return ImagePredictive.stabilised(mean, self.features.image_jvp(self.samples) * self.scale)
+
+    def predict_noise_only(self) -> ImagePredictive:
+        """The same image with ``pixel_noise`` in every pixel: what a model without network uncertainty says."""
+        return ImagePredictive.uniform(self.features.image.outputs[0, 0] * self.scale, self.pixel_noise)
 
 
 class LinearisedDIP:
