@@ -72,7 +72,7 @@ class SampledEM:
         self.looseness = looseness(em, state.trace)
         state = self.at_mode(state, f"EM {number}: ")
         tolerance = em.solve_tolerance
-        if state.model.likelihood.is_quadratic:  # the block holds the mean, whose weak directions count in |mean|_A
+        if state.model.likelihood.is_quadratic and state.prior.learn:  # |mean|_A depends on weak directions too
             tolerance = min(tolerance, em.mode_tolerance)
         solution = self.e_step(state, task.em_samples, tolerance * self.looseness, f"EM {number}: samples, ")
         mode, found = self._mode(state, solution, f"EM {number}: ")

@@ -28,7 +28,7 @@ class EM:
         max_steps: EM steps at most.
         solve_tolerance: function-space error of the E-steps that use samples (gamma is off by about its square).
         mode_tolerance: relative error of the linear mode. With a Gaussian likelihood the mean is one of the columns of
-            such an E-step, which is then solved to this tolerance.
+            such an E-step, which is then solved to this tolerance if the prior's precision is learnt.
         num_samples: right-hand sides that EM works with; the final solve has K. gamma is then known to about
             sqrt(2 / (num_samples gamma)) of itself.
         max_rows: vectors of P that the Krylov space of M may hold.
