@@ -51,7 +51,7 @@ class Settings:
     @property
     def resnet_images(self) -> int:
         """Images that the ResNet's posterior is about."""
-        return 24 if self.quick else 128
+        return 24 if self.quick else 64
 
     @property
     def paper_cap(self) -> int:
