@@ -10,6 +10,7 @@ import sampla
 from cases import Problem, batches, build_tiny, randn, small_network
 from dense import curvature, jacobian
 from sampla.features import select_parameters
+from sampla.fitreport import FitReport
 from test_architectures import Shared, Tied
 
 
@@ -52,7 +53,7 @@ def test_the_last_layer_is_the_last_module_with_trainable_parameters_of_its_own(
 def test_a_tensor_with_two_names_is_found_under_either_and_counted_once() -> None:
     assert names_of(Tied(), ["head.weight", "embedding.*"]) == ["embedding.weight"]
     assert names_of(Shared(), ["two.*"]) == ["one.weight", "one.bias"]
-    with pytest.raises(ValueError, match="unknown parameter 'haed.weight'.*Did you mean 'head.weight'"):
+    with pytest.raises(ValueError, match=r"unknown parameter 'haed.weight'.*Did you mean 'head.weight'"):
         select_parameters(Tied(), ["haed.weight"])
 
 
@@ -115,9 +116,9 @@ def test_the_report_names_the_layers_and_an_older_file_does_without() -> None:
     top = max(report.effective_dimension_by_layer.items(), key=lambda item: item[1])
     assert f"\nlayers       of these: {top[0]} {top[1]:.1f}, " in str(report)
     assert "\nproducts     forward mode\n" in str(report)
-    assert sampla.FitReport.from_dict(report.to_dict()) == report
+    assert FitReport.from_dict(report.to_dict()) == report
     older = {k: v for k, v in report.to_dict().items() if k != "products" and "by_layer" not in k}
-    again = sampla.FitReport.from_dict(older)
+    again = FitReport.from_dict(older)
     assert (again.effective_dimension_by_layer, again.products) == ({}, "forward mode")
     assert "layers" not in str(again)
 
