@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, one_hot
+from torch.utils.checkpoint import checkpoint
 
 import sampla
 from helpers import (
@@ -201,8 +203,8 @@ class WrongBackward(torch.autograd.Function):
         return 2 * tangent
 
 
-class OldStyle(torch.autograd.Function):
-    """As functions were written before torch.func."""
+class WrongOldStyle(torch.autograd.Function):
+    """The same as functions were written before torch.func."""
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:
@@ -210,7 +212,22 @@ class OldStyle(torch.autograd.Function):
 
     @staticmethod
     def backward(_: Any, grad: Tensor) -> Tensor:
-        return 2 * grad
+        return 3 * grad
+
+
+class Once(torch.autograd.Function):
+    """A square whose backward is not for differentiating."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad
 
 
 def _in_train_mode() -> nn.Module:
@@ -241,15 +258,23 @@ BAD_NETWORKS: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = 
     "a tuple": (
         lambda: Net(lambda layer, x: (layer(x), x)),
         TypeError,
-        "expected the network to return one floating-point tensor, got tuple. Wrap it in a module",
+        r"one floating-point tensor, got tuple with {0: \(8, 3\) float32, 1: \(8, 2\) float32}\. Choose one with",
     ),
-    "a dict": (lambda: Net(lambda layer, x: {"logits": layer(x)}), TypeError, "got dict. Wrap it in a module"),
+    "a dict": (
+        lambda: Net(lambda layer, x: {"mean": layer(x), "scale": x, "steps": 3}),
+        TypeError,
+        r"got dict with {'mean': \(8, 3\) float32, 'scale': \(8, 2\) float32, 'steps': int}. Choose one with output=",
+    ),
     "infinity for one datum": (
         lambda: Net(lambda layer, x: layer(x) / (x[:, :1] - _HOLE).abs()),
         ValueError,
         r"finite network outputs on inputs \(8, 2\) float32 \(data from 16\), got 3 NaN.*scaling of the inputs",
     ),
-    "integers": (lambda: Net(lambda layer, x: layer(x).argmax(-1)), TypeError, "one floating-point tensor, got Tensor"),
+    "integers": (
+        lambda: Net(lambda layer, x: layer(x).argmax(-1)),
+        TypeError,
+        r"one floating-point tensor as the network's output, got \(8,\) int64. Choose another one with output=",
+    ),
     "the mean over the batch": (
         lambda: Net(lambda layer, x: layer(x).mean(0)),
         ValueError,
@@ -265,12 +290,43 @@ BAD_NETWORKS: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = 
         ValueError,
         r"expected <phi v, u> = <v, phi' u> up to rounding \(1e-05 relative.*Some operation has a wrong derivative",
     ),
-    "no forward-mode derivative": (
-        lambda: Net(lambda layer, x: OldStyle.apply(layer(x))),
+    "an operation without derivatives": (
+        lambda: nn.Sequential(classifier(), Net(lambda _, x: torch.cdist(x, x.new_ones(2, 3)))).eval(),
         RuntimeError,
-        "has no derivative that torch.func can take in forward and reverse mode.*setup_context, jvp",
+        r"neither way .*Forward mode: _cdist_forward has no forward derivative in module '1' \(Net\)\. "
+        r"Double reverse mode: _cdist_backward has no derivative in module '1' \(Net\)\. Write that operation",
     ),
-    "a counter in a buffer": (_counting, RuntimeError, "changes one of its buffers in place in evaluation mode"),
+    "a function that may be differentiated once": (
+        lambda: Net(lambda layer, x: Once.apply(layer(x))),
+        RuntimeError,
+        r"an autograd.Function has no setup_context in the network itself \(Net\)\. Double reverse mode: an "
+        r"autograd.Function may be differentiated once only in the network itself \(Net\)",
+    ),
+    "a wrong backward in double reverse mode": (
+        lambda: Net(lambda layer, x: WrongOldStyle.apply(layer(x))),
+        ValueError,
+        r"expected phi v to be the change of the outputs .*Some operation has a wrong derivative",
+    ),
+    "a reentrant checkpoint": (
+        lambda: nn.Sequential(Net(lambda layer, x: checkpoint(layer, x, use_reentrant=True))).eval(),
+        RuntimeError,
+        r"use_reentrant=True, in module '0' \(Net\), cannot be differentiated twice.*use_reentrant=False",
+    ),
+    "infinity that the outputs hide": (
+        lambda: nn.Sequential(nn.Identity(), Net(lambda layer, x: layer(1 / (x - _HOLE))), nn.Sigmoid()).eval(),
+        ArithmeticError,
+        r"first in what module '1.layer' \(Linear\) is given, for datum 20\.",
+    ),
+    "a root at zero": (
+        lambda: Net(lambda layer, x: (layer(x - _HOLE) * (x[:, :1] != _HOLE)).abs().sqrt()),
+        ArithmeticError,
+        "All activations are finite: it may be a derivative that is not",
+    ),
+    "infinity that a module returns": (
+        lambda: nn.Sequential(nn.Identity(), Net(lambda _, x: 1 / (x - _HOLE)), nn.Linear(2, 3)).eval(),
+        ValueError,
+        r"\(data from 16\), got 3 NaN.*first in what module '1' \(Net\) returns, for datum 20\.",
+    ),
     "outputs cut off from the weights": (
         lambda: Net(lambda layer, x: layer(x).detach()),
         ValueError,
@@ -279,10 +335,45 @@ BAD_NETWORKS: dict[str, tuple[Callable[[], nn.Module], type[Exception], str]] = 
 }
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # the reentrant checkpoint's
+@pytest.mark.parametrize("solver", ["dense", "block-cg"])
 @pytest.mark.parametrize("name", BAD_NETWORKS)
-def test_networks_that_have_no_posterior(name: str) -> None:
+def test_networks_that_have_no_posterior(name: str, solver: str) -> None:
     make, error, match = BAD_NETWORKS[name]
-    refused(laplace(make()), class_batches(), error, match)
+    refused(laplace(make(), solver=solver), class_batches(), error, match)
+
+
+def _astray() -> nn.Module:
+    model = classifier()
+    model.register_buffer("table", torch.ones(2, device="meta"))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (
+            lambda: nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3, device="meta")),
+            "all its weights and buffers on one device, got '0.bias' on cpu, '1.bias' on meta. Move it with model.to",
+        ),
+        (_astray, "on one device, got '2.bias' on cpu, 'table' on meta"),
+        (lambda: nn.Linear(2, 3, device="meta"), "got 'bias' on meta.*A model on 'meta' has no weights yet"),
+    ],
+)
+def test_weights_must_be_in_one_place(make: Callable[[], nn.Module], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        laplace(make().eval()).fit(class_batches())
+
+
+def test_a_prediction_that_is_not_finite_says_where_it_comes_from() -> None:
+    model = nn.Sequential(nn.Linear(2, 4), Net(lambda _, x: x.log()), nn.Linear(4, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0), model[0].bias.fill_(30.0)
+    la = laplace(model).fit(class_batches())
+    x = torch.zeros(5, 2)
+    x[3] = -20
+    with pytest.raises(ValueError, match=r"first in what module '1' \(Net\) returns, for datum 3\. Check the scaling"):
+        la.predict(x)
 
 
 def test_prediction_needs_evaluation_mode_too() -> None:

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -42,6 +43,7 @@ def test_readme_shows_what_its_snippets_print(
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)
 def test_examples_run(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(example)])  # at its small size
     matplotlib.use("Agg")
     runpy.run_path(str(example), run_name="__main__")
 

@@ -37,6 +37,7 @@ FLOORS = (
         "linear.settings linear.coefficients linear.newton linear.iterative",
     ),
     ("linear models: what scikit-learn passes, and what a fit says", "linear.inputs linear.reporting"),
+    ("what is asked of the user's network", "guards"),
     ("front doors", "laplace linear.regression linear.logistic"),
     ("the estimators", "linear"),
     ("tomography: images and scans", "tomography.geometry tomography.operators tomography.unet tomography.image"),

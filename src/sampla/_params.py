@@ -38,7 +38,7 @@ class ParameterLayout:
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The inverse of ``views``: one new (K, P) tensor."""
-        return torch.cat([tensors[name].flatten(1) for name in self.names], dim=1)
+        return torch.cat([tensors[name].reshape(len(tensors[name]), -1) for name in self.names], dim=1)
 
     def tensor_index(self, device: torch.device) -> Tensor:
         """(P,) int64: for each parameter the number of the tensor it belongs to."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sampla._params import ParameterLayout
 from sampla.model import effective_dimensions
 from sampla.priors import BoundPrior
 from sampla.solvers import Solution
@@ -26,6 +27,29 @@ def effective_dimension(solution: Solution, num_samples: int, prior: BoundPrior)
     parts = effective_dimensions(solution.value[:num_samples], solution.curvature_value[:num_samples])
     each = torch.stack([prior.group_sum(row) for row in parts])
     return each.mean(0), each.std(0) / num_samples**0.5
+
+
+def dimension_by_layer(solution: Solution, num_samples: int, layout: ParameterLayout) -> dict[str, tuple[float, float]]:
+    """The share of gamma that each module's own parameters have, tr over them of H^-1 M.
+
+    Returns:
+        Module name -> its share and the standard error of that (zero when exact); they add up to gamma.
+    """
+    exact = solution.effective_dimension
+    if exact is not None:
+        views = {name: value.double() for name, value in layout.views(exact[None]).items()}
+    else:
+        image = layout.views(solution.curvature_value[:num_samples])
+        values = layout.views(solution.value[:num_samples])
+        views = {name: effective_dimensions(value, image[name]) for name, value in values.items()}
+    shares: dict[str, Tensor] = {}
+    for name, value in views.items():
+        layer, part = name.rpartition(".")[0], value.reshape(len(value), -1).sum(1, dtype=torch.float64)
+        shares[layer] = shares[layer] + part if layer in shares else part
+    spread = 0.0 if exact is not None else num_samples**-0.5
+    return {
+        layer: (float(each.mean()), float(each.std()) * spread if spread else 0.0) for layer, each in shares.items()
+    }
 
 
 def updated_precision(prior: BoundPrior, gamma: Tensor, mode: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
 """The certificate of a fit: what it did, what it cost, how accurate the answer is; as numbers and in plain words."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sampla._batches import Data
 from sampla.em import Inference, trace_rows
-from sampla.evidence import LogEvidence
+from sampla.evidence import LogEvidence, dimension_by_layer
 from sampla.likelihoods import Gaussian
 from sampla.solvers import Status
 from sampla.spectral import LogError
+
+_LAYERS = 4
+"""Layers that a report names."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ class FitReport:
     """log p(y) of the linear model, in nats."""
     log_evidence_error: list[float] | None = None
     """Its standard error, and what more iterations might change."""
+    products: str = "forward mode"
+    """How the products with the features were taken."""
+    effective_dimension_by_layer: dict[str, float] = field(default_factory=dict)
+    """Module name -> its share of gamma; "" is the network itself."""
+    effective_dimension_by_layer_error: dict[str, float] = field(default_factory=dict)
+    """Standard errors of the same; zero when exact."""
 
     @property
     def std_error(self) -> float:
@@ -74,8 +83,8 @@ class FitReport:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FitReport":
-        """The inverse of ``to_dict``."""
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
+        """The inverse of ``to_dict``; what an older file does not know takes its default."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def __str__(self) -> str:
         lines = [
@@ -86,6 +95,9 @@ class FitReport:
             f"prior        {self._prior_words()}",
             f"data         determine {self._gamma_words()} of {self.num_parameters:,} parameters",
         ]
+        if len(self.effective_dimension_by_layer) > 1:
+            lines.append(f"layers       {self._layer_words()}")
+        lines.append(f"products     {self.products}")
         if self.mean_error is not None:
             lines.append(f"mean         error {self.mean_error:.2%} of the linear model's mean (estimated)")
         if self.log_evidence is not None and self.log_evidence_error is not None:
@@ -151,6 +163,12 @@ class FitReport:
         gamma, error = sum(self.effective_dimension), sum(e**2 for e in self.effective_dimension_error) ** 0.5
         return f"{gamma:.1f}" + (f" (standard error {error:.1f})" if error else " (exact)")
 
+    def _layer_words(self) -> str:
+        ranked = sorted(self.effective_dimension_by_layer.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{name or 'the network itself'} {gamma:.1f}" for name, gamma in ranked[:_LAYERS])
+        rest = sum(gamma for _, gamma in ranked[_LAYERS:])
+        return f"of these: {shown}" + (f", {len(ranked) - _LAYERS} others {rest:.1f}" if ranked[_LAYERS:] else "")
+
     def _em_words(self) -> str:
         if not self.trace:
             return "fixed by the user"
@@ -178,11 +196,13 @@ def build_report(
     adjoint_error: float,
     seconds: float,
     tolerance: float,
+    products: str = "forward mode",
 ) -> FitReport:
     """Collect the report from what the fit left behind."""
     likelihood = inference.model.likelihood
     noise = likelihood.noise_precision if isinstance(likelihood, Gaussian) else None
     count = len(inference.samples)
+    layers = dimension_by_layer(inference.solution, count, inference.model.features.layout)
     return FitReport(
         num_data=data.num_data,
         num_parameters=inference.model.num_parameters,
@@ -213,4 +233,7 @@ def build_report(
         noise_error=_pair(inference.noise_error),
         log_evidence=None if inference.log_evidence is None else inference.log_evidence.value,
         log_evidence_error=_pair(inference.log_evidence),
+        products=products,
+        effective_dimension_by_layer={name: gamma for name, (gamma, _) in layers.items()},
+        effective_dimension_by_layer_error={name: error for name, (_, error) in layers.items()},
     )

@@ -1,7 +1,5 @@
 """The front door: error bars for a trained network."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sampla._allocator import freed_memory_kept
-from sampla._batches import Batch, CheckedLoader, describe_inputs, fingerprint
+from sampla._batches import CheckedLoader, fingerprint
 from sampla._checks import require, require_known
 from sampla._progress import Progress
 from sampla._typing import Inputs, Loader
 from sampla.em import EM, CurvatureAt, Inference, infer
-from sampla.features import NetworkFeatures, check_adjoint, select_parameters
-from sampla.features.network import Selection
+from sampla.features import NetworkFeatures, OutputName, Selection, select_parameters
 from sampla.fitreport import FitReport, build_report
+from sampla.guards import check_evaluation_mode, check_network, located, only_device, untouched
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.model import LinearModel
 from sampla.posterior import Posterior, load_posterior
@@ -40,7 +38,8 @@ class LinearisedLaplace:
         model: any torch.nn.Module in evaluation mode; never changed.
         likelihood: "categorical", "gaussian" (noise learnt), "bernoulli", or a Likelihood.
         prior: "g-prior", "isotropic", "layerwise", or a Prior; its precision is learnt unless it says learn=False.
-        parameters: None for all that require grad except normalisation layers; names, patterns or a predicate.
+        parameters: None for all that require grad except normalisation layers; names, patterns, "last-layer" or a
+            predicate (see ``select_parameters``).
         num_samples: K, at least 2; a standard deviation is known to about 1 / sqrt(2 K) of itself.
         solver: "auto", "block-cg", "dense", "minibatch", "dual", "sgd", or a Solver.
         seed: of all noise.
@@ -51,6 +50,8 @@ class LinearisedLaplace:
             defined; "linear-mode" at the mode of the linear model, which is the linear model's own Laplace
             approximation: dearer, and less underconfident when the network has fitted its training data to the last.
         log_evidence: whether to estimate log p(y); None: wherever something is learnt by solver="block-cg" or "dense".
+        output: which entry of a network's dict, dataclass or tuple the likelihood is about, by name or index; None: the
+            only floating-point tensor, or the entry "logits".
         progress: show a bar on anything over two seconds.
 
     Raises:
@@ -82,6 +83,7 @@ class LinearisedLaplace:
         em: EM | None = None,
         curvature_at: CurvatureAt = "network",
         log_evidence: bool | None = None,
+        output: OutputName = None,
         progress: bool = True,
     ) -> None:
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, "Pass the trained network.")
@@ -101,7 +103,7 @@ class LinearisedLaplace:
         self.em = em or EM()
         require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
         self.curvature_at: CurvatureAt = curvature_at
-        self.log_evidence = log_evidence
+        self.log_evidence, self.output = log_evidence, output
         self._progress = Progress(progress)
         self._posterior: Posterior | None = None
         self._inference: Inference | None = None
@@ -125,22 +127,25 @@ class LinearisedLaplace:
         start = perf_counter()
         with untouched(self.model), freed_memory_kept():
             check_evaluation_mode(self.model)
-            features = NetworkFeatures(self.model, self.names)
-            device = features.like.device
+            device = only_device(self.model)
+            features = NetworkFeatures(self.model, self.names, self.output)
             first = next(iter(CheckedLoader(loader, device, Progress(False))), None)
             assert first is not None, "an empty loader is refused when it is read to its end"
-            adjoint = _check_network(features, first)
+            adjoint = check_network(features, first)
             data = CheckedLoader(loader, device, self._progress)
             model = LinearModel(features, self.likelihood, data)
-            inference = infer(
-                model, self.prior, self.solver,
-                num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
-                curvature_at=self.curvature_at, max_passes=self.max_passes, log_evidence=self.log_evidence,
-                say=self._progress.enter,
-                restore=lambda state: restore_state(checkpoint, state, self._identity(data)),
-                keep=lambda state: keep_state(checkpoint, state, self._identity(data)),
-            )  # fmt: skip
-        report = build_report(inference, data, self.excluded, adjoint, perf_counter() - start, self.tolerance)
+            with located(features, data):
+                inference = infer(
+                    model, self.prior, self.solver,
+                    num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
+                    curvature_at=self.curvature_at, max_passes=self.max_passes, log_evidence=self.log_evidence,
+                    say=self._progress.enter,
+                    restore=lambda state: restore_state(checkpoint, state, self._identity(data)),
+                    keep=lambda state: keep_state(checkpoint, state, self._identity(data)),
+                )  # fmt: skip
+        report = build_report(
+            inference, data, self.excluded, adjoint, perf_counter() - start, self.tolerance, features.products.words
+        )
         if report.seconds > 2:
             self._progress.say(report.summary)
         self._inference, self._report = inference, report
@@ -239,8 +244,9 @@ class LinearisedLaplace:
         """
         posterior = load_posterior(path, model, likelihood)
         loaded = cls(
-            model, posterior.likelihood, parameters=list(posterior.layout.names), num_samples=len(posterior.samples)
-        )
+            model, posterior.likelihood, parameters=list(posterior.layout.names), num_samples=len(posterior.samples),
+            output=posterior.features.output,
+        )  # fmt: skip
         loaded.excluded = posterior.facts["excluded_parameters"]
         loaded._posterior = posterior
         return loaded
@@ -266,92 +272,6 @@ class LinearisedLaplace:
             "num_samples": self.num_samples,
             "seed": self.seed,
         }
-
-
-_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", *_BACKWARD_HOOKS)
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Give the network back exactly as it was, whatever happens inside: also after an exception or Ctrl-C.
-
-    Forward hooks stay active, since they may be part of the function (weight normalisation); backward hooks are about
-    the user's own training, and torch.func cannot run them: they are put aside meanwhile.
-    """
-    modules = [
-        (m, m.training, dict(m._parameters), dict(m._buffers), {kind: dict(getattr(m, kind)) for kind in _HOOKS})
-        for m in model.modules()
-    ]
-    leaves = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    try:
-        for module in model.modules():
-            for kind in _BACKWARD_HOOKS:
-                getattr(module, kind).clear()
-        yield
-    finally:
-        for module, training, parameters, buffers, hooks in modules:
-            module.training = training
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
-            for kind, kept in hooks.items():
-                getattr(module, kind).clear()
-                getattr(module, kind).update(kept)
-        for parameter, requires_grad, grad in leaves:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
-
-
-def check_evaluation_mode(model: nn.Module) -> None:
-    """Refuse a network whose output is not a function of its input alone.
-
-    Raises:
-        ValueError: if any module is in train mode.
-    """
-    training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
-    require(
-        not training,
-        "a model in evaluation mode",
-        f"{len(training)} module(s) in train mode, such as {training[0] if training else ''!r}",
-        "Call model.eval() first: dropout and batch statistics would change the function between passes.",
-    )
-
-
-def _check_network(features: NetworkFeatures, batch: Batch) -> float:
-    """Deterministic, and its two products adjoint; returns the adjoint error."""
-    with torch.no_grad():
-        once, again = (features.call(features.point, batch.inputs) for _ in range(2))
-    same = once.shape == again.shape and torch.equal(once.nan_to_num(), again.nan_to_num())
-    require(
-        same,
-        f"the same outputs twice for the same inputs {describe_inputs(batch.inputs)}",
-        "different ones",
-        "Something in the network is random even in evaluation mode (dropout with training=True?): switch it off.",
-    )
-    require(
-        once.ndim > 0 and once.shape[0] == batch.size,
-        f"outputs with first axis {batch.size}, one row per datum",
-        f"shape {tuple(once.shape)}",
-        "The network must not sum or average over the batch.",
-    )
-    if not bool(torch.isfinite(once).all()):
-        return float("nan")  # the survey of all data says where
-    piece = next(batch.pieces(min(8, max(1, batch.size // 2))))
-    few = features.linearise(piece.inputs)
-    _require_own_outputs(few.outputs, once[: piece.size])
-    return check_adjoint(few, features.layout.total)
-
-
-def _require_own_outputs(alone: Tensor, together: Tensor) -> None:
-    """Refuse a network whose output for one datum depends on the rest of the batch; rounding is let pass."""
-    scale = float(together.abs().max())
-    shift = float((alone - together).abs().max()) if alone.shape == together.shape else float("inf")
-    require(
-        shift <= torch.finfo(together.dtype).eps ** 0.5 * max(scale, 1e-30),
-        "the same outputs for a datum whatever else is in its batch",
-        f"a difference of {shift:.2g} (outputs up to {scale:.2g}) when the batch is cut",
-        "Normalisation by batch statistics (track_running_stats=False?) or a mean over the batch does that.",
-    )
 
 
 def _named(given: Any, known: dict[str, Any], kind: type) -> Any:

@@ -185,7 +185,9 @@ class LinearModel:
                 _check_batch(batch)
             outputs = self.features.linearise(batch.inputs).outputs
             where = f"network outputs on inputs {describe_inputs(batch.inputs)} (data from {batch.position})"
-            require_finite(outputs, where, "Check the scaling of the inputs and the trained weights.")
+            if not bool(outputs.isfinite().all()):
+                origin = self.features.where_not_finite(batch.inputs, batch.position)
+                require_finite(outputs, where, f"{origin}Check the scaling of the inputs and the trained weights.")
             self.likelihood.check_targets(outputs, batch.targets)
             count += outputs[0].numel() * (batch.size if batch.weights is None else float(batch.weights.double().sum()))
             if isinstance(self.likelihood, Gaussian):

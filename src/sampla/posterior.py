@@ -1,6 +1,6 @@
 """The posterior over a network's parameters: its samples, what they predict, and their file."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from sampla._batches import check_inputs, fingerprint, input_tensors, map_inputs
 from sampla._checks import require, require_finite
 from sampla._params import ParameterLayout
 from sampla._typing import Inputs
-from sampla.features import NetworkFeatures
+from sampla.features import NetworkFeatures, Products
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.predictive import Predictive
 
@@ -62,7 +62,9 @@ class Posterior:
                 means.append(self.features.call(self.features.point, piece).detach())
             deviations.append(self.features.linearise(piece).jvp(self.samples))
         mean = torch.cat(means)
-        require_finite(mean, "network outputs", "Check the scaling of the inputs.")
+        if not bool(mean.isfinite().all()):
+            origin = self.features.where_not_finite(inputs, 0)
+            require_finite(mean, "network outputs", f"{origin}Check the scaling of the inputs.")
         return Predictive(mean, torch.cat(deviations, dim=1), self.likelihood, method, num_draws)
 
     def save(self, path: str | Path) -> None:
@@ -73,6 +75,8 @@ class Posterior:
             "shapes": self.layout.shapes,
             "likelihood": self.likelihood.config(),
             "network": self.network,
+            "output": self.features.output,
+            "products": asdict(self.features.products),
             "fit": self.facts,
         }
         checkpoint.save(path, tensors, facts)
@@ -107,7 +111,8 @@ def load_posterior(path: str | Path, network: nn.Module, likelihood: Likelihood 
         "the same architecture with other weights",
         "Load the network's own state_dict first: a posterior is about one set of trained weights.",
     )
-    features = NetworkFeatures(network, names)
+    products = Products(**facts.get("products", {}))
+    features = NetworkFeatures(network, names, facts.get("output"), products)
     samples = tensors["samples"].to(features.like)
     return Posterior(
         features, likelihood or _rebuilt(facts["likelihood"], path), samples, facts["fit"], facts["network"]

@@ -48,6 +48,15 @@ class Features(ABC):
     def linearise(self, inputs: Inputs) -> Linearisation:
         """The features of one batch."""
 
+    def where_not_finite(self, inputs: Inputs, position: int) -> str:  # noqa: ARG002
+        """A sentence on where NaN or infinity in outputs or products come from, if that can be known; else empty.
+
+        Args:
+            inputs: of the batch.
+            position: number of its first datum.
+        """
+        return ""
+
 
 def adjoint_error(linearisation: Linearisation, num_parameters: int, seed: int = 0) -> float:
     """Relative error of <phi v, u> = <v, phi' u> for one random pair (u, v).

@@ -1,29 +1,30 @@
 """The Jacobian of a network as a feature map: phi(x) = d f(w, x) / d w at the trained weights w."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from copy import copy
+from dataclasses import replace
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
-from sampla._batches import describe_inputs
-from sampla._checks import require_known
+from sampla._batches import check_inputs, describe_inputs, map_inputs
 from sampla._params import ParameterLayout
 from sampla._typing import Inputs
 from sampla.features._base import Features, Linearisation
+from sampla.features._modules import Alone, Call, describe_module, floating, watched
+from sampla.features._outputs import OutputName, pick_output
+from sampla.features._products import DOUBLE_REVERSE, FORWARD, Products, short_reason
+from sampla.features._reverse import ReverseAt
+from sampla.noise import ADJOINT, standard_normal
 
-Selection: TypeAlias = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
-
-_NORMALISATION = (
-    nn.modules.batchnorm._NormBase,  # BatchNorm and InstanceNorm, every dimension
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
-
+Result = TypeVar("Result")
 
 _CALL_IT = "Call model(x) on one batch of the loader: shapes, dtypes and devices must fit."
 _NO_FORWARD_MODE = (
@@ -31,6 +32,7 @@ _NO_FORWARD_MODE = (
     "mode: write it with ordinary torch operations, or give the autograd.Function setup_context, jvp and "
     "generate_vmap_rule = True."
 )
+_NO_CURE = ("mutate a captured Tensor", "called random operation")
 _REMEDIES = {
     "must have the same dtype": "Convert the inputs to the dtype of the network, x.to(next(model.parameters()).dtype).",
     "setup_context": _NO_FORWARD_MODE,
@@ -41,56 +43,6 @@ _REMEDIES = {
     "called random operation": "The network must be deterministic in evaluation mode: take the random operation out.",
 }
 """What torch's message contains -> what to do."""
-
-
-def select_parameters(model: nn.Module, selection: Selection = None) -> tuple[list[str], dict[str, str]]:
-    """Which parameters form theta.
-
-    Args:
-        model: the network.
-        selection: None for all that require grad except those of normalisation layers; names or shell patterns
-            ("head.*"); or a predicate (name, parameter) -> bool. A selection made by the user is taken as it is.
-
-    Returns:
-        The chosen names in the model's order, and for every parameter left out the reason.
-
-    Raises:
-        ValueError: if a name or pattern matches nothing, or nothing is left.
-    """
-    every = dict(model.named_parameters())
-    if selection is None:
-        normalisation = {
-            id(p) for m in model.modules() if isinstance(m, _NORMALISATION) for p in m.parameters(recurse=False)
-        }
-        excluded = {
-            name: "normalisation layer" if id(p) in normalisation else "does not require grad"
-            for name, p in every.items()
-            if id(p) in normalisation or not p.requires_grad
-        }
-    else:
-        chosen = _matching(every, selection)
-        excluded = {name: "not selected" for name in every if name not in chosen}
-    names = [name for name in every if name not in excluded]
-    if not names:
-        reasons = ", ".join(sorted(set(excluded.values()))) or "the model has none"
-        raise ValueError(
-            f"expected at least one parameter to be uncertain about, got none of {len(every)} ({reasons}). "
-            "Set requires_grad=True on some, or pass parameters=[...] with names or patterns."
-        )
-    return names, excluded
-
-
-def _matching(every: Mapping[str, nn.Parameter], selection: Selection) -> set[str]:
-    if callable(selection):
-        return {name for name, parameter in every.items() if selection(name, parameter)}
-    assert selection is not None
-    chosen: set[str] = set()
-    for pattern in [selection] if isinstance(selection, str) else selection:
-        found = {name for name in every if fnmatchcase(name, pattern)}
-        if not found:
-            require_known(pattern, every, "parameter")
-        chosen |= found
-    return chosen
 
 
 def functional_state(model: nn.Module) -> dict[str, Tensor]:
@@ -104,39 +56,152 @@ class NetworkFeatures(Features):
     Args:
         model: any torch.nn.Module in evaluation mode.
         names: the parameters that form theta, as ``select_parameters`` gives them.
+        output: which entry of the network's output the likelihood is about, by name or index; None: the only
+            floating-point tensor, or the entry "logits".
+        products: how the products are taken; ``settle`` finds out.
 
     Raises:
-        TypeError: if the network does not return one floating-point tensor.
-        RuntimeError: if the network cannot be called on the inputs, or has no forward-mode derivative.
+        TypeError: if the network does not return a floating-point tensor, or several without a choice.
+        RuntimeError: if the network cannot be called on the inputs, or has no derivatives of the kind chosen.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self._model = model
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], output: OutputName = None, products: Products | None = None
+    ) -> None:
+        self._inside = _Inside(model)
+        self._slots = _slots(model)
+        self._padding = [
+            (m, m.weight[m.padding_idx].detach().clone())
+            for m in model.modules()
+            if isinstance(m, nn.Embedding) and m.padding_idx is not None
+        ]
+        self.output, self.products = output, products or Products()
         state = functional_state(model)
         self._point = {name: state.pop(name) for name in names}
         self._rest = state
         self.layout = ParameterLayout(tuple(names), tuple(tuple(p.shape) for p in self._point.values()))
         self.like = next(iter(self._point.values())).new_empty(0)
+        self._native_rnn = self.like.is_cuda and any(isinstance(m, nn.RNNBase) for m in model.modules())
 
     def linearise(self, inputs: Inputs) -> Linearisation:
-        return _NetworkAt(self, inputs)
+        if self.products.mode == FORWARD:
+            return _NetworkAt(self, inputs)
+        return ReverseAt(self, inputs, self.products.stacked)
 
     def call(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """f(point, inputs), leaving the user's module as it is."""
         args, kwargs = _call_arguments(inputs)
-        with _math_attention(), _explained(inputs):
-            outputs = functional_call(self._model, {**self._rest, **point}, args, kwargs)
-        if not (isinstance(outputs, Tensor) and outputs.is_floating_point()):
-            raise TypeError(
-                f"expected the network to return one floating-point tensor, got {type(outputs).__name__}. "
-                "Wrap it in a module that returns the tensor the likelihood is about."
-            )
-        return outputs
+        with _explained(inputs):
+            outputs = self.within(point, lambda: self._inside.model(*args, **kwargs))
+        return pick_output(outputs, self.output)
+
+    def within(self, point: Mapping[str, Tensor], work: Callable[[], Result]) -> Result:
+        """The result of work done while the network has these parameters and only operations with derivatives."""
+        values = {**self._rest, **point}
+        state = {f"model.{slot}": values[name] for slot, name in self._slots.items()}
+        with _differentiable(self._native_rnn), _constant_padding(self._padding):
+            result: Result = functional_call(self._inside, state, (work,), tie_weights=False)
+        return result
+
+    def settle(self, inputs: Inputs) -> Products:
+        """Try once, on a few inputs, how the products can be taken, and keep it: forward mode if it works.
+
+        Raises:
+            RuntimeError: if neither forward nor double reverse mode works, naming the module that stands in the way.
+            ValueError: if the derivative of double reverse mode is not that of the outputs.
+        """
+        with _Attention() as attention, torch.no_grad():
+            self.call(self.point, inputs)
+        self.products = Products()
+        failure = _failure(self, inputs)
+        if failure is not None:
+            self.products = self._reverse_products(inputs, failure)
+            _check_differences(self, inputs)
+        self.products = replace(self.products, math_attention=attention.seen)
+        return self.products
+
+    def _reverse_products(self, inputs: Inputs, failure: Exception) -> Products:
+        """Double reverse mode, because of what forward mode failed with; vectors together where that works."""
+        where = self._where(inputs, Products())
+        _refuse_hopeless(failure, where)
+        reason = f"{short_reason(failure)} in {where}"
+        for stacked in (True, False):
+            products = Products(DOUBLE_REVERSE, reason, stacked)
+            trial = copy(self)
+            trial.products = products
+            second = _failure(trial, inputs)
+            if second is None:
+                return products
+        assert second is not None
+        raise RuntimeError(
+            f"neither way to take the network's derivatives works. Forward mode: {reason}. Double reverse mode: "
+            f"{short_reason(second)} in {self._where(inputs, products)}. Write that operation with ordinary torch "
+            "operations, or detach what it returns and choose parameters that come after it."
+        ) from second
+
+    def where_not_finite(self, inputs: Inputs, position: int) -> str:
+        if not self._spoiled(inputs):
+            return ""
+        for row in range(check_inputs(inputs, "a batch")):
+            spoiled = self._spoiled(map_inputs(lambda t, a=row: t[a : a + 1], inputs))
+            if spoiled:
+                return f"NaN or infinity appear first in what {spoiled[0]}, for datum {position + row}. "
+        return ""
+
+    def _spoiled(self, inputs: Inputs) -> list[str]:
+        """What is not finite on the way through the network, in words; the first entry came first."""
+        found: list[str] = []
+
+        def leave(call: Call) -> None:
+            for tree, verb in (((call.args, call.kwargs), "is given"), (call.outputs, "returns")):
+                if not all(bool(t.isfinite().all()) for t in floating(tree)):
+                    found.append(f"{describe_module(call.name, call.module)} {verb}")
+
+        with watched(self._inside.model, leave), torch.no_grad():
+            self.call(self.point, inputs)
+        return found
+
+    def _where(self, inputs: Inputs, products: Products) -> str:
+        """The innermost module that has no products of this kind, in words."""
+        calls: list[Call] = []
+        with watched(self._inside.model, calls.append), torch.no_grad():
+            self.call(self.point, inputs)
+        for call in calls:
+            alone = Alone(call)
+            names = [name for name, p in alone.named_parameters() if p.is_floating_point()]
+            if _failure(NetworkFeatures(alone, names, products=products), alone.shift.detach()) is not None:
+                return describe_module(call.name, call.module)
+        return describe_module("", self._inside.model)
 
     @property
     def point(self) -> dict[str, Tensor]:
         """The trained values of the chosen parameters."""
         return self._point
+
+
+def _slots(model: nn.Module) -> dict[str, str]:
+    """Every place where a module keeps a parameter or buffer -> the name of the tensor, one for all places it is in.
+
+    functional_call's own way with tied weights leaves a module that has two names with the wrong parameters.
+    """
+    names = {id(tensor): name for name, tensor in reversed([*model.named_parameters(), *model.named_buffers()])}
+    return {
+        f"{prefix}.{name}".lstrip("."): names[id(tensor)]
+        for prefix, module in model.named_modules()
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None
+    }
+
+
+class _Inside(nn.Module):
+    """Holds the network, so that torch.func.functional_call can run more than its forward with other parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        return work()
 
 
 class _NetworkAt(Linearisation):
@@ -175,18 +240,116 @@ def _call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @contextmanager
-def _math_attention() -> Iterator[None]:
-    """Flash attention has no forward-mode derivative; the mathematical form has."""
-    with sdpa_kernel(SDPBackend.MATH):
+def _differentiable(native_rnn: bool) -> Iterator[None]:
+    """Fused kernels put aside that have no derivatives: attention, encoder layers and cuDNN's recurrent layers."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    cudnn = torch.backends.cudnn.enabled and not native_rnn
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=cudnn):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _constant_padding(embeddings: Sequence[tuple[nn.Embedding, Tensor]]) -> Iterator[None]:
+    """The row of padding_idx is no parameter: its backward says so, and in forward mode this does."""
+
+    def fixed(row: Tensor) -> Callable[..., Tensor]:
+        def hook(module: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
+            return torch.where(args[0].eq(module.padding_idx).unsqueeze(-1), row.to(output.dtype), output)
+
+        return hook
+
+    handles = [module.register_forward_hook(fixed(row), prepend=True) for module, row in embeddings]
+    try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Attention(TorchFunctionMode):
+    """Sees whether the network asks for an attention kernel."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        fused = func is multi_head_attention_forward and not options.get("need_weights", True)
+        self.seen = self.seen or fused or func is scaled_dot_product_attention
+        return func(*args, **options)
 
 
 @contextmanager
 def _explained(inputs: Inputs) -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError) as error:
         remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), _CALL_IT)
         raise RuntimeError(
             f"the network could not be called on inputs of shape and dtype {describe_inputs(inputs)}: {error}\n{remedy}"
         ) from error
+
+
+def _failure(features: NetworkFeatures, inputs: Inputs) -> Exception | None:
+    """What goes wrong when both products are taken with two vectors, if anything."""
+    size = features.layout.total
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # vmap loops over an operation: it works
+            at = features.linearise(inputs)
+            at.vjp(at.outputs.new_ones(2, *at.outputs.shape))
+            at.jvp(features.like.new_ones(2, size))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        return error
+    return None
+
+
+def _refuse_hopeless(error: Exception, where: str) -> None:
+    """Raise what the other way would not cure, or would hide."""
+    if any(clue in str(error) for clue in _NO_CURE):
+        raise error
+    cause, modules = error.__cause__ or error, []
+    trace = cause.__traceback__
+    while trace is not None:
+        modules.append(trace.tb_frame.f_globals.get("__name__"))
+        trace = trace.tb_next
+    if "torch.utils.checkpoint" in modules and "setup_context" in str(cause):
+        raise RuntimeError(
+            f"torch.utils.checkpoint with use_reentrant=True, in {where}, cannot be differentiated twice and loses "
+            "gradients: call it with use_reentrant=False, or without checkpointing."
+        ) from error
+
+
+def _check_differences(features: NetworkFeatures, inputs: Inputs) -> None:
+    """phi v against a difference of outputs: in double reverse mode both products come from one backward.
+
+    Raises:
+        ValueError: if they differ by more than curvature, kinks and rounding explain.
+    """
+    point, total = features.point, features.layout.total
+    v = standard_normal(0, ADJOINT, range(1), 0, (total,), features.like)
+    eps = torch.finfo(v.dtype).eps
+    weights = torch.cat([p.flatten() for p in point.values()])
+    step = eps ** (1 / 3) * float(weights.norm() or 1.0) / float(v.norm())
+    views = features.layout.views(v)
+    with torch.no_grad():
+        ahead, behind = (
+            features.call({n: p + sign * step * views[n][0] for n, p in point.items()}, inputs) for sign in (1, -1)
+        )
+    found, expected = features.linearise(inputs).jvp(v)[0], (ahead - behind) / (2 * step)
+    rounding = 10 * eps * float(ahead.norm()) / step
+    error = float((found - expected).norm()) - rounding
+    bound = 20 * eps ** (1 / 3) * float(expected.norm())
+    if not error <= bound:
+        raise ValueError(
+            f"expected phi v to be the change of the outputs up to {bound:.1e}, got a difference of {error:.1e}. Some "
+            "operation has a wrong derivative (a custom autograd function, a detach() or an in-place change); the "
+            "posterior would be wrong."
+        )

@@ -1,5 +1,7 @@
 """Binary and multi-label classification."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -12,11 +14,32 @@ class Bernoulli(Likelihood):
     """p(y = 1 | f) = sigmoid(f), every output a label of its own; targets of the shape of the outputs, in [0, 1].
 
     B = diag(p (1 - p)), root diag(sqrt(p (1 - p))).
+
+    Args:
+        ignore_value: a target with this value is left out (a label that nobody gave); None: every one counts.
+
+    Raises:
+        ValueError: for a value that is a label, in [0, 1].
     """
 
+    ignore_value: float | None = None
+
+    def __init__(self, ignore_value: float | None = None) -> None:
+        fix = "Use a number that is no label, such as -1."
+        free = ignore_value is None or not 0 <= ignore_value <= 1
+        require(free, "an ignore_value outside [0, 1]", f"{ignore_value}", fix)
+        self.ignore_value = ignore_value
+
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        loss = binary_cross_entropy_with_logits(outputs, targets.to(outputs), reduction="none")
+        known = self.counted(targets)
+        labels = targets if known is None else targets.where(known, 0)  # any label will do where none is asked for
+        loss = binary_cross_entropy_with_logits(outputs, labels.to(outputs), reduction="none")
+        if known is not None:
+            loss = loss * known
         return -loss.reshape(loss.shape[0], -1).sum(1)
+
+    def counted(self, targets: Tensor) -> Tensor | None:
+        return None if self.ignore_value is None else targets != self.ignore_value
 
     def curvature_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
         p = outputs.sigmoid()
@@ -37,6 +60,17 @@ class Bernoulli(Likelihood):
             "Reshape one of them: broadcasting would pair every target with every output.",
         )
         require_finite(targets, "targets", "Remove or impute them.")
-        values = targets.to(torch.get_default_dtype())
+        known = self.counted(targets)
+        values = (targets if known is None else targets[known]).to(torch.get_default_dtype())
+        if values.numel() == 0:
+            return
         low, high = float(values.min()), float(values.max())
-        require(low >= 0 and high <= 1, "labels in [0, 1]", f"values from {low:g} to {high:g}", "Use 0 and 1.")
+        require(
+            low >= 0 and high <= 1,
+            "labels in [0, 1]",
+            f"values from {low:g} to {high:g}",
+            "Use 0 and 1, and ignore_value for labels that are missing.",
+        )
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "ignore_value": self.ignore_value}

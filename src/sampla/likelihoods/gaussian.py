@@ -18,7 +18,8 @@ class Gaussian(Likelihood):
     Args:
         noise_precision: B as a number, a vector (C,) or a matrix (C, C), in units of 1 / target^2. None: learnt by
             EM, starting from the precision of the residuals.
-        structure: "scalar", "diagonal" or "full"; read from the shape when noise_precision is given.
+        structure: "scalar", shared by all outputs, or "diagonal" or "full" over the last axis of (n, C) or
+            (n, length, C); images (n, C, H, W) take "scalar" only. Read from the shape when noise_precision is given.
         learn: whether EM updates B; by default only when noise_precision is None.
 
     Raises:
@@ -78,6 +79,8 @@ class Gaussian(Likelihood):
         if self.structure == "scalar":
             return
         shape, fix = tuple(outputs.shape), "Give a number, a vector (C,) or a matrix (C, C)."
+        image = "Use scalar noise, one precision for all pixels: the last axis of an image is no list of outputs."
+        require(len(shape) < 4, f"outputs (n, C) or (n, length, C) for {self.structure} noise", f"{shape}", image)
         require(len(shape) > 1, f"outputs (n, ..., C) for {self.structure} noise", f"outputs of shape {shape}", fix)
         if self.noise_precision is not None:
             size = self.noise_precision.shape[-1]

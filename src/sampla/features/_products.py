@@ -1,0 +1,52 @@
+"""The two ways in which the products of a network can be taken, and what is to be said about the one chosen."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Mode: TypeAlias = Literal["forward", "double-reverse"]
+FORWARD: Mode = "forward"
+DOUBLE_REVERSE: Mode = "double-reverse"
+
+_REASONS = (
+    ("forward AD with (\\S+) that", "{} has no forward derivative"),
+    ("forward-mode AD with (\\S+) that", "{} has no forward derivative"),
+    ("setup_context", "an autograd.Function has no setup_context"),
+    ("the jvp function", "an autograd.Function has no jvp"),
+    ("generate_vmap_rule", "an autograd.Function has no rule for vmap"),
+    ("saved tensor hooks", "torch.utils.checkpoint does not go with torch.func"),
+    ("derivative for '?([\\w:]+)'? is not implemented", "{} has no derivative"),
+    ("once_differentiable", "an autograd.Function may be differentiated once only"),
+)
+"""What torch's message contains -> the reason in a few words."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """How phi v and phi' u are computed for one network; goes into a posterior's file as it is."""
+
+    mode: Mode = FORWARD
+    """Forward mode takes phi v by a jvp; double reverse mode as d/du (phi' u)' v, for which two vjps do."""
+    reason: str = ""
+    """Why it is not forward mode."""
+    stacked: bool = True
+    """Whether all K vectors go through together."""
+    math_attention: bool = False
+    """Whether the network asks for an attention kernel, and gets the mathematical form, which has all derivatives."""
+
+    @property
+    def words(self) -> str:
+        """The same in one line, for a report."""
+        words = "forward mode" if self.mode == FORWARD else f"double reverse mode, because {self.reason}"
+        words += "" if self.stacked else "; one vector at a time"
+        return words + ("; attention in its mathematical form" if self.math_attention else "")
+
+
+def short_reason(error: BaseException) -> str:
+    """What torch said, in a few words if it is known, else its first line."""
+    text = str(error.__cause__ or error)
+    for pattern, words in _REASONS:
+        found = re.search(pattern, text)
+        if found:
+            return words.format(*found.groups())
+    return text.partition("\n")[0][:200] or type(error).__name__
