@@ -1,6 +1,6 @@
 """Real measurements: HTC2022 phantoms at 60, 30 and 15 views and a bell pepper at two doses, nothing set by hand.
 
-    python experiments/tomography_real/run.py --root DIR [--cases ta-60 pepper-low ...] [--factor 4]
+    python experiments/tomography_real/run.py --root DIR [--cases ta-60 pepper-low ...] [--factor 6]
 
 DIR holds ct/htc2022_*.npz and ct/bell_pepper.npz. ``factor`` detector bins and pixels of the original become one. Each
 case is kept under cases/, so that a run may be stopped; results.md is written anew from all cases that are there.
@@ -14,10 +14,10 @@ from scans import CASES, load
 
 from sampla.ct import Settings, reconstruct
 from sampla.ct.run import pictures, summarise
-from sampla.tomography import PATCH_SIZES, Recipe
+from sampla.tomography import PATCH_SIZES
 
 
-def run_case(root: Path, case: str, factor: int, steps: int, out: Path) -> None:
+def run_case(root: Path, case: str, factor: int, steps: int | None, out: Path) -> None:
     """Reconstruct one case and keep its summary and pictures."""
     result = reconstruct(Settings(quiet=True, steps=steps), load(root, case, factor))
     for picture in pictures(result):
@@ -33,8 +33,9 @@ def results(found: dict[str, dict]) -> str:
         "# Real measurements against the full-view reference", "",
         "Written by `python experiments/tomography_real/run.py --root DIR`; cases, binning and training steps as the "
         "tables say. The reference is the filtered back-projection from all views that comes with the data, averaged "
-        "over blocks of pixels: it has noise and artefacts of its own, which count as errors here. Views are spread "
-        "over a full turn. Every setting is the library's default.", "",
+        "over blocks of pixels: it has noise and artefacts of its own, which count as errors here. Outside of the "
+        "circle that every view sees it is set to zero. Views are spread over a full turn. Every setting is the "
+        "library's default.", "",
         "| case | pixels | views x bins | PSNR, dB: FBP | TV | DIP | SSIM of DIP | within 1, 2, 3 std | "
         "rank correlation | steps | s |", "|" + " --- |" * 11,
     ]  # fmt: skip
@@ -70,8 +71,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
-    parser.add_argument("--factor", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=Recipe().steps)
+    parser.add_argument("--factor", type=int, default=6)
+    parser.add_argument("--steps", type=int, help="of training; by default the library's rule")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
     kept = given.out / "cases"

@@ -32,7 +32,7 @@ def _phantom(root: Path, name: str, views: int, factor: int) -> Scan:
         geometry = _geometry(data, data["angles_deg"][every], reference.shape, sinogram.shape[1], factor)
     return Scan(
         f"HTC2022 {name}, {views} of 720 views", torch.from_numpy(sinogram).float(), geometry, None,
-        torch.from_numpy(reference).float(),
+        _seen(reference, geometry),
     )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def _pepper(root: Path, dose: str, factor: int) -> Scan:
         geometry = _geometry(data, angles, reference.shape, sinogram.shape[1], factor)
     return Scan(
         f"bell pepper, {dose} dose, {PEPPER_VIEWS} of 360 views", sinogram, geometry, spread,
-        torch.from_numpy(reference).float(),
+        _seen(reference, geometry),
     )  # fmt: skip
 
 
@@ -61,6 +61,16 @@ def _blocks(image: np.ndarray, factor: int) -> np.ndarray:
     """Means over blocks of pixels."""
     height, width = (n // factor for n in image.shape)
     return image[: height * factor, : width * factor].reshape(height, factor, width, factor).mean((1, 3))
+
+
+def _seen(image: np.ndarray, geometry: Geometry) -> torch.Tensor:
+    """Air outside of the circle that every view sees: there the reference has artefacts of its filter alone."""
+    assert geometry.source_origin is not None
+    assert geometry.source_detector is not None
+    half = geometry.num_bins * geometry.bin_width / 2
+    radius = geometry.source_origin * np.sin(np.arctan(half / geometry.source_detector)) / geometry.pixel
+    rows, columns = (np.arange(n) - (n - 1) / 2 for n in image.shape)
+    return torch.from_numpy(np.where(np.hypot(rows[:, None], columns) <= radius, image, 0)).float()
 
 
 def _geometry(

@@ -91,9 +91,10 @@ def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = pri
         f"{scan.name}: {scan.geometry.num_angles} views of {scan.geometry.num_bins} bins, "
         f"{' x '.join(map(str, scan.geometry.image_shape))} pixels"
     )
+    recipe = Recipe() if settings.steps is None else Recipe(steps=settings.steps)
     dip = LinearisedDIP(
         operator, scan.noise_std, learn_noise=True, num_samples=settings.num_samples, seed=settings.seed,
-        recipe=Recipe() if settings.steps is None else Recipe(steps=settings.steps), progress=not settings.quiet,
+        recipe=recipe, progress=not settings.quiet,
     ).fit(scan.sinogram)  # fmt: skip
     say(f"trained {dip.training_.steps} steps in {dip.training_.seconds:.0f} s\n{dip.report_}\n{dip.plan_}")
     predictive = dip.posterior_.predict_image()
