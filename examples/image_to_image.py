@@ -16,9 +16,9 @@ from torch import nn
 import sampla
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--full", action="store_true", help="64 x 64 pixels and 160 pictures instead of 12 x 12 and 24")
+parser.add_argument("--full", action="store_true", help="64 x 64 pixels and 64 pictures instead of 12 x 12 and 24")
 full = parser.parse_args().full
-size, count, width, steps = (64, 160, 12, 300) if full else (12, 24, 8, 100)
+size, count, width, steps = (64, 64, 8, 200) if full else (12, 24, 8, 100)
 
 
 def discs(number: int, pixels: int) -> torch.Tensor:
@@ -46,14 +46,14 @@ net = nn.Sequential(
 )
 optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
 for _ in range(steps):
-    chosen = torch.randperm(count)[:32]
+    chosen = torch.randperm(count)[:16]
     optimiser.zero_grad()
     nn.functional.mse_loss(net(noisy[chosen]), clean[chosen]).backward()
     optimiser.step()
 
 data = torch.utils.data.TensorDataset(noisy[:count], clean[:count])
 loader = torch.utils.data.DataLoader(data, batch_size=16)
-la = sampla.LinearisedLaplace(net.eval(), likelihood="gaussian", num_samples=16).fit(loader)
+la = sampla.LinearisedLaplace(net.eval(), likelihood="gaussian", num_samples=8).fit(loader)
 print(la.report_)
 
 pred = la.predict(noisy[count:])
@@ -66,7 +66,7 @@ figure, axes = plt.subplots(3, 4, figsize=(8, 6), layout="constrained")
 for column, (title, images) in enumerate(columns.items()):
     axes[0, column].set_title(title)
     for row in range(3):
-        axes[row, column].imshow(images[row, 0], cmap="magma" if column == 3 else "gray")
+        axes[row, column].imshow(images[row, 0].numpy(), cmap="magma" if column == 3 else "gray")
         axes[row, column].axis("off")
 figure.savefig("image_to_image.png", dpi=120)
 plt.close(figure)

@@ -13,7 +13,7 @@ import sampla
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--full", action="store_true", help="3,100 classes instead of 31")
-classes, each, inputs, hidden = (3_100, 3, 48, 96) if parser.parse_args().full else (31, 6, 8, 24)
+classes, each, inputs, hidden = (3_100, 2, 32, 32) if parser.parse_args().full else (31, 6, 8, 24)
 
 torch.manual_seed(0)
 centres = torch.randn(2 * classes, inputs)  # the second half are classes that nobody has seen
@@ -35,7 +35,7 @@ for _ in range(20):
         optimiser.step()
 
 loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=256)
-la = sampla.LinearisedLaplace(net.eval(), num_samples=16).fit(loader)
+la = sampla.LinearisedLaplace(net.eval(), num_samples=8).fit(loader)
 print(la.report_)
 
 (new, labels), (unseen, _) = drawn(0, 1), drawn(classes, 1)

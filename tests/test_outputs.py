@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 import sampla
 from cases import linear_model, randn
 from dense import curvature, jacobian
+from networks import Tied
 from sampla.features import NetworkFeatures
-from test_architectures import Tied
 
 IGNORED, MISSING = -100, -1.0
 

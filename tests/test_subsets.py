@@ -9,9 +9,9 @@ from torch import Tensor, nn
 import sampla
 from cases import Problem, batches, build_tiny, randn, small_network
 from dense import curvature, jacobian
+from networks import Shared, Tied
 from sampla.features import select_parameters
 from sampla.fitreport import FitReport
-from test_architectures import Shared, Tied
 
 
 class LowRank(nn.Module):
