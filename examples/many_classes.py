@@ -1,7 +1,7 @@
 """Error bars for a classifier with thousands of classes: nothing of size C x C, nothing of size N x C x K.
 
 `python many_classes.py` takes 31 classes and some seconds; `--full` 3,100. Prints the scores of the network alone and
-with error bars, on new data and on data of classes that it has never seen.
+with error bars, whichever way they come out, on new data and on data of classes that it has never seen.
 """
 
 import argparse

@@ -196,3 +196,18 @@ def test_a_vocabulary_of_fifty_thousand() -> None:
     pred = la.predict(tokens[:2])
     assert pred.variance.shape == (2, length, vocabulary)
     assert bool((pred.variance > 0).all())
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_many_outputs_are_taken_vector_by_vector_with_the_same_result(axis: int) -> None:
+    """The three products with 3 x 30,000 logits against p v - p (p'v) and its root."""
+    shape = (3, 30_000, 1) if axis == -2 else (3, 1, 30_000)
+    likelihood, outputs, vectors = sampla.Categorical(class_axis=axis), randn(*shape), randn(2, *shape, seed=1)
+    p = outputs.exp() / outputs.exp().sum(axis, keepdim=True)
+    dots = {name: (w * vectors).sum(axis, keepdim=True) for name, w in (("p", p), ("root", p.sqrt()))}
+    found = likelihood.curvature_product(outputs, vectors)
+    torch.testing.assert_close(found, p * vectors - p * dots["p"])
+    found = likelihood.curvature_root_product(outputs, vectors)
+    torch.testing.assert_close(found, p.sqrt() * vectors - p * dots["root"])
+    found = likelihood.curvature_root_transpose_product(outputs, vectors)
+    torch.testing.assert_close(found, p.sqrt() * vectors - p.sqrt() * dots["p"])

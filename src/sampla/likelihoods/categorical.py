@@ -1,5 +1,6 @@
 """Classification with one of C classes: of a whole input, of every pixel, of every place in a sequence."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,9 @@ from torch.nn.functional import cross_entropy
 
 from sampla._checks import require
 from sampla.likelihoods._base import Likelihood
+
+_LARGE = 2**16
+"""Outputs of a batch from which each vector is best finished while the caches still hold it."""
 
 
 class Categorical(Likelihood):
@@ -47,18 +51,24 @@ class Categorical(Likelihood):
         return None if known is None else known.unsqueeze(self.class_axis)
 
     def curvature_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
-        p = self.probabilities(outputs)
-        weighted = p * vectors
-        return weighted - p * weighted.sum(self.class_axis, keepdim=True)
+        p = self.probabilities(outputs).to(vectors)
+        return _mapped(vectors, lambda v, out: torch.sub(v, self._along(p, v), out=out).mul_(p))
 
     def curvature_root_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
-        p = self.probabilities(outputs)
-        weighted = p.sqrt() * vectors
-        return weighted - p * weighted.sum(self.class_axis, keepdim=True)
+        root = self.probabilities(outputs).to(vectors).sqrt()
+        return _mapped(
+            vectors, lambda v, out: torch.addcmul(v, root, self._along(root, v), value=-1, out=out).mul_(root)
+        )
 
     def curvature_root_transpose_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
-        p = self.probabilities(outputs)
-        return p.sqrt() * (vectors - (p * vectors).sum(self.class_axis, keepdim=True))
+        p = self.probabilities(outputs).to(vectors)
+        root = p.sqrt()
+        return _mapped(vectors, lambda v, out: torch.sub(v, self._along(p, v), out=out).mul_(root))
+
+    def _along(self, a: Tensor, b: Tensor) -> Tensor:
+        """Inner products over the classes, their axis kept."""
+        products: Tensor = torch.linalg.vecdot(a, b, dim=self.class_axis)
+        return products.unsqueeze(self.class_axis)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(self.class_axis)
@@ -91,3 +101,11 @@ class Categorical(Likelihood):
 
     def _known(self, targets: Tensor) -> Tensor | None:
         return None if self.ignore_index is None else targets != self.ignore_index
+
+
+def _mapped(vectors: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """function(vectors, out) into one new tensor; vector by vector where there are many outputs (NOTES.md)."""
+    result = torch.empty_like(vectors)
+    for each, out in zip(vectors, result, strict=True) if vectors[0].numel() >= _LARGE else [(vectors, result)]:
+        function(each, out)
+    return result
