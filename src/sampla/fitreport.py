@@ -62,6 +62,8 @@ class FitReport:
     """log p(y) of the linear model, in nats."""
     log_evidence_error: list[float] | None = None
     """Its standard error, and what more iterations might change."""
+    chunks: dict[str, Any] | None = None
+    """How much went through the features at once, how that was found, and how often memory ran out."""
 
     @property
     def std_error(self) -> float:
@@ -75,7 +77,7 @@ class FitReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FitReport":
         """The inverse of ``to_dict``."""
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def __str__(self) -> str:
         lines = [
@@ -99,6 +101,8 @@ class FitReport:
             lines.append(
                 f"noise        precision {self.noise_precision:.4g}{known} (std {self.noise_precision**-0.5:.3g})"
             )
+        if self.chunks is not None:
+            lines.append(f"in flight    {_chunk_words(self.chunks)}")
         if self.excluded_parameters:
             reasons = sorted(set(self.excluded_parameters.values()))
             lines.append(f"left out     {len(self.excluded_parameters)} parameter tensors: {', '.join(reasons)}")
@@ -159,6 +163,17 @@ class FitReport:
         return f"EM {word} in {len(self.trace)} steps (last change {change:.1%})"
 
 
+def _chunk_words(chunks: dict[str, Any]) -> str:
+    how = {
+        "preset": "preset",
+        "measured": f"the fastest of those measured, in {chunks['seconds']:.1f} s",
+        "given": "as asked",
+        "restored": "as the checkpoint has it",
+    }[chunks["source"]]
+    words = f"{chunks['entries']} data x vectors, {chunks['columns']} vectors at most ({how})"
+    return words + (f"; memory ran out {chunks['halvings']} times, each halved them" if chunks["halvings"] else "")
+
+
 def _known(errors: list[float] | None) -> str:
     """ " (known to 3 %, ...)" from a standard error and a truncation error."""
     if errors is None:
@@ -213,4 +228,5 @@ def build_report(
         noise_error=_pair(inference.noise_error),
         log_evidence=None if inference.log_evidence is None else inference.log_evidence.value,
         log_evidence_error=_pair(inference.log_evidence),
+        chunks=inference.model.chunks.facts(),
     )

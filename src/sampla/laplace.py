@@ -1,7 +1,5 @@
 """The front door: error bars for a trained network."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,8 +10,11 @@ from torch import Tensor, nn
 from sampla._allocator import freed_memory_kept
 from sampla._batches import Batch, CheckedLoader, describe_inputs, fingerprint
 from sampla._checks import require, require_known
+from sampla._chunks import Chunks
+from sampla._memory import memory_explained
 from sampla._progress import Progress
 from sampla._typing import Inputs, Loader
+from sampla._untouched import untouched
 from sampla.em import EM, CurvatureAt, Inference, infer
 from sampla.features import NetworkFeatures, check_adjoint, select_parameters
 from sampla.features.network import Selection
@@ -23,7 +24,7 @@ from sampla.model import LinearModel
 from sampla.posterior import Posterior, load_posterior
 from sampla.predictive import Predictive
 from sampla.priors import GPrior, Isotropic, Layerwise, Prior
-from sampla.resume import keep_state, restore_state
+from sampla.resume import keep_state, restore_chunks, restore_state
 from sampla.solvers import SGD, BlockCG, Dense, DualDescent, Minibatch, Solver
 
 LIKELIHOODS = {"categorical": Categorical, "gaussian": Gaussian, "bernoulli": Bernoulli}
@@ -31,6 +32,11 @@ PRIORS = {"g-prior": GPrior, "isotropic": Isotropic, "layerwise": Layerwise}
 SOLVERS = {"block-cg": BlockCG, "dense": Dense, "minibatch": Minibatch, "dual": DualDescent, "sgd": SGD}
 _DENSE_UP_TO = 500
 """P at which solver="auto" changes from dense to block conjugate gradients."""
+_LESS_MEMORY = (
+    "The products have been made as small as that helps; what is left are blocks of num_samples vectors of all "
+    "parameters: take a smaller num_samples or EM(max_rows=...), or fewer parameters=[...]. la.plan(loader) "
+    "counts them."
+)
 
 
 class LinearisedLaplace:
@@ -51,6 +57,9 @@ class LinearisedLaplace:
             defined; "linear-mode" at the mode of the linear model, which is the linear model's own Laplace
             approximation: dearer, and less underconfident when the network has fitted its training data to the last.
         log_evidence: whether to estimate log p(y); None: wherever something is learnt by solver="block-cg" or "dense".
+        chunks: (data, vectors) that go through the network at once; None measures what is fastest, if a pass is long
+            enough for that to matter. Chunks change results by rounding only; give them (``report_.chunks`` has those
+            of a fit) where two fits are to agree to the bit. A fit that goes on from a checkpoint keeps its own.
         progress: show a bar on anything over two seconds.
 
     Raises:
@@ -82,6 +91,7 @@ class LinearisedLaplace:
         em: EM | None = None,
         curvature_at: CurvatureAt = "network",
         log_evidence: bool | None = None,
+        chunks: tuple[int, int] | None = None,
         progress: bool = True,
     ) -> None:
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, "Pass the trained network.")
@@ -101,7 +111,10 @@ class LinearisedLaplace:
         self.em = em or EM()
         require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
         self.curvature_at: CurvatureAt = curvature_at
-        self.log_evidence = log_evidence
+        self.log_evidence, self.chunks = log_evidence, chunks
+        if chunks is not None:
+            right = len(chunks) == 2 and all(isinstance(n, int) and n >= 1 for n in chunks)
+            require(right, "chunks as (data, vectors), at least (1, 1)", f"{chunks}", "None measures what is fastest.")
         self._progress = Progress(progress)
         self._posterior: Posterior | None = None
         self._inference: Inference | None = None
@@ -123,7 +136,7 @@ class LinearisedLaplace:
                 train mode, with active dropout or with wrong derivatives. The network and earlier results stay.
         """
         start = perf_counter()
-        with untouched(self.model), freed_memory_kept():
+        with untouched(self.model), freed_memory_kept(), memory_explained(_LESS_MEMORY):
             check_evaluation_mode(self.model)
             features = NetworkFeatures(self.model, self.names)
             device = features.like.device
@@ -131,7 +144,8 @@ class LinearisedLaplace:
             assert first is not None, "an empty loader is refused when it is read to its end"
             adjoint = _check_network(features, first)
             data = CheckedLoader(loader, device, self._progress)
-            model = LinearModel(features, self.likelihood, data)
+            chunks = self._chunks_for(checkpoint)
+            model = LinearModel(features, self.likelihood, data, chunks=chunks)
             inference = infer(
                 model, self.prior, self.solver,
                 num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
@@ -253,6 +267,14 @@ class LinearisedLaplace:
     def _facts(self) -> dict[str, Any]:
         return self._fitted().facts
 
+    def _chunks_for(self, checkpoint: str | Path | None) -> Chunks:
+        chunks = Chunks(say=self._progress.say)
+        if self.chunks is not None:
+            chunks.settle(self.chunks[0] * self.chunks[1], self.chunks[1], "given")
+        else:
+            restore_chunks(checkpoint, chunks)
+        return chunks
+
     def _identity(self, data: CheckedLoader) -> dict[str, Any]:
         """What must be equal for a checkpoint to belong to this fit."""
         return {
@@ -266,40 +288,6 @@ class LinearisedLaplace:
             "num_samples": self.num_samples,
             "seed": self.seed,
         }
-
-
-_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", *_BACKWARD_HOOKS)
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Give the network back exactly as it was, whatever happens inside: also after an exception or Ctrl-C.
-
-    Forward hooks stay active, since they may be part of the function (weight normalisation); backward hooks are about
-    the user's own training, and torch.func cannot run them: they are put aside meanwhile.
-    """
-    modules = [
-        (m, m.training, dict(m._parameters), dict(m._buffers), {kind: dict(getattr(m, kind)) for kind in _HOOKS})
-        for m in model.modules()
-    ]
-    leaves = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    try:
-        for module in model.modules():
-            for kind in _BACKWARD_HOOKS:
-                getattr(module, kind).clear()
-        yield
-    finally:
-        for module, training, parameters, buffers, hooks in modules:
-            module.training = training
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
-            for kind, kept in hooks.items():
-                getattr(module, kind).clear()
-                getattr(module, kind).update(kept)
-        for parameter, requires_grad, grad in leaves:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
 
 
 def check_evaluation_mode(model: nn.Module) -> None:

@@ -48,6 +48,10 @@ class Features(ABC):
     def linearise(self, inputs: Inputs) -> Linearisation:
         """The features of one batch."""
 
+    def unscaled(self) -> "tuple[Features, Tensor | None]":
+        """phi0 and s (P,) with phi = phi0 diag(s), so that a pass need multiply by s only once; s None for ones."""
+        return self, None
+
 
 def adjoint_error(linearisation: Linearisation, num_parameters: int, seed: int = 0) -> float:
     """Relative error of <phi v, u> = <v, phi' u> for one random pair (u, v).

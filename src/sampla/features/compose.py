@@ -17,6 +17,10 @@ class ScaledFeatures(Features):
     def linearise(self, inputs: Inputs) -> Linearisation:
         return _Scaled(self._base.linearise(inputs), self._scale)
 
+    def unscaled(self) -> tuple[Features, Tensor | None]:
+        base, inner = self._base.unscaled()
+        return base, self._scale if inner is None else inner * self._scale
+
 
 class OutputsAt(Features):
     """The same features phi, with the likelihood's curvature taken at phi theta instead of at the network's outputs.
@@ -33,6 +37,10 @@ class OutputsAt(Features):
 
     def linearise(self, inputs: Inputs) -> Linearisation:
         return _At(self._base.linearise(inputs), self._theta)
+
+    def unscaled(self) -> tuple[Features, Tensor | None]:
+        base, scale = self._base.unscaled()
+        return (self, None) if scale is None else (OutputsAt(base, self._theta * scale), scale)
 
 
 class _At(Linearisation):

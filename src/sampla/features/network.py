@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sampla._batches import describe_inputs
 from sampla._checks import require_known
+from sampla._memory import is_out_of_memory
 from sampla._params import ParameterLayout
 from sampla._typing import Inputs
 from sampla.features._base import Features, Linearisation
@@ -186,6 +187,8 @@ def _explained(inputs: Inputs) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError) as error:
+        if is_out_of_memory(error):  # smaller chunks may do
+            raise
         remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), _CALL_IT)
         raise RuntimeError(
             f"the network could not be called on inputs of shape and dtype {describe_inputs(inputs)}: {error}\n{remedy}"
