@@ -27,7 +27,7 @@ FLOORS = (
     ("the two ways of an E-step", "em_krylov em_samples"),
     ("the final solve", "final"),
     ("the loop", "em"),
-    ("before and after a fit", "fitreport resume"),
+    ("before and after a fit", "fitreport memoryplan resume"),
     ("linear models: the user's rows", "linear.sources"),
     ("linear models: what a first pass says of them", "linear.moments"),
     ("linear models: the rows as the model reads them", "linear.rows"),

@@ -101,7 +101,7 @@ class FitReport:
             lines.append(
                 f"noise        precision {self.noise_precision:.4g}{known} (std {self.noise_precision**-0.5:.3g})"
             )
-        if self.chunks is not None:
+        if self.chunks is not None and (self.chunks["source"] != "preset" or self.chunks["halvings"]):
             lines.append(f"in flight    {_chunk_words(self.chunks)}")
         if self.excluded_parameters:
             reasons = sorted(set(self.excluded_parameters.values()))

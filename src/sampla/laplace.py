@@ -20,6 +20,7 @@ from sampla.features import NetworkFeatures, check_adjoint, select_parameters
 from sampla.features.network import Selection
 from sampla.fitreport import FitReport, build_report
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.memoryplan import MemoryPlan, plan_memory
 from sampla.model import LinearModel
 from sampla.posterior import Posterior, load_posterior
 from sampla.predictive import Predictive
@@ -166,6 +167,18 @@ class LinearisedLaplace:
             fingerprint(self.model.state_dict()),
         )
         return self
+
+    def plan(self, loader: Loader) -> MemoryPlan:
+        """What ``fit(loader)`` will need of memory; ``print`` it. Reads the loader once, and linearises a few data."""
+        with untouched(self.model), freed_memory_kept():
+            check_evaluation_mode(self.model)
+            features = NetworkFeatures(self.model, self.names)
+            data = CheckedLoader(loader, features.like.device, self._progress)
+            model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(None))
+            moving = self.curvature_at == "linear-mode"
+            return plan_memory(
+                model, self.prior, self.solver, self.em, self.num_samples, moving=moving, log_evidence=self.log_evidence
+            )
 
     def predict(self, x: Inputs, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
         """The posterior predictive at new inputs; see ``Predictive`` for what it offers.
