@@ -15,7 +15,7 @@ from sampla._batches import CheckedLoader
 from sampla._chunks import Chunks
 from sampla._memory import LivePeak, OutOfChunksError, is_out_of_memory
 from sampla._progress import Progress
-from sampla.features import Chunked, Features, Linearisation, NetworkFeatures, ScaledFeatures
+from sampla.features import Chunked, Features, Linearisation, NetworkFeatures, OutputsAt, ScaledFeatures
 from sampla.fitreport import FitReport
 from sampla.model import LinearModel
 from sampla.resume import restore_chunks
@@ -146,6 +146,35 @@ def test_what_does_not_fit_at_all_says_what_to_change() -> None:
         model.curvature_product(vectors(5))
 
 
+def test_the_product_in_one_go_is_a_jvp_and_a_vjp() -> None:
+    """Also scaled, taken elsewhere, and in parts; against the two products apart."""
+    theta, scale, v = vectors(1), vectors(1)[0].abs() + 0.1, vectors(5)
+    base = network_features()
+    maps: list[Features] = [base, ScaledFeatures(base, scale), OutputsAt(ScaledFeatures(base, scale), theta)]
+    for features in maps:
+        here = features.linearise(inputs().double())
+        expected = here.vjp(here.jvp(v) * here.outputs.exp())
+        for part in (here, Chunked(features, inputs().double(), Chunks())):
+            found = part.product(v, lambda outputs, pushed: pushed * outputs.exp())
+            assert not found.requires_grad
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        loose, factor = features.unscaled()
+        again = loose.linearise(inputs().double())
+        inner = again.product(v if factor is None else v * factor, lambda outputs, pushed: pushed * outputs.exp())
+        torch.testing.assert_close(inner if factor is None else inner * factor, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_product_in_one_go_computes_the_network_once() -> None:
+    calls = []
+    network = classifier().double()
+    network.register_forward_hook(lambda *_: calls.append(1))
+    model = model_of(NetworkFeatures(network, [name for name, _ in network.named_parameters()]), size=24)
+    calls.clear()
+    model.curvature_product(vectors(5))
+    model.loss_gradient(vectors(1))
+    assert len(calls) == 2
+
+
 def test_other_errors_pass() -> None:
     small = Small(network_features(), 0, lambda: RuntimeError("something else"))
     with pytest.raises(RuntimeError, match="something else"):
@@ -165,6 +194,23 @@ def test_ranges_cover_all_vectors_evenly() -> None:
         assert [i for r in ranges for i in r] == list(range(count))
         assert max(map(len, ranges)) <= 8
         assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+def test_memory_does_not_grow_with_the_number_of_outputs() -> None:
+    peaks = []
+    for outputs in (100, 20_000, 200_000):
+        network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, outputs)).eval()
+        model = LinearModel(
+            NetworkFeatures(network, ["0.weight"]),
+            sampla.Gaussian(1.0),
+            [(torch.randn(64, 2), torch.zeros(64, outputs))],
+        )
+        model.survey()
+        with LivePeak() as alive:
+            model.curvature_product(torch.randn(16, 6))
+        peaks.append(alive.peak)
+    assert peaks[1] < 2**22 * 4 * 8
+    assert peaks[2] < 1.5 * peaks[1]
 
 
 # Measuring

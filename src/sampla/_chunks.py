@@ -15,6 +15,8 @@ COLUMNS = 64
 """Vectors pushed through the network at once, if nothing was measured."""
 ENTRIES = 512
 """Data times vectors in flight, if nothing was measured: what fits the caches of a CPU best (NOTES.md)."""
+_OUTPUTS = 2**22
+"""Outputs times data times vectors in flight, at most: memory does not grow with the number of outputs."""
 _NOTHING_LEFT = (
     "expected one datum and one vector to fit into memory at a time, got: {error}. Choose fewer parameters "
     "(parameters=[...]), use float32, smaller inputs, or a machine with more memory; la.plan(loader) says what "
@@ -46,13 +48,17 @@ class Chunks:
 
     def rows(self, count: int) -> int:
         """Data at once for products with so many vectors."""
-        return max(1, self.entries // max(1, min(count, self.columns)))
+        return max(1, self.entries // max(1, min(count, self._together)))
 
     def ranges(self, count: int) -> list[range]:
         """The vectors that go through together, in parts that differ by one at most."""
-        parts = max(1, -(-count // self.columns))
+        parts = max(1, -(-count // self._together))
         ends = [count * part // parts for part in range(parts + 1)]
         return [range(a, b) for a, b in pairwise(ends) if b > a]
+
+    @property
+    def _together(self) -> int:
+        return min(self.columns, self.entries)
 
     def possible(self, rows: int, columns: int) -> tuple[int, int]:
         """What memory allows of so many data and vectors."""
@@ -82,6 +88,11 @@ class Chunks:
         if self._most is not None:
             entries, columns = min(entries, self._most[0]), min(columns, self._most[1])
         self.entries, self.columns, self.source = entries, columns, source
+
+    def allow_for(self, outputs: int) -> None:
+        """Fewer data times vectors where one datum has very many outputs, if nothing better is known."""
+        if self.source == "preset":
+            self.entries = min(self.entries, max(1, _OUTPUTS // max(1, outputs)))
 
     def facts(self) -> dict[str, Any]:
         """JSON, for reports and checkpoints."""

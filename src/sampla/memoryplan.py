@@ -165,6 +165,7 @@ def plan_memory(
     assert first is not None, "an empty loader is refused when it is read to its end"
     one = next(first.pieces(1))
     outputs = model.features.linearise(one.inputs).outputs.numel()
+    model.chunks.allow_for(outputs)
     size, likelihood = model.num_parameters, model.likelihood
     bound = prior.bind(model.features.layout, torch.ones(size).to(model.features.like))
     one_space = shares_one_space(model, bound) and not (moving and not likelihood.is_quadratic)

@@ -84,8 +84,9 @@ class LinearBatch:
 
     def curvature_product(self, vectors: Tensor) -> Tensor:
         """sum_n phi_n' B_n phi_n v over the batch: (K, P) -> (K, P)."""
-        bent = self.likelihood.curvature_product(self.features.outputs, self.features.jvp(vectors))
-        return self.features.vjp(self.weighted(bent))
+        return self.features.product(
+            vectors, lambda outputs, pushed: self.weighted(self.likelihood.curvature_product(outputs, pushed))
+        )
 
     def noise(self, seed: int, samples: range) -> Tensor:
         """S_n xi_n for the batch, (K, n, *out), with xi keyed by the position of the outputs."""
@@ -107,12 +108,19 @@ class LinearBatch:
 
     def loss_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """-sum log p(y | phi theta) and its gradient, both in theta: (1, P) -> (), (1, P)."""
-        outputs = self.features.jvp(theta).requires_grad_()
-        with torch.enable_grad():
-            each = self.likelihood.log_prob(outputs[0], self.targets)
-            loss = -(each if self.weights is None else each * self.weights.to(each)).sum()
-            (cotangent,) = torch.autograd.grad(loss, outputs)
-        return loss.detach(), self.features.vjp(cotangent)
+        losses: list[Tensor] = []
+
+        def slope(_: Tensor, pushed: Tensor) -> Tensor:
+            at = pushed.detach().requires_grad_()
+            with torch.enable_grad():
+                each = self.likelihood.log_prob(at[0], self.targets)
+                loss = -(each if self.weights is None else each * self.weights.to(each)).sum()
+                (cotangent,) = torch.autograd.grad(loss, at)
+            losses.append(loss.detach())
+            return cotangent
+
+        gradient = self.features.product(theta, slope)
+        return losses[-1], gradient
 
     def newton_product(self, theta: Tensor, vector: Tensor) -> Tensor:
         """sum_n phi_n' B(phi_n theta) phi_n v over the batch: (1, P), (1, P) -> (1, P)."""
@@ -160,9 +168,12 @@ class LinearModel:
         yield from self._pieces(max(1, ENTRIES // max(1, min(columns, COLUMNS))), stride, offset)
 
     def _pieces(
-        self, rows: int, stride: int = 1, offset: int = 0, features: Features | None = None
+        self, rows: int, stride: int = 1, offset: int = 0, features: Features | None = None, noisy: bool = True
     ) -> Iterator[LinearBatch]:
-        """All pieces of a pass, or with a stride every so many (whose noise must then not be asked for)."""
+        """All pieces of a pass, or with a stride every so many (whose noise must then not be asked for).
+
+        If not noisy, none may be asked for either, and outputs are not computed only to be counted.
+        """
         first_output, phi = 0, features or self.features
         for index, batch in enumerate(self.data):
             for piece in batch.pieces(rows) if self.data.cut else [batch]:
@@ -174,7 +185,8 @@ class LinearModel:
                 yield LinearBatch(
                     here, self.likelihood, piece.targets, piece.position, stop, first_output, piece.weights
                 )
-                first_output += here.outputs.numel()
+                if noisy:
+                    first_output += here.outputs.numel()
 
     def survey(self) -> Survey:
         """One forward pass that checks all data and, for Gaussian noise, measures the residuals.
@@ -189,6 +201,7 @@ class LinearModel:
             outputs = Chunked(self.features, batch.inputs, self.chunks).outputs
             where = f"network outputs on inputs {describe_inputs(batch.inputs)} (data from {batch.position})"
             require_finite(outputs, where, "Check the scaling of the inputs and the trained weights.")
+            self.chunks.allow_for(outputs[0].numel())
             self.likelihood.check_targets(outputs, batch.targets)
             count += outputs[0].numel() * (batch.size if batch.weights is None else float(batch.weights.double().sum()))
             if isinstance(self.likelihood, Gaussian):
@@ -245,7 +258,7 @@ class LinearModel:
         vectors = vectors if scale is None else vectors * scale
         total = torch.zeros_like(vectors)
         rows = self.chunks.rows(count) if stride == 1 else max(1, ENTRIES // max(1, min(count, COLUMNS)))
-        for batch in self._pieces(rows, stride, features=features):
+        for batch in self._pieces(rows, stride, features=features, noisy=False):
             seen += batch.stop - batch.start
             for columns in self.chunks.ranges(count):
                 part = slice(columns.start, columns.stop)
@@ -260,7 +273,7 @@ class LinearModel:
         loss, gradient = 0.0, torch.zeros_like(theta)
         features, scale = self.features.unscaled()
         theta = theta if scale is None else theta * scale
-        for batch in self._pieces(self.chunks.rows(1), features=features):
+        for batch in self._pieces(self.chunks.rows(1), features=features, noisy=False):
             part, slope = batch.loss_gradient(theta)
             loss += float(part)
             gradient += slope
@@ -290,7 +303,7 @@ class LinearModel:
         assert isinstance(self.likelihood, Gaussian)
         columns = torch.cat([mean, samples])
         residual = function = torch.zeros((), dtype=torch.float64, device=mean.device)
-        for batch in self._pieces(self.chunks.rows(len(columns))):
+        for batch in self._pieces(self.chunks.rows(len(columns)), noisy=False):
             ranges = self.chunks.ranges(len(columns))
             pushed = torch.cat([batch.features.jvp(columns[part.start : part.stop]) for part in ranges])
             missed = batch.weighted(batch.targets.unsqueeze(0) - pushed[:1], 0.5)

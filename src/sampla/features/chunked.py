@@ -10,7 +10,7 @@ from sampla._batches import input_tensors, map_inputs
 from sampla._chunks import Chunks
 from sampla._memory import is_out_of_memory
 from sampla._typing import Inputs
-from sampla.features._base import Features, Linearisation
+from sampla.features._base import Bend, Features, Linearisation
 
 Part = tuple[Linearisation, slice]
 
@@ -57,6 +57,20 @@ class Chunked(Linearisation):
 
         return self._safely(len(cotangents), pulled)
 
+    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
+        """In one go if memory allows; in parts the two products are made one after the other."""
+        if self._chunks.possible(self._size, len(vectors)) == (self._size, len(vectors)):
+            whole = next(self._parts(self._size))[0]
+            try:
+                return whole.product(vectors, bend)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                words = _words(error)
+            del whole
+            self._make_room(self._size, len(vectors), words)
+        return super().product(vectors, bend)
+
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         def pulled(rows: int, columns: int) -> Tensor:
             del columns  # the mean over all of them
@@ -84,13 +98,20 @@ class Chunked(Linearisation):
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                words = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-            # Outside of the handler, whose traceback would keep the tensors of the failed product alive.
-            self._whole = None
-            collect()
-            if self._features.like.is_cuda:
-                torch.cuda.empty_cache()
-            self._chunks.halve(rows, columns, words)
+                words = _words(error)
+            self._make_room(rows, columns, words)
+
+    def _make_room(self, rows: int, columns: int, words: str) -> None:
+        """To be called outside of the handler, whose traceback would keep the tensors of the failed product alive."""
+        self._whole = None
+        collect()
+        if self._features.like.is_cuda:
+            torch.cuda.empty_cache()
+        self._chunks.halve(rows, columns, words)
+
+
+def _words(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _joined(parts: list[Tensor], axis: int) -> Tensor:

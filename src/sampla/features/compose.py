@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sampla._typing import Inputs
-from sampla.features._base import Features, Linearisation
+from sampla.features._base import Bend, Features, Linearisation
 
 
 class ScaledFeatures(Features):
@@ -58,6 +58,9 @@ class _At(Linearisation):
     def vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.vjp(cotangents)
 
+    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
+        return self._base.product(vectors, lambda _, pushed: bend(self._outputs, pushed))
+
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.squared_vjp(cotangents)
 
@@ -75,6 +78,9 @@ class _Scaled(Linearisation):
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.vjp(cotangents) * self._scale
+
+    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
+        return self._base.product(vectors * self._scale, bend) * self._scale
 
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.squared_vjp(cotangents) * self._scale.square()

@@ -14,7 +14,7 @@ from sampla._checks import require_known
 from sampla._memory import is_out_of_memory
 from sampla._params import ParameterLayout
 from sampla._typing import Inputs
-from sampla.features._base import Features, Linearisation
+from sampla.features._base import Bend, Features, Linearisation
 
 Selection: TypeAlias = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
 
@@ -163,6 +163,19 @@ class _NetworkAt(Linearisation):
         push = vmap(lambda tangent: jvp(self._forward, (self._features.point,), (tangent,))[1])
         pushed: Tensor = push(tangents)
         return pushed.detach()
+
+    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
+        """Reverse mode through the jvps, which are linear in v: one forward serves both products."""
+        point, features = self._features.point, self._features
+
+        def pushed(tangents: dict[str, Tensor]) -> Any:
+            dims: Any = (0, None)  # the outputs are the same for all K
+            return vmap(lambda tangent: jvp(self._forward, (point,), (tangent,))[::-1], out_dims=dims)(tangents)
+
+        found: Any = vjp(pushed, features.layout.views(vectors), has_aux=True)
+        outer, pull, outputs = found
+        (pulled,) = pull(bend(outputs.detach(), outer.detach()))
+        return features.layout.flatten(pulled).detach()
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         (pulled,) = vmap(self._pullback()[1])(cotangents)
