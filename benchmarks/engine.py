@@ -1,6 +1,6 @@
 """The cost of a product with M for a sample, over one ordinary forward and backward of the same network and batch.
 
-    python benchmarks/engine.py [--quick] [--jax PYTHON] [--out benchmarks]
+    python benchmarks/engine.py [--quick] [--out benchmarks]
 
 Run by hand; minutes on one core. Writes engine.md and engine.json. Everything that is compared runs in one process,
 interleaved, on one thread, with freed memory kept; memory is the peak of a fresh process for each case.
@@ -41,7 +41,6 @@ def main() -> None:
     """Time, then memory, then the words."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one repeat, K up to 8, C up to 1,000")
-    parser.add_argument("--jax", type=Path, help="python of an environment with jax, for engine_jax.py")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -54,7 +53,7 @@ def main() -> None:
     with freed_memory_kept():
         rows = [row for name in NETWORKS for row in timed(name, samples, seconds)]
     memory = [in_fresh_process(count) for count in (OUTPUTS[:3] if asked.quick else OUTPUTS)]
-    results = {"setting": setting(asked.quick), "time": rows, "memory": memory, "jax": with_jax(asked.jax)}
+    results = {"setting": setting(asked.quick), "time": rows, "memory": memory}
     (asked.out / "engine.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (asked.out / "engine.md").write_text(words(results), encoding="utf-8")
 
@@ -174,16 +173,6 @@ def memory_of(outputs: int) -> dict[str, Any]:
     return {"outputs": outputs, "MiB": peak / 1024, "added MiB": (peak - before) / 1024}
 
 
-def with_jax(python: Path | None) -> list[dict[str, Any]]:
-    """The published formulation in JAX, by a python that has it."""
-    if python is None:
-        return []
-    script = Path(__file__).with_name("engine_jax.py")
-    done = subprocess.run([str(python), str(script)], capture_output=True, text=True, check=True)
-    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return rows
-
-
 def words(results: dict[str, Any]) -> str:
     """engine.md."""
     how, rows = results["setting"], results["time"]
@@ -215,12 +204,7 @@ def words(results: dict[str, Any]) -> str:
         "as many as stand under *at once*.",
         "",
     ]
-    if results["jax"]:
-        lines += ["The same formulation in JAX, compiled, in its own environment:", ""]
-        lines += ["| network | K | over forward + backward in JAX |", "| --- | ---: | ---: |"]
-        lines += [f"| {r['network']} | {r['samples']} | {r['ratio']:.2f} |" for r in results["jax"]]
-    else:
-        lines += ["JAX was not run (`--jax` names a python that has it)."]
+    lines += ["JAX has not been compared."]
     lines += [
         "",
         "## Memory against the number of outputs",

@@ -200,11 +200,8 @@ def test_memory_does_not_grow_with_the_number_of_outputs() -> None:
     peaks = []
     for outputs in (100, 20_000, 200_000):
         network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, outputs)).eval()
-        model = LinearModel(
-            NetworkFeatures(network, ["0.weight"]),
-            sampla.Gaussian(1.0),
-            [(torch.randn(64, 2), torch.zeros(64, outputs))],
-        )
+        loader = [(torch.randn(64, 2), torch.zeros(64, dtype=torch.long))]
+        model = LinearModel(NetworkFeatures(network, ["0.weight"]), sampla.Categorical(), loader)
         model.survey()
         with LivePeak() as alive:
             model.curvature_product(torch.randn(16, 6))
