@@ -26,26 +26,26 @@ def library(monkeypatch):
     return recorder
 
 
-DEFAULTS = [(-3, 128 * 1024), (-1, 128 * 1024), ("trim", 0)]
+DEFAULTS = [(-3, 128 * 1024), (-4, 65536), (-1, 128 * 1024), ("trim", 0)]
 
 
 def test_defaults_come_back_also_after_an_error(library):
     def interrupted():
         with freed_memory_kept():
-            assert library.calls == [(-3, 32 * 2**20), (-1, 2**31 - 1)]
+            assert library.calls == [(-3, 32 * 2**20), (-4, 0), (-1, 2**31 - 1)]
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert library.calls[2:] == DEFAULTS
+    assert library.calls[3:] == DEFAULTS
 
 
 def test_only_the_outermost_use_counts(library):
     with freed_memory_kept():
         with freed_memory_kept():
             pass
-        assert len(library.calls) == 2
-    assert library.calls[2:] == DEFAULTS
+        assert len(library.calls) == 3
+    assert library.calls[3:] == DEFAULTS
 
 
 def test_other_systems_are_left_alone(monkeypatch):

@@ -15,18 +15,19 @@ import sampla
 
 FLOORS = (
     # Top floor last. A folder stands for all its modules; "" is the package's own __init__, the public names.
-    ("no statistics", "_allocator _blocks _typing _checks _params _progress noise checkpoint"),
+    ("no statistics", "_allocator _blocks _memory _typing _checks _params _progress noise checkpoint"),
+    ("what goes on when memory is short", "_chunks"),
     ("the user's data", "_batches"),
     ("nouns", "features likelihoods priors"),
     ("the linear model, and what samples say about new data", "model predictive metrics"),
-    ("what is near M", "preconditioners"),
+    ("what is near M, and what a product costs", "preconditioners tuning"),
     ("verbs", "solvers krylov"),
     ("what follows from samples", "evidence posterior spectral"),
     ("what the loop remembers", "emstate"),
     ("the two ways of an E-step", "em_krylov em_samples"),
     ("the final solve", "final"),
     ("the loop", "em"),
-    ("what a fit leaves behind", "fitreport resume"),
+    ("before and after a fit", "fitreport memoryplan resume"),
     ("linear models: the user's rows", "linear.sources"),
     ("linear models: what a first pass says of them", "linear.moments"),
     ("linear models: the rows as the model reads them", "linear.rows"),

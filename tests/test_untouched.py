@@ -142,7 +142,7 @@ def test_after_the_loader_raises(kind: str, at_pass: int, at_batch: int) -> None
     assert torch.equal(la.predict(inputs()).variance, earlier)
 
 
-@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("kind", ["error", "Ctrl-C"])
 @pytest.mark.parametrize("at_call", [1, 2, 3, 5, 8, 11])
 def test_after_the_network_raises(kind: str, at_call: int) -> None:
     error = ERRORS[kind]()
@@ -151,6 +151,16 @@ def test_after_the_network_raises(kind: str, at_call: int) -> None:
     with pytest.raises((type(error), RuntimeError)):
         laplace(model).fit(class_batches())
     assert model._calls == at_call
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("at_call", [11, 14, 17])
+def test_after_memory_ran_out_once(at_call: int) -> None:
+    model = Failing(at_call, torch.OutOfMemoryError("no memory left"))
+    before = snapshot(model)
+    report = laplace(model).fit(class_batches()).report_
+    assert report.chunks is not None
+    assert report.chunks["halvings"] == 1
     assert_unchanged(model, before)
 
 

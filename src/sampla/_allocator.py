@@ -10,16 +10,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-_DEFAULT = 128 * 1024
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # malloc.h
+_DEFAULT, _DEFAULT_MAX = 128 * 1024, 65536
 _LARGEST_KEPT = 32 * 2**20  # the largest that glibc accepts for _MMAP_THRESHOLD
+_MOST_KEPT = 2**31 - 1  # at the top of the heap; an int
 _depth = 0
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Inside, freed blocks of up to 32 MiB are reused; afterwards glibc's documented defaults hold and all is returned.
+    """Inside, freed blocks of any size are reused; afterwards glibc's documented defaults hold and all is returned.
 
+    Without mappings (_MMAP_MAX of zero) even blocks above 32 MiB, K vectors of many parameters, come from the heap.
     Process-wide. Nested uses count as one.
     """
     global _depth
@@ -30,13 +32,15 @@ def freed_memory_kept() -> Iterator[None]:
     _depth += 1
     if _depth == 1:
         library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
-        library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(_MMAP_MAX, 0)
+        library.mallopt(_TRIM_THRESHOLD, _MOST_KEPT)
     try:
         yield
     finally:
         _depth -= 1
         if _depth == 0:
             library.mallopt(_MMAP_THRESHOLD, _DEFAULT)
+            library.mallopt(_MMAP_MAX, _DEFAULT_MAX)
             library.mallopt(_TRIM_THRESHOLD, _DEFAULT)
             library.malloc_trim(0)
 

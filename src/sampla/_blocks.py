@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_CHUNK = 2**22
+CHUNK = 2**22
 """Entries of a block that are in float64 at once: 32 MiB."""
 _ROUNDING = 4.0
 """Directions shorter than so many rounding errors are noise."""
@@ -22,7 +22,7 @@ Map = Callable[[Tensor], Tensor]
 
 def gram(left: Tensor, right: Tensor) -> Tensor:
     """(K, L) inner products of the rows of (K, P) and (L, P), in float64."""
-    width = max(1, _CHUNK // max(1, len(left) + len(right)))
+    width = max(1, CHUNK // max(1, len(left) + len(right)))
     total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
     for start in range(0, left.shape[1], width):
         part = slice(start, start + width)
@@ -32,7 +32,7 @@ def gram(left: Tensor, right: Tensor) -> Tensor:
 
 def dots(left: Tensor, right: Tensor) -> Tensor:
     """(K,) inner products of matching rows of two (K, P) blocks, in float64."""
-    width = max(1, _CHUNK // max(1, 2 * len(left)))
+    width = max(1, CHUNK // max(1, 2 * len(left)))
     total = torch.zeros(len(left), dtype=torch.float64, device=left.device)
     for start in range(0, left.shape[1], width):
         part = slice(start, start + width)

@@ -35,6 +35,7 @@ from sampla.model import LinearModel, NoiseDraw
 from sampla.priors import BoundPrior, Prior
 from sampla.solvers import LinearSystem, Solver
 from sampla.spectral import estimated, log_determinant
+from sampla.tuning import tune
 
 __all__ = ["EM", "CurvatureAt", "EMState", "EMStep", "Inference", "infer", "trace_rows"]
 
@@ -86,6 +87,8 @@ def infer(
     likelihood = model.likelihood
     if isinstance(likelihood, Gaussian) and survey.residual is not None:
         model = model.replaced(likelihood=likelihood.started(survey.residual, survey.entries))
+    say("measuring what fits best")
+    tune(model, num_samples)
     say("drawing the noise")
     draw = model.draw_noise(seed, num_samples)
     bound = prior.bind(model.features.layout, draw.diagonal)

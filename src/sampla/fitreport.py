@@ -71,6 +71,8 @@ class FitReport:
     """Module name -> its share of gamma; "" is the network itself."""
     effective_dimension_by_layer_error: dict[str, float] = field(default_factory=dict)
     """Standard errors of the same; zero when exact."""
+    chunks: dict[str, Any] | None = None
+    """How much went through the features at once, how that was found, and how often memory ran out."""
 
     @property
     def std_error(self) -> float:
@@ -111,6 +113,8 @@ class FitReport:
             lines.append(
                 f"noise        precision {self.noise_precision:.4g}{known} (std {self.noise_precision**-0.5:.3g})"
             )
+        if self.chunks is not None and (self.chunks["source"] != "preset" or self.chunks["halvings"]):
+            lines.append(f"in flight    {_chunk_words(self.chunks)}")
         if self.excluded_parameters:
             reasons = sorted(set(self.excluded_parameters.values()))
             lines.append(f"left out     {len(self.excluded_parameters)} parameter tensors: {', '.join(reasons)}")
@@ -177,6 +181,17 @@ class FitReport:
         return f"EM {word} in {len(self.trace)} steps (last change {change:.1%})"
 
 
+def _chunk_words(chunks: dict[str, Any]) -> str:
+    how = {
+        "preset": "preset",
+        "measured": f"the fastest of those measured, in {chunks['seconds']:.1f} s",
+        "given": "as asked",
+        "restored": "as the checkpoint has it",
+    }[chunks["source"]]
+    words = f"{chunks['entries']} data x vectors, {chunks['columns']} vectors at most ({how})"
+    return words + (f"; memory ran out {chunks['halvings']} times, each halved them" if chunks["halvings"] else "")
+
+
 def _known(errors: list[float] | None) -> str:
     """ " (known to 3 %, ...)" from a standard error and a truncation error."""
     if errors is None:
@@ -236,4 +251,5 @@ def build_report(
         products=products,
         effective_dimension_by_layer={name: gamma for name, (gamma, _) in layers.items()},
         effective_dimension_by_layer_error={name: error for name, (_, error) in layers.items()},
+        chunks=inference.model.chunks.facts(),
     )

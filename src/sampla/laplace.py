@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from sampla._allocator import freed_memory_kept
 from sampla._batches import CheckedLoader, fingerprint
 from sampla._checks import require, require_known
+from sampla._chunks import Chunks
+from sampla._memory import memory_explained
 from sampla._progress import Progress
 from sampla._typing import Inputs, Loader
 from sampla.em import EM, CurvatureAt, Inference, infer
@@ -17,11 +19,12 @@ from sampla.features import NetworkFeatures, OutputName, Selection, select_param
 from sampla.fitreport import FitReport, build_report
 from sampla.guards import check_evaluation_mode, check_network, located, only_device, untouched
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.memoryplan import MemoryPlan, plan_memory
 from sampla.model import LinearModel
 from sampla.posterior import Posterior, load_posterior
 from sampla.predictive import Predictive
 from sampla.priors import GPrior, Isotropic, Layerwise, Prior
-from sampla.resume import keep_state, restore_state
+from sampla.resume import keep_state, restore_chunks, restore_state
 from sampla.solvers import SGD, BlockCG, Dense, DualDescent, Minibatch, Solver
 
 LIKELIHOODS = {"categorical": Categorical, "gaussian": Gaussian, "bernoulli": Bernoulli}
@@ -29,6 +32,11 @@ PRIORS = {"g-prior": GPrior, "isotropic": Isotropic, "layerwise": Layerwise}
 SOLVERS = {"block-cg": BlockCG, "dense": Dense, "minibatch": Minibatch, "dual": DualDescent, "sgd": SGD}
 _DENSE_UP_TO = 500
 """P at which solver="auto" changes from dense to block conjugate gradients."""
+_LESS_MEMORY = (
+    "The products have been made as small as that helps; what is left are blocks of num_samples vectors of all "
+    "parameters: take a smaller num_samples or EM(max_rows=...), or fewer parameters=[...]. la.plan(loader) "
+    "counts them."
+)
 
 
 class LinearisedLaplace:
@@ -52,6 +60,9 @@ class LinearisedLaplace:
         log_evidence: whether to estimate log p(y); None: wherever something is learnt by solver="block-cg" or "dense".
         output: which entry of a network's dict, dataclass or tuple the likelihood is about, by name or index; None: the
             only floating-point tensor, or the entry "logits".
+        chunks: (data, vectors) that go through the network at once; None measures what is fastest, if a pass is long
+            enough for that to matter. Chunks change results by rounding only; give them (``report_.chunks`` has those
+            of a fit) where two fits are to agree to the bit. A fit that goes on from a checkpoint keeps its own.
         progress: show a bar on anything over two seconds.
 
     Raises:
@@ -84,6 +95,7 @@ class LinearisedLaplace:
         curvature_at: CurvatureAt = "network",
         log_evidence: bool | None = None,
         output: OutputName = None,
+        chunks: tuple[int, int] | None = None,
         progress: bool = True,
     ) -> None:
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, "Pass the trained network.")
@@ -103,7 +115,10 @@ class LinearisedLaplace:
         self.em = em or EM()
         require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
         self.curvature_at: CurvatureAt = curvature_at
-        self.log_evidence, self.output = log_evidence, output
+        self.log_evidence, self.output, self.chunks = log_evidence, output, chunks
+        if chunks is not None:
+            right = len(chunks) == 2 and all(isinstance(n, int) and n >= 1 for n in chunks)
+            require(right, "chunks as (data, vectors), at least (1, 1)", f"{chunks}", "None measures what is fastest.")
         self._progress = Progress(progress)
         self._posterior: Posterior | None = None
         self._inference: Inference | None = None
@@ -125,7 +140,7 @@ class LinearisedLaplace:
                 train mode, with active dropout or with wrong derivatives. The network and earlier results stay.
         """
         start = perf_counter()
-        with untouched(self.model), freed_memory_kept():
+        with untouched(self.model), freed_memory_kept(), memory_explained(_LESS_MEMORY):
             check_evaluation_mode(self.model)
             device = only_device(self.model)
             features = NetworkFeatures(self.model, self.names, self.output)
@@ -133,7 +148,8 @@ class LinearisedLaplace:
             assert first is not None, "an empty loader is refused when it is read to its end"
             adjoint = check_network(features, first)
             data = CheckedLoader(loader, device, self._progress)
-            model = LinearModel(features, self.likelihood, data)
+            chunks = self._chunks_for(checkpoint)
+            model = LinearModel(features, self.likelihood, data, chunks=chunks)
             with located(features, data):
                 inference = infer(
                     model, self.prior, self.solver,
@@ -157,6 +173,22 @@ class LinearisedLaplace:
             fingerprint(self.model.state_dict()),
         )
         return self
+
+    def plan(self, loader: Loader) -> MemoryPlan:
+        """What ``fit(loader)`` will need of memory; ``print`` it. Reads the loader once, and linearises a few data."""
+        with untouched(self.model), freed_memory_kept():
+            check_evaluation_mode(self.model)
+            device = only_device(self.model)
+            features = NetworkFeatures(self.model, self.names, self.output)
+            first = next(iter(CheckedLoader(loader, device, Progress(False))), None)
+            assert first is not None, "an empty loader is refused when it is read to its end"
+            check_network(features, first)
+            data = CheckedLoader(loader, device, self._progress)
+            model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(None))
+            moving = self.curvature_at == "linear-mode"
+            return plan_memory(
+                model, self.prior, self.solver, self.em, self.num_samples, moving=moving, log_evidence=self.log_evidence
+            )
 
     def predict(self, x: Inputs, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
         """The posterior predictive at new inputs; see ``Predictive`` for what it offers.
@@ -258,6 +290,14 @@ class LinearisedLaplace:
 
     def _facts(self) -> dict[str, Any]:
         return self._fitted().facts
+
+    def _chunks_for(self, checkpoint: str | Path | None) -> Chunks:
+        chunks = Chunks(say=self._progress.say)
+        if self.chunks is not None:
+            chunks.settle(self.chunks[0] * self.chunks[1], self.chunks[1], "given")
+        else:
+            restore_chunks(checkpoint, chunks)
+        return chunks
 
     def _identity(self, data: CheckedLoader) -> dict[str, Any]:
         """What must be equal for a checkpoint to belong to this fit."""

@@ -5,16 +5,18 @@ The cost of everything is counted in products: one product is M times one vector
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import log2
 
 import torch
 from torch import Tensor
 
 from sampla._batches import Batch, CheckedLoader, Data, describe_inputs, input_tensors
 from sampla._checks import require_finite
+from sampla._chunks import COLUMNS, ENTRIES, Chunks
 from sampla._params import row_dot
 from sampla._progress import Progress
 from sampla._typing import Loader
-from sampla.features import Features, Linearisation
+from sampla.features import Chunked, Features, Linearisation
 from sampla.likelihoods import Gaussian, Likelihood
 from sampla.noise import DATA, standard_normal
 
@@ -22,10 +24,6 @@ _BLOCK = 32
 """Data whose noisy gradients are summed before they are squared; fixed, so that results do not depend on batches."""
 _PLENTY = 4096
 """Data from which a Newton step may take its curvature (the gradient always comes from all of them)."""
-_COLUMNS = 64
-"""Vectors pushed through the network at once."""
-_ROWS_TIMES_COLUMNS = 512
-"""Data times vectors in flight: what fits the caches of a CPU best (NOTES.md)."""
 
 
 @dataclass
@@ -86,8 +84,9 @@ class LinearBatch:
 
     def curvature_product(self, vectors: Tensor) -> Tensor:
         """sum_n phi_n' B_n phi_n v over the batch: (K, P) -> (K, P)."""
-        bent = self.likelihood.curvature_product(self.features.outputs, self.features.jvp(vectors))
-        return self.features.vjp(self.weighted(bent))
+        return self.features.product(
+            vectors, lambda outputs, pushed: self.weighted(self.likelihood.curvature_product(outputs, pushed))
+        )
 
     def noise(self, seed: int, samples: range) -> Tensor:
         """S_n xi_n for the batch, (K, n, *out), with xi keyed by the position of the outputs."""
@@ -109,12 +108,19 @@ class LinearBatch:
 
     def loss_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """-sum log p(y | phi theta) and its gradient, both in theta: (1, P) -> (), (1, P)."""
-        outputs = self.features.jvp(theta).requires_grad_()
-        with torch.enable_grad():
-            each = self.likelihood.log_prob(outputs[0], self.targets)
-            loss = -(each if self.weights is None else each * self.weights.to(each)).sum()
-            (cotangent,) = torch.autograd.grad(loss, outputs)
-        return loss.detach(), self.features.vjp(cotangent)
+        losses: list[Tensor] = []
+
+        def slope(_: Tensor, pushed: Tensor) -> Tensor:
+            at = pushed.detach().requires_grad_()
+            with torch.enable_grad():
+                each = self.likelihood.log_prob(at[0], self.targets)
+                loss = -(each if self.weights is None else each * self.weights.to(each)).sum()
+                (cotangent,) = torch.autograd.grad(loss, at)
+            losses.append(loss.detach())
+            return cotangent
+
+        gradient = self.features.product(theta, slope)
+        return losses[-1], gradient
 
     def newton_product(self, theta: Tensor, vector: Tensor) -> Tensor:
         """sum_n phi_n' B(phi_n theta) phi_n v over the batch: (1, P), (1, P) -> (1, P)."""
@@ -131,15 +137,16 @@ class LinearModel:
         likelihood: Likelihood,
         data: Data | Loader,
         ledger: Ledger | None = None,
+        chunks: Chunks | None = None,
     ) -> None:
         """Args: features and likelihood: what each datum is modelled by. data: a re-iterable of (inputs, targets).
 
-        ledger: shared by models whose costs are counted together.
+        ledger: shared by models whose costs are counted together. chunks: how much goes through the features at once.
         """
         if not isinstance(data, Data):
             data = CheckedLoader(data, features.like.device, Progress(False))
         self.features, self.likelihood, self.data = features, likelihood, data
-        self.ledger = ledger or Ledger()
+        self.ledger, self.chunks = ledger or Ledger(), chunks or Chunks()
 
     @property
     def num_parameters(self) -> int:
@@ -147,31 +154,39 @@ class LinearModel:
         return self.features.layout.total
 
     def replaced(self, features: Features | None = None, likelihood: Likelihood | None = None) -> "LinearModel":
-        """The same data and ledger with other features or another likelihood."""
-        return LinearModel(features or self.features, likelihood or self.likelihood, self.data, self.ledger)
+        """The same data, ledger and chunks with other features or another likelihood."""
+        return LinearModel(
+            features or self.features, likelihood or self.likelihood, self.data, self.ledger, self.chunks
+        )
 
     def batches(self, columns: int, stride: int = 1, offset: int = 0) -> Iterator[LinearBatch]:
         """One pass, in pieces that suit products with this many vectors at once; with a stride every so many of them.
 
-        The strides with offsets 0 to stride - 1 make up one pass.
+        The strides with offsets 0 to stride - 1 make up one pass. The pieces are always the same, however much goes
+        through the features at once, because strides and stochastic solvers take them for parts of the data.
         """
-        rows = max(1, _ROWS_TIMES_COLUMNS // max(1, min(columns, _COLUMNS)))
-        yield from self._pieces(rows, stride, offset)
+        yield from self._pieces(max(1, ENTRIES // max(1, min(columns, COLUMNS))), stride, offset)
 
-    def _pieces(self, rows: int, stride: int = 1, offset: int = 0) -> Iterator[LinearBatch]:
-        """All pieces of a pass, or with a stride every so many (whose noise must then not be asked for)."""
-        first_output = 0
+    def _pieces(
+        self, rows: int, stride: int = 1, offset: int = 0, features: Features | None = None, noisy: bool = True
+    ) -> Iterator[LinearBatch]:
+        """All pieces of a pass, or with a stride every so many (whose noise must then not be asked for).
+
+        If not noisy, none may be asked for either, and outputs are not computed only to be counted.
+        """
+        first_output, phi = 0, features or self.features
         for index, batch in enumerate(self.data):
             for piece in batch.pieces(rows) if self.data.cut else [batch]:
                 number = piece.position // rows if self.data.cut else index
                 if (number - offset) % stride:
                     continue
-                features = self.features.linearise(piece.inputs)
+                here = Chunked(phi, piece.inputs, self.chunks)
                 stop = piece.position + piece.size
                 yield LinearBatch(
-                    features, self.likelihood, piece.targets, piece.position, stop, first_output, piece.weights
+                    here, self.likelihood, piece.targets, piece.position, stop, first_output, piece.weights
                 )
-                first_output += features.outputs.numel()
+                if noisy:
+                    first_output += here.outputs.numel()
 
     def survey(self) -> Survey:
         """One forward pass that checks all data and, for Gaussian noise, measures the residuals.
@@ -180,20 +195,26 @@ class LinearModel:
             ValueError: for NaN in inputs, outputs or targets, or targets that do not fit the outputs.
         """
         count, moments = 0.0, None
-        for batch in self.data:
+        for batch in self._whole_pieces():
             if self.data.cut:
                 _check_batch(batch)
-            outputs = self.features.linearise(batch.inputs).outputs
+            outputs = Chunked(self.features, batch.inputs, self.chunks).outputs
             where = f"network outputs on inputs {describe_inputs(batch.inputs)} (data from {batch.position})"
             if not bool(outputs.isfinite().all()):
                 origin = self.features.where_not_finite(batch.inputs, batch.position)
                 require_finite(outputs, where, f"{origin}Check the scaling of the inputs and the trained weights.")
+            self.chunks.allow_for(outputs[0].numel())
             self.likelihood.check_targets(outputs, batch.targets)
             count += outputs[0].numel() * (batch.size if batch.weights is None else float(batch.weights.double().sum()))
             if isinstance(self.likelihood, Gaussian):
                 parts = [self._moment(batch, each) for each in (batch.targets - outputs, batch.targets)]
                 moments = parts if moments is None else [a + b for a, b in zip(moments, parts, strict=True)]
         return Survey(self.data.num_data, count, count - self.features.absorbed, *(moments or (None, None)))
+
+    def _whole_pieces(self) -> Iterator[Batch]:
+        """One pass over the data alone, in pieces for one vector."""
+        for batch in self.data:
+            yield from batch.pieces(self.chunks.rows(1)) if self.data.cut else [batch]
 
     def _moment(self, batch: Batch, values: Tensor) -> Tensor:
         """Weighted second moment of (n, *out) values of a batch."""
@@ -209,8 +230,8 @@ class LinearModel:
         if self.features.squares_data:
             return self._draw_by_datum(seed, total, diagonal)
         block = torch.zeros_like(total)
-        for batch in self._pieces(_BLOCK):
-            for samples in _column_ranges(num_samples):
+        for batch in self._pieces(_block_part(self.chunks.rows(num_samples))):
+            for samples in self.chunks.ranges(num_samples):
                 block[samples.start : samples.stop] += batch.noise_gradient(seed, samples)
             if batch.stop % _BLOCK == 0 or batch.stop == self.data.num_data:
                 total += block
@@ -221,8 +242,8 @@ class LinearModel:
 
     def _draw_by_datum(self, seed: int, total: Tensor, diagonal: Tensor) -> NoiseDraw:
         """The same where the features square the gradient of each datum for little."""
-        for batch in self.batches(len(total)):
-            for samples in _column_ranges(len(total)):
+        for batch in self._pieces(self.chunks.rows(len(total))):
+            for samples in self.chunks.ranges(len(total)):
                 noise = batch.noise(seed, samples)
                 total[samples.start : samples.stop] += batch.features.vjp(noise)
                 diagonal += batch.features.squared_vjp(noise) * (len(samples) / len(total))
@@ -235,12 +256,16 @@ class LinearModel:
         With a stride, M is estimated from every stride-th piece of the data, for that part of the cost.
         """
         count, seen = vectors.shape[0], 0
+        features, scale = self.features.unscaled()
+        vectors = vectors if scale is None else vectors * scale
         total = torch.zeros_like(vectors)
-        for batch in self.batches(count, stride):
+        rows = self.chunks.rows(count) if stride == 1 else max(1, ENTRIES // max(1, min(count, COLUMNS)))
+        for batch in self._pieces(rows, stride, features=features, noisy=False):
             seen += batch.stop - batch.start
-            for columns in _column_ranges(count):
+            for columns in self.chunks.ranges(count):
                 part = slice(columns.start, columns.stop)
                 total[part] += batch.curvature_product(vectors[part])
+        total = total if scale is None else total.mul_(scale)
         share = seen / self.data.num_data
         self.ledger.products += count * share
         return total if seen == self.data.num_data else total / share
@@ -248,10 +273,13 @@ class LinearModel:
     def loss_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """The loss -sum log p(y_n | phi_n theta) and its gradient: (1, P) -> float, (1, P)."""
         loss, gradient = 0.0, torch.zeros_like(theta)
-        for batch in self.batches(1):
+        features, scale = self.features.unscaled()
+        theta = theta if scale is None else theta * scale
+        for batch in self._pieces(self.chunks.rows(1), features=features, noisy=False):
             part, slope = batch.loss_gradient(theta)
             loss += float(part)
             gradient += slope
+        gradient = gradient if scale is None else gradient.mul_(scale)
         self.ledger.products += 1
         return loss, gradient
 
@@ -277,8 +305,9 @@ class LinearModel:
         assert isinstance(self.likelihood, Gaussian)
         columns = torch.cat([mean, samples])
         residual = function = torch.zeros((), dtype=torch.float64, device=mean.device)
-        for batch in self.batches(len(columns)):
-            pushed = torch.cat([batch.features.jvp(part) for part in columns.split(_COLUMNS)])
+        for batch in self._pieces(self.chunks.rows(len(columns)), noisy=False):
+            ranges = self.chunks.ranges(len(columns))
+            pushed = torch.cat([batch.features.jvp(columns[part.start : part.stop]) for part in ranges])
             missed = batch.weighted(batch.targets.unsqueeze(0) - pushed[:1], 0.5)
             residual = residual + self.likelihood.second_moment(missed)
             function = function + self.likelihood.second_moment(batch.weighted(pushed[1:], 0.5))
@@ -296,8 +325,9 @@ def curvature_norm(vectors: Tensor, curvature_vectors: Tensor) -> Tensor:
     return row_dot(vectors, curvature_vectors).clamp_min(0).sqrt()
 
 
-def _column_ranges(count: int) -> list[range]:
-    return [range(start, min(start + _COLUMNS, count)) for start in range(0, count, _COLUMNS)]
+def _block_part(rows: int) -> int:
+    """The largest power of two of at most so many rows that blocks are made of whole."""
+    return int(2 ** int(log2(min(rows, _BLOCK))))
 
 
 def _check_batch(batch: Batch) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sampla import checkpoint
 from sampla._checks import require
+from sampla._chunks import Chunks
 from sampla.em import EMState, EMStep, trace_rows
 from sampla.krylov import KrylovSpace
 from sampla.likelihoods import Gaussian
@@ -36,9 +37,22 @@ def keep_state(folder: str | Path | None, state: EMState, identity: dict[str, An
         "settled": state.settled,
         "numbers": {name: getattr(state, name) for name in _NUMBERS},
         "errors": {name: getattr(state, name) and asdict(getattr(state, name)) for name in _ERRORS},
+        "chunks": state.model.chunks.facts(),
         "widths": None if state.space is None else state.space.widths,
     }
     checkpoint.save(Path(folder) / _FILE, tensors, facts)
+
+
+def restore_chunks(folder: str | Path | None, chunks: Chunks) -> None:
+    """Go on with the chunks of the stored state, if the folder holds one that knows: the same sums to the last bit.
+
+    Whether the state belongs to this fit at all is checked when it is restored.
+    """
+    if folder is None or not (Path(folder) / _FILE).exists():
+        return
+    kept = checkpoint.load(Path(folder) / _FILE)[1].get("chunks")
+    if kept is not None:
+        chunks.settle(kept["entries"], kept["columns"], "restored")
 
 
 def restore_state(folder: str | Path | None, state: EMState, identity: dict[str, Any]) -> EMState:

@@ -4,11 +4,13 @@ from sampla.features._base import Features, Linearisation, adjoint_error, check_
 from sampla.features._outputs import OutputName
 from sampla.features._products import Products
 from sampla.features._selection import Selection, select_parameters
+from sampla.features.chunked import Chunked
 from sampla.features.compose import OutputsAt, ScaledFeatures
 from sampla.features.matrix import DesignMatrix, Rows
 from sampla.features.network import NetworkFeatures, functional_state
 
 __all__ = [
+    "Chunked",
     "DesignMatrix",
     "Features",
     "Linearisation",

@@ -1,6 +1,8 @@
 """What every feature map offers, and the identity that makes it trustworthy."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -8,6 +10,9 @@ from torch import Tensor
 from sampla._params import ParameterLayout, row_dot
 from sampla._typing import Inputs
 from sampla.noise import ADJOINT, standard_normal
+
+Bend: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(n, *out) outputs and (K, n, *out) phi v to K cotangents."""
 
 
 class Linearisation(ABC):
@@ -25,6 +30,15 @@ class Linearisation(ABC):
     @abstractmethod
     def vjp(self, cotangents: Tensor) -> Tensor:
         """phi' u for K cotangents, summed over the batch: (K, n, *out) -> (K, P)."""
+
+    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
+        """phi' bend(outputs, phi v) for K vectors, (K, P) -> (K, P): where the two can share work they do.
+
+        Args:
+            vectors: v.
+            bend: (n, *out) outputs and (K, n, *out) phi v to K cotangents.
+        """
+        return self.vjp(bend(self.outputs, self.jvp(vectors)))
 
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         """sum_n (phi_n' u_n)^2, entry by entry, the mean over K cotangents: (K, n, *out) -> (P,)."""
@@ -56,6 +70,10 @@ class Features(ABC):
             position: number of its first datum.
         """
         return ""
+
+    def unscaled(self) -> "tuple[Features, Tensor | None]":
+        """phi0 and s (P,) with phi = phi0 diag(s), so that a pass need multiply by s only once; s None for ones."""
+        return self, None
 
 
 def adjoint_error(linearisation: Linearisation, num_parameters: int, seed: int = 0) -> float:

@@ -31,6 +31,8 @@ class Products:
     """Why it is not forward mode."""
     stacked: bool = True
     """Whether all K vectors go through together."""
+    shared: bool = True
+    """Whether one forward serves both products in forward mode: reverse mode through the jvps."""
     math_attention: bool = False
     """Whether the network asks for an attention kernel, and gets the mathematical form, which has all derivatives."""
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sampla._typing import Inputs
-from sampla.features._base import Features, Linearisation
+from sampla.features._base import Bend, Features, Linearisation
 
 
 class ScaledFeatures(Features):
@@ -16,6 +16,10 @@ class ScaledFeatures(Features):
 
     def linearise(self, inputs: Inputs) -> Linearisation:
         return _Scaled(self._base.linearise(inputs), self._scale)
+
+    def unscaled(self) -> tuple[Features, Tensor | None]:
+        base, inner = self._base.unscaled()
+        return base, self._scale if inner is None else inner * self._scale
 
 
 class OutputsAt(Features):
@@ -34,6 +38,10 @@ class OutputsAt(Features):
     def linearise(self, inputs: Inputs) -> Linearisation:
         return _At(self._base.linearise(inputs), self._theta)
 
+    def unscaled(self) -> tuple[Features, Tensor | None]:
+        base, scale = self._base.unscaled()
+        return (self, None) if scale is None else (OutputsAt(base, self._theta * scale), scale)
+
 
 class _At(Linearisation):
     def __init__(self, base: Linearisation, theta: Tensor) -> None:
@@ -49,6 +57,9 @@ class _At(Linearisation):
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.vjp(cotangents)
+
+    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
+        return self._base.product(vectors, lambda _, pushed: bend(self._outputs, pushed))
 
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.squared_vjp(cotangents)
@@ -67,6 +78,9 @@ class _Scaled(Linearisation):
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.vjp(cotangents) * self._scale
+
+    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
+        return self._base.product(vectors * self._scale, bend) * self._scale
 
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.squared_vjp(cotangents) * self._scale.square()

@@ -15,9 +15,10 @@ from torch.nn.functional import multi_head_attention_forward, scaled_dot_product
 from torch.overrides import TorchFunctionMode
 
 from sampla._batches import check_inputs, describe_inputs, map_inputs
+from sampla._memory import is_out_of_memory
 from sampla._params import ParameterLayout
 from sampla._typing import Inputs
-from sampla.features._base import Features, Linearisation
+from sampla.features._base import Bend, Features, Linearisation
 from sampla.features._modules import Alone, Call, describe_module, floating, watched
 from sampla.features._outputs import OutputName, pick_output
 from sampla.features._products import DOUBLE_REVERSE, FORWARD, Products, short_reason
@@ -117,6 +118,8 @@ class NetworkFeatures(Features):
         if failure is not None:
             self.products = self._reverse_products(inputs, failure)
             _check_differences(self, inputs)
+        elif not _shares_forward(self, inputs):
+            self.products = Products(shared=False)
         self.products = replace(self.products, math_attention=attention.seen)
         return self.products
 
@@ -228,6 +231,21 @@ class _NetworkAt(Linearisation):
         pushed: Tensor = push(tangents)
         return pushed.detach()
 
+    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
+        """Reverse mode through the jvps, which are linear in v: one forward serves both products."""
+        if not self._features.products.shared:
+            return super().product(vectors, bend)
+        point, features = self._features.point, self._features
+
+        def pushed(tangents: dict[str, Tensor]) -> Any:
+            dims: Any = (0, None)  # the outputs are the same for all K
+            return vmap(lambda tangent: jvp(self._forward, (point,), (tangent,))[::-1], out_dims=dims)(tangents)
+
+        found: Any = vjp(pushed, features.layout.views(vectors), has_aux=True)
+        outer, pull, outputs = found
+        (pulled,) = pull(bend(outputs.detach(), outer.detach()))
+        return features.layout.flatten(pulled).detach()
+
     def vjp(self, cotangents: Tensor) -> Tensor:
         (pulled,) = vmap(self._pullback()[1])(cotangents)
         return self._features.layout.flatten(pulled).detach()
@@ -286,9 +304,9 @@ class _Attention(TorchFunctionMode):
 def _explained(inputs: Inputs) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError) as error:
+        if is_out_of_memory(error):  # smaller chunks may do
+            raise
         remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), _CALL_IT)
         raise RuntimeError(
             f"the network could not be called on inputs of shape and dtype {describe_inputs(inputs)}: {error}\n{remedy}"
@@ -309,6 +327,17 @@ def _failure(features: NetworkFeatures, inputs: Inputs) -> Exception | None:
     except (RuntimeError, NotImplementedError) as error:
         return error
     return None
+
+
+def _shares_forward(features: NetworkFeatures, inputs: Inputs) -> bool:
+    """Whether one forward can serve both products: reverse mode must go through what forward mode did."""
+    try:
+        features.linearise(inputs).product(features.like.new_ones(2, features.layout.total), lambda _, pushed: pushed)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def _refuse_hopeless(error: Exception, where: str) -> None:

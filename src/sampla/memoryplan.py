@@ -1,0 +1,212 @@
+"""What a fit will need of memory, before it starts: vectors of all parameters, and the activations of a product."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sampla._blocks import CHUNK
+from sampla._memory import free_bytes
+from sampla.em import EM
+from sampla.em_krylov import shares_one_space
+from sampla.likelihoods import Gaussian
+from sampla.model import LinearModel
+from sampla.priors import Prior
+from sampla.solvers import Solver
+from sampla.tuning import ChunkMemory, chunk_memory
+
+_USUAL_ROWS = 64
+"""Vectors that EM's Krylov space has at its end as a rule (24 to 64)."""
+_SECANTS = 48
+"""Vectors behind the search for the mode: twenty pairs, the point, its gradient and what a step makes of them."""
+_SINGLE = 6
+"""Diagonals of M and A, the prior's scale, the network's own values, the mean and a spare."""
+_GROWING = 4
+"""Blocks as wide as the Krylov space grows: M times the next rows, and their orthonormalisation."""
+_SOLVER = 17
+"""Blocks of the final solve, as counted while one ran: the right-hand side in two parts and their sum, the guess with
+its M z, the iterate, residual and direction before and after a step, and what a step needs for itself."""
+_DRAWING = 3
+"""Blocks while the noise is drawn: the sum, a block of data, and their products with the scale."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Vectors of P that are held at the same time for one purpose."""
+
+    what: str
+    vectors: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Memory that a fit needs, in bytes; ``print`` it for the words."""
+
+    num_data: int
+    num_outputs: int
+    """C, all outputs of one datum."""
+    num_parameters: int
+    num_samples: int
+    dtype: torch.dtype
+    device: torch.device
+    parts: tuple[Part, ...]
+    """What is held at the peak."""
+    krylov_rows: int
+    """Vectors in EM's Krylov space that ``parts`` count; 0 if there is none."""
+    most_rows: int
+    """Vectors that EM allows the space."""
+    row_copies: int
+    """How often each vector of the space is held at the peak."""
+    rows: int
+    """Data that go through the network together."""
+    columns: int
+    """Vectors that do."""
+    chunk: ChunkMemory
+    """Activations and vectors of such a product, measured on the first batch."""
+    scratch: int
+    """Bytes of the float64 copies of which Gram matrices are made, a piece at a time."""
+    free: int | None
+    """Bytes that can still be had; None where the system does not tell."""
+
+    @property
+    def vector(self) -> int:
+        """Bytes of one vector of P."""
+        return self.num_parameters * torch.finfo(self.dtype).bits // 8
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of P held at the peak."""
+        return sum(part.vectors for part in self.parts)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of one product."""
+        return self.chunk(self.rows, self.columns)
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak, as a rule."""
+        return self.vectors * self.vector + self.chunk_bytes + self.scratch
+
+    @property
+    def at_most(self) -> int:
+        """Bytes if EM's Krylov space grows as far as it may."""
+        return self.total + self.row_copies * max(0, self.most_rows - self.krylov_rows) * self.vector
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether ``total`` is free; None where that is not known."""
+        return None if self.free is None else self.total <= self.free
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        lines = [
+            f"a fit of {self.num_parameters:,} parameters (P) to {self.num_data:,} data (N) of {self.num_outputs:,} "
+            f"outputs (C), with {self.num_samples} samples (K)",
+            f"one vector   of P in {kind} on {self.device}: {_size(self.vector)}",
+            *(f"  {part.vectors:5,} of    {part.what}: {_size(part.vectors * self.vector)}" for part in self.parts),
+            f"a product    of {self.rows} data x {self.columns} vectors: {_size(self.chunk_bytes)}, measured; "
+            f"Gram matrices: {_size(self.scratch)}",
+            f"at the peak  {_size(self.total)}" + self._more(),
+            f"free         {'not known here' if self.free is None else _size(self.free)}",
+            f"so           {self._verdict()}",
+        ]
+        return "\n".join(lines)
+
+    def _more(self) -> str:
+        if self.at_most == self.total:
+            return ""
+        return f"; {_size(self.at_most)} if EM's Krylov space needs all of its {self.most_rows} vectors"
+
+    def _verdict(self) -> str:
+        if self.free is None:
+            return "compare the peak with what the machine has"
+        if self.at_most <= self.free:
+            return "it fits"
+        if self.total <= self.free:
+            rows = self.krylov_rows + (self.free - self.total) // (self.row_copies * self.vector)
+            return f"it fits as a rule; em=EM(max_rows={rows}) makes sure"
+        return f"it does NOT fit: {self._remedy()}"
+
+    def _remedy(self) -> str:
+        if self.chunk_bytes > self.total / 2:
+            rows, columns = max(1, self.rows // 4), max(1, self.columns // 2)
+            return f"pass chunks=({rows}, {columns}) or less (a fit that runs out of memory halves them by itself)"
+        wide = self.krylov_rows * self.row_copies > self.vectors / 2
+        first = "lower EM(max_rows=...)" if wide else "lower num_samples"
+        return f"{first}, or choose fewer parameters=[...], such as the last layers"
+
+
+def plan_memory(
+    model: LinearModel,
+    prior: Prior,
+    solver: Solver[Any],
+    em: EM,
+    num_samples: int,
+    *,
+    moving: bool = False,
+    log_evidence: bool | None = None,
+) -> MemoryPlan:
+    """Count what ``infer`` will hold, and measure one product.
+
+    Args:
+        model: features, likelihood and data; read once.
+        prior: as for ``infer``.
+        solver: as for ``infer``.
+        em: as for ``infer``.
+        num_samples: K.
+        moving: whether B is taken at the linear mode.
+        log_evidence: as for ``infer``.
+    """
+    first, num_data = None, 0
+    for batch in model.data:
+        first = batch if first is None else first
+        num_data += batch.size
+    assert first is not None, "an empty loader is refused when it is read to its end"
+    one = next(first.pieces(1))
+    outputs = model.features.linearise(one.inputs).outputs.numel()
+    model.chunks.allow_for(outputs)
+    size, likelihood = model.num_parameters, model.likelihood
+    bound = prior.bind(model.features.layout, torch.ones(size).to(model.features.like))
+    one_space = shares_one_space(model, bound) and not (moving and not likelihood.is_quadratic)
+    one_space = one_space and em.method != "samples" and (solver.recycles or em.method == "krylov")
+    learns = bound.learn or likelihood.learns_noise
+    cheap = solver.recycles or solver.exact_determinant
+    wanted = log_evidence or (log_evidence is None and learns and cheap)
+    most = min(em.max_rows, size) if (one_space and learns) or (wanted and not solver.exact_determinant) else 0
+    usual = min(most, _USUAL_ROWS, num_data * outputs + num_samples)
+    few, means = min(em.num_samples, num_samples), int(isinstance(likelihood, Gaussian))
+    parts, copies = _largest(num_samples, few, means, usual, learns and not likelihood.is_quadratic)
+    columns = max(map(len, model.chunks.ranges(num_samples + means)))
+    rows = min(model.chunks.rows(num_samples + means), first.size)
+    return MemoryPlan(
+        num_data, outputs, size, num_samples, model.features.like.dtype, model.features.like.device, parts, usual, most,
+        copies, rows, columns, chunk_memory(model.features, first), 8 * min(CHUNK, size * (usual + num_samples)),
+        free_bytes(model.features.like.device),
+    )  # fmt: skip
+
+
+def _largest(samples: int, few: int, means: int, space: int, searches: bool) -> tuple[tuple[Part, ...], int]:
+    """What is held when most is held, and how often the Krylov space is then."""
+    wide = samples + means
+    always = (Part("noise of the right-hand sides", samples), Part("diagonals, scales and the mean", _SINGLE))
+    mode = (Part("search for the mode: secant pairs", _SECANTS),) if searches else ()
+    drawing = (Part("noise of the right-hand sides as it is drawn", _DRAWING * samples), always[1])
+    growing = (
+        *always, Part("EM's Krylov space, twice while it grows", 2 * space),
+        Part("what makes it grow", _GROWING * (few + means)), *mode,
+    )  # fmt: skip
+    solving = (
+        *always, Part("EM's Krylov space, as preconditioner", space),
+        Part("final solve: right-hand side, guess, iterate, residual, directions", _SOLVER * wide), *mode,
+    )  # fmt: skip
+    phases = [(drawing, 0), (growing, 2), (solving, 1)]
+    parts, copies = max(phases, key=lambda phase: sum(part.vectors for part in phase[0]))
+    return tuple(part for part in parts if part.vectors), max(copies, 1)
+
+
+def _size(size: float) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}" if size < 1000 * factor else f"{size / factor:,.0f} {unit}"
+    return f"{size:.0f} bytes"
