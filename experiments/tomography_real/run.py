@@ -1,6 +1,6 @@
 """Real measurements: HTC2022 phantoms at 60, 30 and 15 views and a bell pepper at two doses, nothing set by hand.
 
-    python experiments/tomography_real/run.py --root DIR [--cases ta-60 pepper-low ...] [--factor 6]
+    python experiments/tomography_real/run.py --root DIR [--cases ta-60 pepper-low ...] [--factor 8]
 
 DIR holds ct/htc2022_*.npz and ct/bell_pepper.npz. ``factor`` detector bins and pixels of the original become one. Each
 case is kept under cases/, so that a run may be stopped; results.md is written anew from all cases that are there.
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
-    parser.add_argument("--factor", type=int, default=6)
+    parser.add_argument("--factor", type=int, default=8)
     parser.add_argument("--steps", type=int, help="of training; by default the library's rule")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
