@@ -16,9 +16,9 @@ from torch import nn
 import sampla
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--full", action="store_true", help="64 x 64 pixels and 64 pictures instead of 12 x 12 and 24")
+parser.add_argument("--full", action="store_true", help="64 x 64 pixels and 32 pictures instead of 12 x 12 and 24")
 full = parser.parse_args().full
-size, count, width, steps = (64, 64, 8, 200) if full else (12, 24, 8, 100)
+size, count, width, steps = (64, 32, 8, 200) if full else (12, 24, 8, 100)
 
 
 def discs(number: int, pixels: int) -> torch.Tensor:
@@ -53,7 +53,8 @@ for _ in range(steps):
 
 data = torch.utils.data.TensorDataset(noisy[:count], clean[:count])
 loader = torch.utils.data.DataLoader(data, batch_size=16)
-la = sampla.LinearisedLaplace(net.eval(), likelihood="gaussian", num_samples=8).fit(loader)
+em = sampla.EM(max_rows=1024)  # so many outputs determine most parameters: EM needs nearly as many vectors as there are
+la = sampla.LinearisedLaplace(net.eval(), likelihood="gaussian", num_samples=8, em=em).fit(loader)
 print(la.report_)
 
 pred = la.predict(noisy[count:])
