@@ -403,13 +403,14 @@ def test_the_printed_report_says(changes, said):
 def test_lines_without_anything_to_say_are_left_out():
     words = str(report(mean_error=None, log_evidence=None, log_evidence_error=None))
     starts = [line.split()[0] for line in words.splitlines()]
-    assert starts == ["32", "cost", "samples", "sampling", "prior", "data", "to"]
+    assert starts == ["32", "cost", "samples", "sampling", "prior", "data", "products", "to"]
 
 
 def test_the_report_of_a_fit_has_its_lines_and_survives_json(tiny):
     la = fit(tiny["gaussian-scalar"], "g-prior", "gaussian-scalar", solver="block-cg")
     starts = [line.split()[0] for line in str(la.report_).splitlines()]
-    assert starts == ["16", "cost", "samples", "sampling", "prior", "data", "mean", "evidence", "noise", "to"]
+    model = ["prior", "data", "layers", "products", "mean", "evidence", "noise"]
+    assert starts == ["16", "cost", "samples", "sampling", *model, "to"]
     assert FitReport.from_dict(la.report_.to_dict()) == la.report_
     assert la.report_.mean_error < 0.02
     assert len(la.report_.sample_errors) == 16
