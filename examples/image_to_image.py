@@ -16,9 +16,9 @@ from torch import nn
 import sampla
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--full", action="store_true", help="64 x 64 pixels and 32 pictures instead of 12 x 12 and 24")
+parser.add_argument("--full", action="store_true", help="64 x 64 pixels and 16 pictures instead of 12 x 12 and 24")
 full = parser.parse_args().full
-size, count, width, steps = (64, 32, 8, 200) if full else (12, 24, 8, 100)
+size, count, width, steps = (64, 16, 4, 200) if full else (12, 24, 4, 100)
 
 
 def discs(number: int, pixels: int) -> torch.Tensor:
@@ -53,8 +53,7 @@ for _ in range(steps):
 
 data = torch.utils.data.TensorDataset(noisy[:count], clean[:count])
 loader = torch.utils.data.DataLoader(data, batch_size=16)
-em = sampla.EM(max_rows=1024)  # so many outputs determine most parameters: EM needs nearly as many vectors as there are
-la = sampla.LinearisedLaplace(net.eval(), likelihood="gaussian", num_samples=8, em=em).fit(loader)
+la = sampla.LinearisedLaplace(net.eval(), likelihood="gaussian", num_samples=16).fit(loader)
 print(la.report_)
 
 pred = la.predict(noisy[count:])

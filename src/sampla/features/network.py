@@ -322,9 +322,9 @@ def _failure(features: NetworkFeatures, inputs: Inputs) -> Exception | None:
             at = features.linearise(inputs)
             at.vjp(at.outputs.new_ones(2, *at.outputs.shape))
             at.jvp(features.like.new_ones(2, size))
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
         return error
     return None
 
@@ -333,9 +333,9 @@ def _shares_forward(features: NetworkFeatures, inputs: Inputs) -> bool:
     """Whether one forward can serve both products: reverse mode must go through what forward mode did."""
     try:
         features.linearise(inputs).product(features.like.new_ones(2, features.layout.total), lambda _, pushed: pushed)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
         return False
     return True
 
