@@ -52,18 +52,16 @@ class Categorical(Likelihood):
 
     def curvature_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
         p = self.probabilities(outputs).to(vectors)
-        return _mapped(vectors, lambda v, out: torch.sub(v, self._along(p, v), out=out).mul_(p))
+        return _mapped(vectors, lambda v: (v - self._along(p, v)) * p)
 
     def curvature_root_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
         root = self.probabilities(outputs).to(vectors).sqrt()
-        return _mapped(
-            vectors, lambda v, out: torch.addcmul(v, root, self._along(root, v), value=-1, out=out).mul_(root)
-        )
+        return _mapped(vectors, lambda v: (v - root * self._along(root, v)) * root)
 
     def curvature_root_transpose_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
         p = self.probabilities(outputs).to(vectors)
         root = p.sqrt()
-        return _mapped(vectors, lambda v, out: torch.sub(v, self._along(p, v), out=out).mul_(root))
+        return _mapped(vectors, lambda v: (v - self._along(p, v)) * root)
 
     def _along(self, a: Tensor, b: Tensor) -> Tensor:
         """Inner products over the classes, their axis kept."""
@@ -103,9 +101,11 @@ class Categorical(Likelihood):
         return None if self.ignore_index is None else targets != self.ignore_index
 
 
-def _mapped(vectors: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """function(vectors, out) into one new tensor; vector by vector where there are many outputs (NOTES.md)."""
+def _mapped(vectors: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """function of K vectors; one by one into one new tensor where there are many outputs (NOTES.md)."""
+    if vectors[0].numel() < _LARGE:
+        return function(vectors)
     result = torch.empty_like(vectors)
-    for each, out in zip(vectors, result, strict=True) if vectors[0].numel() >= _LARGE else [(vectors, result)]:
-        function(each, out)
+    for each, out in zip(vectors, result, strict=True):
+        out.copy_(function(each))
     return result
