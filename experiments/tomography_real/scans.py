@@ -46,7 +46,7 @@ def _pepper(root: Path, dose: str, factor: int) -> Scan:
         geometry = _geometry(data, angles, reference.shape, sinogram.shape[1], factor)
     return Scan(
         f"bell pepper, {dose} dose, {PEPPER_VIEWS} of 360 views", sinogram, geometry, spread,
-        _seen(reference, geometry),
+        torch.from_numpy(reference).float(),
     )  # fmt: skip
 
 
