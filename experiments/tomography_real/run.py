@@ -34,9 +34,9 @@ def results(found: dict[str, dict]) -> str:
         "Written by `python experiments/tomography_real/run.py --root DIR`; cases, binning and training steps as the "
         "tables say. The reference is the filtered back-projection from all views that comes with the data, averaged "
         "over blocks of pixels: it has noise and artefacts of its own, which count as errors here. Outside of the "
-        "circle that every view sees those of HTC2022 are set to zero, for there is air; the pepper reaches beyond it and "
-        "its reference is left as it is. Views are spread over a full turn. Every setting is the "
-        "library's default.", "",
+        "circle that every view sees those of HTC2022 are set to zero, for there is air; the pepper reaches beyond it "
+        "and its reference is left as it is. Views are spread over a full turn. Every setting is the default.",
+        "",
         "| case | pixels | views x bins | PSNR, dB: FBP | TV | DIP | SSIM of DIP | within 1, 2, 3 std | "
         "rank correlation | steps | s |", "|" + " --- |" * 11,
     ]  # fmt: skip
