@@ -143,7 +143,7 @@ def _measured(experiment: Experiment, settings: Settings, task: Task, key: str) 
         for name, inputs in task.data.foreign.items()
     }
     found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if fitted.own is not None:
+    if fitted.own is not None and settings.own_predictions:
         sets[CLEAN] |= _own_scores(fitted.own, task)
     return found | {"sets": sets}
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from classification.data import CLEAN, Shift
-from classification.metrics import ACCURACY, BRIER, ECE, HIGHER_IS_BETTER, JOINT_NLL, NLL, Score
+from classification.metrics import ACCURACY, BRIER, ECE, JOINT_NLL, NLL, Score
 from classification.registry import LAPLACE, METHODS, OTHER, SAMPLA
 from classification.rows import Row, behind, best
 from classification.settings import Settings
@@ -144,12 +144,35 @@ def costs(methods: dict[str, dict[str, Any]], order: tuple[str, ...]) -> str:
     if not lines:
         return ""
     words = (
-        "Fit: after the network's own training, prior precision included (an ensemble's members are trained beforehand: "
-        "see above). Predict: 1,000 clean images, all ways of averaging. CPU seconds of one thread. Peak memory: resident size of the method's "
-        "own process, with torch and the images."
+        "Fit: after the network's own training, prior precision included (an ensemble's members are trained "
+        "beforehand: see above). Predict: 1,000 clean images, all ways of averaging. CPU seconds of one thread. Peak "
+        "memory: resident size of the method's own process, with torch and the images."
     )
     head = ["", "fit, s", "predict, s per 1,000", "peak, GiB", "learnt"]
     return f"## Cost\n\n{words}\n\n{table(head, lines)}"
+
+
+def scaling(methods: dict[str, dict[str, Any]], order: tuple[str, ...], images: int, target: int | None) -> str:
+    """What the fits would take on all training images."""
+    lines = []
+    for key in order:
+        found = methods.get(key, {})
+        if target is None or METHODS[key].family not in (SAMPLA, LAPLACE) or "fit_seconds" not in found:
+            continue
+        facts, seconds = found["facts"], found["fit_seconds"]
+        product = f"{1000 * seconds / (images * facts['samples'] * facts['passes']):.2f}" if "passes" in facts else "-"
+        lines.append([METHODS[key].name, f"{seconds / images:.3f}", product, f"{seconds * target / images / 3600:.1f}"])
+    if not lines:
+        return ""
+    assert target is not None
+    words = (
+        f"Every fit's time grows in proportion to the images: what is measured on {images:,}, carried over to "
+        f"{target:,} with the same number of passes (which grows slowly with gamma). Memory does not grow with them, "
+        "apart from the images themselves: sampla holds a few blocks of K vectors of P, and none of these methods "
+        "keeps anything of each image."
+    )
+    head = ["", "s per image", "ms per image, sample and pass", f"hours for {target:,} images, one thread"]
+    return f"## Scaling\n\n{words}\n\n{table(head, lines)}"
 
 
 def _learnt(facts: dict[str, Any]) -> str:
@@ -209,6 +232,3 @@ def traces(methods: dict[str, dict[str, Any]], order: tuple[str, ...]) -> str:
         steps = table(["step", "alpha", "gamma", "change", "passes"], lines) if lines else "Nothing was learnt."
         pieces.append(f"### {METHODS[key].name}\n\n{steps}\n\n```\n{facts['certificate']}\n```")
     return "## How sampla's priors were found\n\n" + "\n\n".join(pieces) if pieces else ""
-
-
-__all__ = ["HIGHER_IS_BETTER", "clean", "costs", "not_run", "shifted", "table", "traces", "verdicts"]

@@ -48,6 +48,8 @@ class Settings:
     reference_tolerance: float = 1e-3
     laplace_batch: int = 8
     """Images whose Jacobians laplace-torch forms at once: its cost per image grows with their number."""
+    own_predictions: bool = True
+    """Whether a library's own predictions are scored too: for laplace-torch that takes Jacobians of the test images."""
     ella_points: int = 500
     """Training images in ELLA's Nystrom basis."""
     ella_rank: int = 100
@@ -73,6 +75,8 @@ class Experiment:
     """Keys of ``registry.METHODS``, in the order of the tables."""
     full: Settings
     quick: Settings
+    scale_to: int | None = None
+    """Training images that a fit would have, for the note on scaling."""
     angles: bool = False
     """Whether the first shift is the rotation that is drawn."""
 

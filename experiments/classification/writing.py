@@ -29,6 +29,7 @@ def write(experiment: Experiment, settings: Settings, kept: Kept, out: Path) -> 
         sections.shifted(rows, shifts, settings, experiment.angles),
         "![NLL and joint NLL under shift](shifts.png)\n\nLower is better." if picture else "",
         sections.costs(kept.methods, experiment.methods),
+        sections.scaling(kept.methods, experiment.methods, settings.images, experiment.scale_to),
         sections.not_run(kept.methods, experiment.methods),
         sections.traces(kept.methods, experiment.methods),
     ]
@@ -40,9 +41,9 @@ def _provenance(kept: Kept, out: Path, experiment: Experiment) -> str:
     folder = experiment.folder.name
     versions = ", ".join(f"{name} {_version(name)}" for name in ("laplace-torch", "curvlinops-for-pytorch"))
     words = (
-        f"Written by `python experiments/{folder}/run.py --root DIR` at commit {_commit()}: sampla {sampla.__version__}, "
-        f"torch {torch.__version__}, {versions}, python {platform.python_version()}; every method in a process of its "
-        "own, one thread. Times are CPU seconds: the machine was shared with other work."
+        f"Written by `python experiments/{folder}/run.py --root DIR` at commit {_commit()}: sampla "
+        f"{sampla.__version__}, torch {torch.__version__}, {versions}, python {platform.python_version()}; every "
+        "method in a process of its own, one thread. Times are CPU seconds: the machine was shared with other work."
     )
     states = {entry["source"] for entry in kept.methods.values() if "source" in entry}
     if states - {fingerprint()}:

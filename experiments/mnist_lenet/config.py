@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
 from classification.data import Data, Shift, corruptions, mnist_data, rotations
 from classification.settings import Experiment, Settings, Swag
+from torch import nn
+
 from sampla.demo.data import ImageSet
 from sampla.demo.networks import count_parameters, lenet
 from sampla.demo.training import RECIPES, train
@@ -15,8 +15,8 @@ from sampla.demo.training import RECIPES, train
 ANGLES = (15, 30, 45, 60, 75, 90, 120, 150, 180)
 SWAG = Swag(epochs=5, learning_rate=0.01)
 FULL = Settings(
-    images=5_000, held_out=1_000, test=5_000, shifted=1_000, foreign=1_000, samples=16, swag=SWAG, ensemble=5,
-    reference_samples=64, ella_points=200,
+    images=2_000, held_out=500, test=2_000, shifted=500, foreign=500, samples=16, swag=SWAG, ensemble=5,
+    reference_samples=32, ella_points=200,
 )  # fmt: skip
 QUICK = Settings(
     images=500, held_out=200, test=200, shifted=100, foreign=100, samples=8, swag=Swag(epochs=2, learning_rate=0.01),
@@ -55,9 +55,9 @@ def shifts(settings: Settings) -> tuple[Shift, ...]:
 EXPERIMENT = Experiment(
     title="MNIST, LeNet: sampla beside its peers",
     introduction=(
-        "The network is trained on exactly the images that every posterior is fitted to, and each member of the ensemble "
-        "too. The reference is sampla with an isotropic prior, more samples and a small tolerance: as far as the others "
-        "of sampla with that prior differ from it, sampling and solving are the cause."
+        "The network is trained on exactly the images that every posterior is fitted to, and each member of the "
+        "ensemble too. The reference is sampla with an isotropic prior, more samples and a small tolerance: as far as "
+        "sampla with that prior and the run's own K differs from it, sampling and solving are the cause."
     ),
     folder=Path(__file__).resolve().parent,
     load=load,
