@@ -23,7 +23,7 @@ class Row:
     def score(self, names: list[str], measure: str) -> Score | None:
         """The mean of a measure over sets of the same images (one is its own mean); None where it has none."""
         found = [self.sets[name][measure] for name in names if name in self.sets and measure in self.sets[name]]
-        return mean(found) if len(found) == len(names) else None
+        return mean(found) if found and len(found) == len(names) else None
 
     @property
     def competes(self) -> bool:
