@@ -174,7 +174,15 @@ def cifar(root: Path, name: str, part: str, chosen: Tensor | None = None, count:
 
 
 def split_cifar(
-    root: Path, name: str, images: int, held_out: int, test: int, foreign: int, seed: int, held_out_of: str
+    root: Path,
+    name: str,
+    images: int,
+    held_out: int,
+    test: int,
+    foreign: int,
+    seed: int,
+    held_out_of: str,
+    held_out_from: int | None = None,
 ) -> Data:
     """A CIFAR set, the other one's test images foreign to it.
 
@@ -187,10 +195,11 @@ def split_cifar(
         foreign: images of the other CIFAR.
         seed: of every choice.
         held_out_of: "train", or "test" where the network has been trained on every training image; never scored.
+        held_out_from: where they begin in the order of their part; None: after the training or the test images.
     """
     sizes = {"train": 50_000, "test": 10_000}
     orders = {p: torch.randperm(n, generator=torch.Generator().manual_seed(seed)) for p, n in sizes.items()}
-    start = images if held_out_of == "train" else test
+    start = held_out_from or (images if held_out_of == "train" else test)
     other = "cifar100" if name == "cifar10" else "cifar10"
     return Data(
         cifar(root, name, "train", orders["train"][:images]),

@@ -22,6 +22,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 def draw(path: Path, rows: list[Row], shifts: tuple[Shift, ...], angles: bool) -> bool:
     """The picture; whether there was anything to draw."""
+    if not shifts:
+        return False
     points = _points(shifts, angles)
     names = [name for sets in points.values() for name in sets]
     complete = [row for row in rows if row.way == "" and all(name in row.sets for name in names)]

@@ -36,6 +36,9 @@ METHODS = {
         "laplace-torch, Kronecker, a prior for each layer", peers.parametric("all", "kron", peers.LAYERWISE), LAPLACE
     ),
     "laplace-last": Method("laplace-torch, last layer, full", peers.parametric("last_layer", "full"), LAPLACE),
+    "laplace-last-kron": Method(
+        "laplace-torch, last layer, Kronecker", peers.parametric("last_layer", "kron"), LAPLACE
+    ),
     FULL: Method("laplace-torch, all weights, full", peers.parametric("all", "full"), LAPLACE),
     "laplace-ella": Method("laplace-torch, ELLA", peers.ella, LAPLACE),
     "sampla-isotropic": Method("sampla, isotropic", methods.sampled("isotropic"), SAMPLA),

@@ -88,6 +88,8 @@ def _cell(score: Score | None, measure: str, leads: bool) -> str:
 
 def shifted(rows: list[Row], shifts: tuple[Shift, ...], settings: Settings, angles: bool) -> str:
     """Accuracy, NLL, ECE and joint NLL over the shifted sets."""
+    if not shifts:
+        return ""
     rows = [row for row in rows if all(shift.name(s) in row.sets for shift in shifts for s in shift.strengths)]
     if not rows:
         return ""

@@ -54,11 +54,12 @@ def _provenance(kept: Kept, out: Path, experiment: Experiment) -> str:
 def _sizes(settings: Settings, kept: Kept) -> str:
     assert kept.prepared is not None
     facts = kept.prepared["members"][0]
+    shifted = f"shifted sets: the first {settings.shifted:,} of them; " if settings.shifted else ""
     said = "; ".join(f"{name}: {_number(value)}" for name, value in facts.items())
     return (
         f"Posteriors are fitted to {settings.images:,} training images, without weights or augmentation. "
         f"{settings.held_out:,} other images (never scored) set the temperature and ELLA's prior. Scores: "
-        f"{settings.test:,} test images; shifted sets: the first {settings.shifted:,} of them; foreign sets: "
+        f"{settings.test:,} test images; {shifted}foreign sets: "
         f"{settings.foreign:,} images each. K = {settings.samples} samples of every method that samples; Monte Carlo "
         f"averages over linearised networks take {settings.draws} draws from the Gaussian with these samples' "
         f"covariance, the same for every posterior. Network: {said}."
