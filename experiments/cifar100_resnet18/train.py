@@ -3,7 +3,7 @@
     python experiments/cifar100_resnet18/train.py --root DIR --checkpoints DIR [--epochs 30] [--quick]
 
 SGD with Nesterov momentum, a one-cycle schedule, random shifts and flips, on the first 49,000 images of the order that
-run.py uses. Writes DIR/resnet18_cifar100.safetensors after every epoch. ``--quick`` trains on 200 images for a few
+run.py uses. Writes DIR/resnet18_cifar100.safetensors after every epoch. ``--quick`` trains on 100 images for two
 steps: a network that is good for nothing but trying the scripts.
 """
 
@@ -25,7 +25,7 @@ from classification.swag import augmented
 from config import CHECKPOINT, TRAINED_ON
 
 _BATCH, _RATE, _DECAY, _SEED = 128, 0.2, 5e-4, 0
-_QUICK_IMAGES, _QUICK_EPOCHS = 200, 3
+_QUICK_IMAGES, _QUICK_EPOCHS = 100, 2
 
 
 def main() -> None:
