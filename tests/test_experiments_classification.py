@@ -290,7 +290,7 @@ def _experiment(folder):
     shift = Shift("dimmed by", (0.2, 0.4), "", lambda x, strength: x * (1 - strength))
     return Experiment(
         "A toy", "Made up.", folder, load, architecture, trained, lambda _: (shift,), keys, _settings(), _settings(),
-        scale_to=1000, angles=True,
+        classes=3, scale_to=1000, angles=True,
     )  # fmt: skip
 
 
@@ -313,6 +313,7 @@ def test_a_whole_experiment_on_a_toy(tmp_path, monkeypatch):
     assert "sampla, g-prior: FAILED, RuntimeError: made up" in text
     assert "laplace-torch, all weights, full: does not fit: 123 parameters" in text
     assert "hours for 1,000 images" in text
+    assert "Uniform probabilities would have NLL 1.099 and joint NLL 10.99." in text
     assert "dimmed by" not in text.split("## Cost")[1]
     assert (tmp_path / "shifts.png").stat().st_size > 1000
     network = kept.methods["network"]["sets"]["clean"][""]

@@ -68,5 +68,6 @@ EXPERIMENT = Experiment(
     methods=("network", "temperature", "laplace-last-kron", "sampla-g", "sampla-isotropic"),
     full=FULL,
     quick=QUICK,
+    classes=100,
     scale_to=TRAINED_ON,
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """The parts of results.md."""
 
+from math import log
 from typing import Any
 
 from classification.data import CLEAN, Shift
@@ -86,7 +87,7 @@ def _cell(score: Score | None, measure: str, leads: bool) -> str:
     return f"**{words}**" if leads else words
 
 
-def shifted(rows: list[Row], shifts: tuple[Shift, ...], settings: Settings, angles: bool) -> str:
+def shifted(rows: list[Row], shifts: tuple[Shift, ...], settings: Settings, angles: bool, classes: int) -> str:
     """Accuracy, NLL, ECE and joint NLL over the shifted sets."""
     if not shifts:
         return ""
@@ -105,6 +106,8 @@ def shifted(rows: list[Row], shifts: tuple[Shift, ...], settings: Settings, angl
     words = "Means over the sets of a column; bold: best."
     if not angles:
         words = f"Means over the {len(shifts)} kinds at a severity, or over the severities of a kind; bold: best."
+    guess = log(classes)
+    words += f" Uniform probabilities would have NLL {guess:.3f} and joint NLL {10 * guess:.2f}."
     pieces = [f"## Shifted test images ({settings.shifted:,} of each set)\n\n{words}"]
     for measure in (NLL, JOINT_NLL, ECE, ACCURACY):
         pieces.append(f"### {measure}\n\n{_shift_table(rows, columns, measure)}")

@@ -75,6 +75,7 @@ class Experiment:
     """Keys of ``registry.METHODS``, in the order of the tables."""
     full: Settings
     quick: Settings
+    classes: int = 10
     scale_to: int | None = None
     """Training images that a fit would have, for the note on scaling."""
     angles: bool = False

@@ -26,7 +26,7 @@ def write(experiment: Experiment, settings: Settings, kept: Kept, out: Path) -> 
         _sizes(settings, kept),
         sections.verdicts(rows, shifts),
         sections.clean(rows, settings),
-        sections.shifted(rows, shifts, settings, experiment.angles),
+        sections.shifted(rows, shifts, settings, experiment.angles, experiment.classes),
         "![NLL and joint NLL under shift](shifts.png)\n\nLower is better." if picture else "",
         sections.costs(kept.methods, experiment.methods),
         sections.scaling(kept.methods, experiment.methods, settings.images, experiment.scale_to),
