@@ -132,10 +132,22 @@ def test_behind_is_positive_for_the_worse_whatever_the_measure():
 
 def test_verdicts_come_from_the_scores():
     ahead = [_row("ours", "sampla", 0.2), _row("theirs", "laplace-torch", 0.3)]
-    text = sections.verdicts(ahead, ())
+    text = sections.verdicts(ahead, (), 10)
     assert "clean images (1 of 1 rows met)" in text
     assert "| ours | **met** | -0.1000 ± 0.0000 | theirs |" in text
-    assert "(0 of 1 rows met)" in sections.verdicts([_row("ours", "sampla", 0.4), ahead[1]], ())
+    assert "(0 of 1 rows met)" in sections.verdicts([_row("ours", "sampla", 0.4), ahead[1]], (), 10)
+
+
+def test_sets_on_which_the_network_is_no_better_than_a_guess_are_told_apart():
+    shift = Shift("dimmed by", (0.1, 0.9), "", lambda x, _: x)
+    found = [_row("network", "other", 0.3), _row("ours", "sampla", 0.2), _row("theirs", "laplace-torch", 0.4)]
+    for row in found:
+        mild, hard = (Score(v, [v] * PARTS) for v in (row.sets["clean"][NLL].value, 5.0))
+        row.sets.update({"dimmed by 0.1": {NLL: mild}, "dimmed by 0.9": {NLL: hard}})
+    text = sections.verdicts(found, (shift,), 10)
+    assert "beats a uniform guess (1 of 1 rows met)" in text
+    assert "| ours | **met** | -0.1000 ± 0.0000 | theirs |" in text.split("mean of the shifted sets (")[1]
+    assert "beats a uniform guess" not in sections.verdicts(found, (shift,), 1000)
 
 
 def test_table():

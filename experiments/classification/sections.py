@@ -5,7 +5,7 @@ from typing import Any
 
 from classification.data import CLEAN, Shift
 from classification.metrics import ACCURACY, BRIER, ECE, JOINT_NLL, NLL, Score
-from classification.registry import LAPLACE, METHODS, OTHER, SAMPLA
+from classification.registry import LAPLACE, METHODS, NETWORK, OTHER, SAMPLA
 from classification.rows import Row, behind, best
 from classification.settings import Settings
 
@@ -18,14 +18,18 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def verdicts(rows: list[Row], shifts: tuple[Shift, ...]) -> str:
+def verdicts(rows: list[Row], shifts: tuple[Shift, ...], classes: int) -> str:
     """What was to be shown, row by row of sampla, computed from the scores."""
     ours = [row for row in rows if row.family == SAMPLA and row.competes]
     others = [row for row in rows if row.family in (LAPLACE, OTHER)]
     peers = [row for row in rows if row.family == LAPLACE]
     every = [shift.name(strength) for shift in shifts for strength in shift.strengths]
     pieces = []
-    for names, where in (([CLEAN], "clean images"), (every, "mean of the shifted sets")):
+    mild = [name for name in every if _informs(rows, name, classes)]
+    wanted = [([CLEAN], "clean images"), (every, "mean of the shifted sets")]
+    if len(mild) < len(every):
+        wanted.insert(1, (mild, "mean of the shifted sets on which the network alone beats a uniform guess"))
+    for names, where in wanted:
         joint = [line for row in ours for line in _verdict(row, others, names, JOINT_NLL, 1.0)]
         single = [line for row in ours for line in _verdict(row, peers, names, NLL, 0.0)]
         for lines, target in (
@@ -43,6 +47,13 @@ def verdicts(rows: list[Row], shifts: tuple[Shift, ...]) -> str:
         "(negative: better), with the standard error of the difference on the same images. The reference takes no part."
     )
     return f"## Targets\n\n{words}\n\n" + "\n\n".join(pieces)
+
+
+def _informs(rows: list[Row], name: str, classes: int) -> bool:
+    """Whether the network alone has a lower NLL on a set than uniform probabilities."""
+    alone = next((row for row in rows if row.key == NETWORK), None)
+    score = None if alone is None else alone.score([name], NLL)
+    return score is not None and score.value < log(classes)
 
 
 def _verdict(row: Row, others: list[Row], names: list[str], measure: str, slack: float) -> list[list[str]]:
@@ -192,6 +203,8 @@ def _learnt(facts: dict[str, Any]) -> str:
             f"prior precision {_several(facts['prior_precision'])}; curvature {facts['curvature_seconds']:.1f} s, "
             f"tuning {facts['tuning_seconds']:.1f} s"
         )
+    if "members" in facts:
+        return f"{facts['members']} networks, whose training is not counted"
     return ", ".join(f"{name} {value:.4g}" for name, value in facts.items())
 
 

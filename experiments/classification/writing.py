@@ -24,7 +24,7 @@ def write(experiment: Experiment, settings: Settings, kept: Kept, out: Path) -> 
         f"# {experiment.title}\n\n{_provenance(kept, out, experiment)}",
         experiment.introduction,
         _sizes(settings, kept),
-        sections.verdicts(rows, shifts),
+        sections.verdicts(rows, shifts, experiment.classes),
         sections.clean(rows, settings),
         sections.shifted(rows, shifts, settings, experiment.angles, experiment.classes),
         "![NLL and joint NLL under shift](shifts.png)\n\nLower is better." if picture else "",
