@@ -156,11 +156,15 @@ def test_table():
 
 def test_kept_results_are_found_again_and_other_settings_are_refused(tmp_path):
     kept = Kept(tmp_path / "results.json", {"images": 5})
-    kept.keep_prepared({"members": []})
+    kept.keep_prepared({"members": [], "fingerprint": "a"})
     kept.keep("network", {"fit_seconds": 1.0})
+    kept.keep_prepared({"members": [], "fingerprint": "a"})
     again = Kept(tmp_path / "results.json", {"images": 5})
     assert again.methods == {"network": {"fit_seconds": 1.0}}
     again.forget("network")
+    assert again.methods == {}
+    again.keep("network", {"fit_seconds": 2.0})
+    again.keep_prepared({"members": [], "fingerprint": "other images"})
     assert again.methods == {}
     with pytest.raises(SystemExit, match="other one: give another --out"):
         Kept(tmp_path / "results.json", {"images": 6})
@@ -313,7 +317,7 @@ def test_a_whole_experiment_on_a_toy(tmp_path, monkeypatch):
     networks = tuple(experiment.trained(images, settings, None, member)[0] for member in range(2))
     task = Task(networks[0], networks, Data.from_tensors(images.tensors()), settings)
     kept = Kept(tmp_path / "results.json", {})
-    kept.keep_prepared({"members": [{"parameters": 123}]})
+    kept.keep_prepared({"members": [{"parameters": 123}], "fingerprint": "a"})
     monkeypatch.setattr(runner, "_MOST_SECONDS", 0.0)  # so that the full Laplace is planned, not fitted
     for key in experiment.methods:
         kept.keep(key, runner._measured(experiment, settings, task, key))

@@ -18,7 +18,7 @@ FULL = Settings(
     own_predictions=False, ella_points=60, ella_rank=40,
 )  # fmt: skip
 QUICK = Settings(
-    images=60, held_out=60, test=60, shifted=40, foreign=40, samples=4, ella_points=20, ella_rank=10, laplace_batch=4,
+    images=40, held_out=40, test=40, shifted=40, foreign=40, samples=2, ella_points=20, ella_rank=10, laplace_batch=4,
     own_predictions=False,
     swag=Swag(epochs=5, learning_rate=0.002, snapshots=5, batch=30, augment=True),
 )  # fmt: skip

@@ -34,7 +34,9 @@ class Kept:
 
     def keep_prepared(self, found: dict[str, Any]) -> None:
         """What is known of images and networks; what was fitted to other ones is forgotten."""
-        self.prepared, self.methods = found, {}
+        if self.prepared is None or self.prepared["fingerprint"] != found["fingerprint"]:
+            self.methods = {}
+        self.prepared = found
         self._write()
 
     def keep(self, key: str, found: dict[str, Any]) -> None:

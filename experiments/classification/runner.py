@@ -4,11 +4,13 @@
 
 Each method runs in a process of its own with one thread, so that its peak memory is its own. What a method gives is
 kept in OUT/results.json as soon as it is done, and a run that was cut off goes on there; images and weights are kept in
-OUT/kept. ``--again METHOD`` runs one anew. Times are CPU seconds of the one thread: what others do on the machine, or a
-pause, does not change them.
+OUT/kept. Where these are missing they are made again, and all methods run anew if they come out otherwise. ``--again
+METHOD`` runs one anew. Times are CPU seconds of the one thread: what others do on the machine, or a pause, does not
+change them.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -100,7 +102,15 @@ def _prepare(experiment: Experiment, arguments: argparse.Namespace) -> None:
         save_file({name: t.contiguous() for name, t in network.state_dict().items()}, folder / _weights(member))
         facts.append(said)
     save_file(data.tensors(), folder / "data.safetensors")
-    _leave(folder / f"{PREPARE}.json", {"members": facts, "threads": torch.get_num_threads()})
+    _leave(folder / f"{PREPARE}.json", {"members": facts, "fingerprint": _files_fingerprint(folder)})
+
+
+def _files_fingerprint(folder: Path) -> str:
+    """A hash of images and weights: results belong to these and no others."""
+    total = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        total.update(path.name.encode() + path.read_bytes())
+    return total.hexdigest()[:16]
 
 
 def _work(experiment: Experiment, arguments: argparse.Namespace) -> None:

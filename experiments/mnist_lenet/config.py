@@ -42,7 +42,7 @@ def trained(data: Data, settings: Settings, checkpoints: Path | None, member: in
     done = train(network, ImageSet(data.train.inputs, data.train.labels), RECIPES["mnist"], seed, progress=False)
     facts = {
         "parameters": count_parameters(network), "training loss": done.loss, "training accuracy": done.accuracy,
-        "training seconds (each member of the ensemble too)": done.seconds,
+        "wall seconds of training, each member of the ensemble too": done.seconds,
     }  # fmt: skip
     return network, facts
 
