@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint figures benchmark-solvers benchmark-linear-models uci calibration clean
+.PHONY: demo test lint figures benchmark-solvers benchmark-linear-models uci calibration peers mnist-lenet cifar10-resnet20 clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -34,6 +34,17 @@ benchmark-linear-models: $(INSTALLED)
 uci: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments]'
 	$(BIN)/python experiments/uci/run.py --root $(ROOT)
+
+# experiments/mnist_lenet/results.md and cifar10_resnet20/results.md: ROOT holds mnist/, cifar10/ and the others,
+# CHECKPOINTS the ResNet-20. The peers are installed beside sampla and are no dependency of it.
+peers: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r experiments/requirements.txt
+
+mnist-lenet: peers
+	$(BIN)/python experiments/mnist_lenet/run.py --root $(ROOT)
+
+cifar10-resnet20: peers
+	$(BIN)/python experiments/cifar10_resnet20/run.py --root $(ROOT) --checkpoints $(CHECKPOINTS)
 
 # experiments/calibration/results.md: a few minutes.
 calibration: $(INSTALLED)

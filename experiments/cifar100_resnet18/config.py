@@ -1,0 +1,73 @@
+"""A ResNet-18 trained by train.py, its posteriors fitted to some of its training images."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from classification.data import Data, Shift, corruptions, split_cifar
+from classification.networks import cifar100_network
+from classification.settings import Experiment, Settings, Swag
+from safetensors.torch import load_file
+from torch import nn
+
+CHECKPOINT = "resnet18_cifar100.safetensors"
+TRAINED_ON = 49_000
+"""Images that train.py sees; the other 1,000 training images are for temperatures."""
+SWAG = Swag(epochs=10, learning_rate=0.005, augment=True)
+FULL = Settings(
+    images=TRAINED_ON, held_out=1_000, test=10_000, shifted=2_000, foreign=5_000, samples=16, swag=SWAG,
+    own_predictions=False,
+)  # fmt: skip
+QUICK = Settings(
+    images=50, held_out=40, test=40, shifted=0, foreign=40, samples=2, swag=SWAG, own_predictions=False
+)  # fmt: skip
+
+
+def load(root: Path, settings: Settings) -> Data:
+    """CIFAR-100, with CIFAR-10 as what is foreign to it; held-out images are the last of the training set's order."""
+    sizes = (settings.images, settings.held_out, settings.test, settings.foreign)
+    return split_cifar(root, "cifar100", *sizes, settings.seed, held_out_of="train", held_out_from=TRAINED_ON)
+
+
+def trained(data: Data, settings: Settings, checkpoints: Path | None, member: int) -> tuple[nn.Module, dict[str, Any]]:  # noqa: ARG001
+    """The checkpoint."""
+    if checkpoints is None or not (checkpoints / CHECKPOINT).is_file():
+        raise SystemExit(f"expected --checkpoints DIR with {CHECKPOINT}, got {checkpoints}: run train.py first.")
+    network = cifar100_network()
+    network.load_state_dict(load_file(checkpoints / CHECKPOINT))
+    network.eval()
+    few = data.train.rows(slice(1000))
+    with torch.no_grad():
+        outputs = torch.cat([network(part) for part in few.inputs.split(100)])
+    facts = {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "loss on the fitted images": float(nn.functional.cross_entropy(outputs, few.labels)),
+        "accuracy there": float((outputs.argmax(-1) == few.labels).double().mean()),
+    }
+    return network, facts
+
+
+def shifts(settings: Settings) -> tuple[Shift, ...]:
+    """Five corruptions at five severities, where the run has shifted sets."""
+    return corruptions(settings.seed) if settings.shifted else ()
+
+
+EXPERIMENT = Experiment(
+    title="CIFAR-100, ResNet-18: sampla beside its peers",
+    introduction=(
+        "11 million parameters and 100 outputs. laplace-torch's approximations for all weights form Jacobians of 100 x "
+        "11 million numbers for each image, and are left out; the last layer's full matrix of 51,300 weights does not "
+        "fit either, so that its Kronecker approximation stands for it. Foreign: CIFAR-10. Parameters of BatchNorm are "
+        "fixed for every posterior. plan.md says what a run on all images would take."
+    ),
+    folder=Path(__file__).resolve().parent,
+    load=load,
+    architecture=cifar100_network,
+    trained=trained,
+    shifts=shifts,
+    methods=("network", "temperature", "laplace-last-kron", "sampla-g", "sampla-isotropic"),
+    full=FULL,
+    quick=QUICK,
+    classes=100,
+    scale_to=TRAINED_ON,
+)  # fmt: skip

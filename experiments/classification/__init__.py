@@ -1,0 +1,1 @@
+"""What the experiments with classifiers share: images, spoiled images, methods, their peers, scores and tables."""

@@ -1,0 +1,146 @@
+"""sampla, and what needs nothing but the network: itself, a temperature, an ensemble, SWAG.
+
+A method is a function Task -> Fitted.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import sampla
+from classification.metrics import Prediction
+from classification.settings import Task
+from classification.swag import swag_samples
+from sampla.em import CurvatureAt
+from sampla.features import NetworkFeatures
+from sampla.likelihoods import Categorical
+
+MAIN, PROBIT = "", "probit"
+"""Ways of averaging probabilities: over functions, which have a joint distribution, or MacKay's formula."""
+_ROWS = 500
+"""Images that are pushed through a network at once."""
+_IN_FLIGHT = 512
+"""Images times samples of a linearised network."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A method after its fit."""
+
+    predict: Callable[[Tensor], dict[str, Prediction]]
+    """(n, channels, side, side) -> way of averaging -> what it says."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What is worth writing down: JSON only."""
+    own: Callable[[Tensor], dict[str, Tensor]] | None = None
+    """A library's own predictions (n, C), for the clean images."""
+
+
+def network_alone(task: Task) -> Fitted:
+    """Its softmax."""
+    return Fitted(lambda x: {MAIN: of_logits(logits(task.network, x)[None])})
+
+
+def temperature(task: Task) -> Fitted:
+    """Logits divided by the number that is best on held-out images (Guo et al. 2017)."""
+    held_out = task.data.held_out
+    outputs, log_t = logits(task.network, held_out.inputs), torch.zeros((), requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = cross_entropy(outputs / log_t.exp(), held_out.labels)
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    found = float(log_t.detach().exp())
+    return Fitted(lambda x: {MAIN: of_logits(logits(task.network, x)[None] / found)}, {"temperature": found})
+
+
+def ensemble(task: Task) -> Fitted:
+    """Networks that were trained from other initial weights (Lakshminarayanan et al. 2017), the network one of them."""
+    return Fitted(
+        lambda x: {MAIN: of_logits(torch.stack([logits(member, x) for member in task.members]))},
+        {"members": len(task.members)},
+    )
+
+
+def swag(task: Task) -> Fitted:
+    """Weights drawn from a Gaussian fitted to a run of SGD (Maddox et al. 2019), BatchNorm's averages found anew."""
+    settings = task.settings
+    networks = swag_samples(task.network, task.train, settings.swag, settings.samples, settings.seed)
+    return Fitted(lambda x: {MAIN: of_logits(torch.stack([logits(network, x) for network in networks]))})
+
+
+def sampled(prior: str, curvature_at: CurvatureAt = "network", reference: bool = False) -> Callable[[Task], Fitted]:
+    """sampla with this prior; as a reference with more samples and a small tolerance."""
+
+    def fit(task: Task) -> Fitted:
+        settings = task.settings
+        options: dict[str, Any] = {"num_samples": settings.samples}
+        if reference:
+            options = {"num_samples": settings.reference_samples, "tolerance": settings.reference_tolerance}
+        la = sampla.LinearisedLaplace(
+            task.network, "categorical", prior, seed=settings.seed, curvature_at=curvature_at, progress=False, **options
+        )
+        la.fit(task.train.batches(_ROWS))
+        report = la.report_
+        facts = {
+            "alpha": report.prior_precision,
+            "gamma": sum(report.effective_dimension),
+            "gamma_error": sum(e**2 for e in report.effective_dimension_error) ** 0.5,
+            "passes": report.passes,
+            "solve_error": report.solve_error,
+            "status": report.status,
+            "settled": report.settled,
+            "em": report.method,
+            "samples": report.num_samples,
+            "parameters": report.num_parameters,
+            "trace": report.trace,
+            "certificate": str(report),
+        }
+        return Fitted(lambda x: of_predictive(la.predict(x, num_draws=settings.draws)), facts)
+
+    return fit
+
+
+def linearised(
+    network: nn.Module, names: list[str], samples: Tensor, draws: int
+) -> Callable[[Tensor], dict[str, Prediction]]:
+    """Predictions of the linearised network with zero-mean weight samples (K, P), from whatever posterior."""
+    features, likelihood = NetworkFeatures(network, names), Categorical()
+    rows = max(1, _IN_FLIGHT // len(samples))
+
+    def predict(x: Tensor) -> dict[str, Prediction]:
+        deviations = torch.cat([features.linearise(part).jvp(samples) for part in x.split(rows)], dim=1)
+        return of_predictive(sampla.Predictive(logits(network, x), deviations, likelihood, num_draws=draws))
+
+    return predict
+
+
+@torch.no_grad()
+def logits(network: nn.Module, x: Tensor) -> Tensor:
+    """(n, C)."""
+    return torch.cat([network(part) for part in x.split(_ROWS)])
+
+
+def of_logits(outputs: Tensor) -> Prediction:
+    """The average of S functions (S, n, C)."""
+    log_probs = outputs.log_softmax(-1)
+
+    def label_log_prob(labels: Tensor) -> Tensor:
+        return log_probs.gather(-1, labels.expand(len(log_probs), -1)[..., None])[..., 0]
+
+    return Prediction(log_probs.exp().mean(0), label_log_prob)
+
+
+def of_predictive(predictive: sampla.Predictive) -> dict[str, Prediction]:
+    """Monte Carlo over functions, and probit."""
+    return {
+        MAIN: Prediction(predictive.probs, predictive.sample_log_prob),
+        PROBIT: Prediction(replace(predictive, method=PROBIT).probs, None),
+    }

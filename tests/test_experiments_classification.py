@@ -1,0 +1,338 @@
+"""What the experiments with classifiers share (experiments/classification): no data set, no peer, a few seconds."""
+
+import io
+import sys
+from math import exp, log
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+
+from classification import corruptions, data, methods, metrics, peers, rows, runner, sections, swag
+from classification.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated
+from classification.data import Data, Images, Shift
+from classification.keeping import Kept
+from classification.metrics import JOINT_NLL, NLL, PARTS, Prediction, Score
+from classification.networks import ResNet18, ResNet20, without_normalisation
+from classification.settings import Experiment, Settings, Swag, Task
+from classification.writing import write
+
+
+def pictures(count=6, side=32, channels=3):
+    return np.random.default_rng(0).random((count, channels, side, side), dtype=np.float32)
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_corruptions_are_deterministic_stay_in_range_and_grow_with_severity(kind):
+    images, before = pictures(), 0.0
+    for severity in SEVERITIES:
+        spoiled = corrupted(images, kind, severity, seed=3)
+        assert spoiled.shape == images.shape
+        assert spoiled.dtype == np.float32
+        assert spoiled.min() >= 0
+        assert spoiled.max() <= 1
+        np.testing.assert_array_equal(spoiled, corrupted(images, kind, severity, seed=3))
+        distance = float(np.square(spoiled - images).mean())
+        assert distance > before
+        before = distance
+
+
+def test_corruptions_do_not_mix_images_or_touch_their_input():
+    images = pictures()
+    copy = images.copy()
+    for kind in set(CORRUPTIONS) - {"Gaussian noise"}:
+        np.testing.assert_allclose(corrupted(images, kind, 4)[:2], corrupted(images[:2], kind, 4), atol=1e-6)
+    np.testing.assert_array_equal(images, copy)
+
+
+def test_each_corruption_against_its_definition():
+    images = pictures(2, 12)
+    np.testing.assert_allclose(
+        corrupted(images, "contrast", 4), images.mean((2, 3), keepdims=True) * 0.7 + 0.3 * images, atol=1e-6
+    )
+    np.testing.assert_allclose(corrupted(images, "brightness", 5), np.minimum(images + 0.3, 1), atol=1e-6)
+    noise = corrupted(np.full((1, 1, 100, 100), 0.5, np.float32), "Gaussian noise", 5, seed=1) - 0.5
+    assert noise.std() == pytest.approx(0.1, rel=0.03)
+    halved = corruptions._blocky(8, 4) @ np.arange(8)
+    np.testing.assert_allclose(halved, [0.5, 0.5, 2.5, 2.5, 4.5, 4.5, 6.5, 6.5], atol=1e-6)
+
+
+def test_unknown_corruption_is_refused():
+    with pytest.raises(ValueError, match="'fog' at 3"):
+        corrupted(pictures(), "fog", 3)
+
+
+def test_rotation_by_a_right_angle_is_numpys():
+    images = pictures(2, 9, 1)
+    np.testing.assert_allclose(rotated(images, 0), images, atol=1e-6)
+    np.testing.assert_allclose(rotated(images, 90), np.rot90(images, 1, (2, 3)), atol=1e-5)
+
+
+def test_scores_against_a_hand_computation():
+    """Two functions that give every label e^-0.1 and e^-2: a group of ten is explained by either of them."""
+    count, a, b = 100, -0.1, -2.0
+    each = torch.tensor([[a], [b]]).double().expand(2, count)
+    right = (exp(a) + exp(b)) / 2
+    probs = torch.tensor([right, 1 - right]).double().expand(count, 2)
+    found = metrics.scores(Prediction(probs, lambda _: each), torch.zeros(count, dtype=torch.int64), seed=0)
+    assert found[NLL].value == pytest.approx(-log(right), rel=1e-6)
+    assert found[JOINT_NLL].value == pytest.approx(-log((exp(10 * a) + exp(10 * b)) / 2), rel=1e-6)
+    assert found["Brier"].value == pytest.approx(2 * (1 - right) ** 2, rel=1e-6)
+    assert found["ECE"].value == pytest.approx(1 - right, rel=1e-6)
+    assert found["accuracy"].value == 1
+
+
+def test_a_method_without_a_joint_has_none():
+    probs = torch.full((60, 3), 1 / 3)
+    found = metrics.scores(Prediction(probs, None), torch.zeros(60, dtype=torch.int64), seed=0)
+    assert JOINT_NLL not in found
+    assert found[NLL].value == pytest.approx(log(3), rel=1e-6)
+
+
+def test_jackknife_is_the_standard_error_of_a_mean_and_of_a_paired_difference():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, generator=generator).double()
+    y = x + 0.1 * torch.randn(400, generator=generator).double()
+    one, other = (metrics.jackknife(lambda r, v=v: float(v[r].mean()), 400) for v in (x, y))
+    parts = np.array([float((x - y)[k::PARTS].mean()) for k in range(PARTS)])
+    difference, error = one.minus(other)
+    assert difference == pytest.approx(float((x - y).mean()), abs=1e-6)
+    assert error == pytest.approx(parts.std(ddof=1) / PARTS**0.5, rel=1e-3)
+    assert one.error == pytest.approx(float(x.std()) / 20, rel=0.5)
+    assert one.error > 5 * error
+
+
+def test_too_few_images_for_standard_errors_are_refused():
+    with pytest.raises(ValueError, match="at least 40 images in a set, got 39"):
+        metrics.jackknife(lambda _: 0.0, 39)
+
+
+def test_auroc_of_what_is_told_always_and_never():
+    low, high = torch.arange(50.0), torch.arange(100.0, 160.0)
+    assert metrics.auroc(low, high).value == 1
+    assert metrics.auroc(high, low).value == 0
+
+
+def _row(name, family, nll, accuracy=0.9):
+    scores = {NLL: Score(nll, [nll] * PARTS), "accuracy": Score(accuracy, [accuracy] * PARTS)}
+    return rows.Row(name, name, "", family, {"clean": scores}, {})
+
+
+def test_behind_is_positive_for_the_worse_whatever_the_measure():
+    good, bad = _row("good", "other", 0.2, 0.95), _row("bad", "sampla", 0.5, 0.9)
+    assert rows.behind(bad, [good], ["clean"], NLL) == ("good", pytest.approx(0.3), pytest.approx(0))
+    assert rows.behind(bad, [good], ["clean"], "accuracy") == ("good", pytest.approx(0.05), pytest.approx(0))
+    assert rows.behind(good, [bad], ["clean"], NLL)[1] == pytest.approx(-0.3)
+    assert rows.behind(bad, [good], ["elsewhere"], NLL) is None
+
+
+def test_verdicts_come_from_the_scores():
+    ahead = [_row("ours", "sampla", 0.2), _row("theirs", "laplace-torch", 0.3)]
+    text = sections.verdicts(ahead, (), 10)
+    assert "clean images (1 of 1 rows met)" in text
+    assert "| ours | **met** | -0.1000 ± 0.0000 | theirs |" in text
+    assert "(0 of 1 rows met)" in sections.verdicts([_row("ours", "sampla", 0.4), ahead[1]], (), 10)
+
+
+def test_sets_on_which_the_network_is_no_better_than_a_guess_are_told_apart():
+    shift = Shift("dimmed by", (0.1, 0.9), "", lambda x, _: x)
+    found = [_row("network", "other", 0.3), _row("ours", "sampla", 0.2), _row("theirs", "laplace-torch", 0.4)]
+    for row in found:
+        mild, hard = (Score(v, [v] * PARTS) for v in (row.sets["clean"][NLL].value, 5.0))
+        row.sets.update({"dimmed by 0.1": {NLL: mild}, "dimmed by 0.9": {NLL: hard}})
+    text = sections.verdicts(found, (shift,), 10)
+    assert "beats a uniform guess (1 of 1 rows met)" in text
+    assert "| ours | **met** | -0.1000 ± 0.0000 | theirs |" in text.split("mean of the shifted sets (")[1]
+    assert "beats a uniform guess" not in sections.verdicts(found, (shift,), 1000)
+
+
+def test_table():
+    assert sections.table(["", "x"], [["a", "1"]]) == "|  | x |\n| --- | ---: |\n| a | 1 |"
+
+
+def test_kept_results_are_found_again_and_other_settings_are_refused(tmp_path):
+    kept = Kept(tmp_path / "results.json", {"images": 5})
+    kept.keep_prepared({"members": [], "fingerprint": "a"})
+    kept.keep("network", {"fit_seconds": 1.0})
+    kept.keep_prepared({"members": [], "fingerprint": "a"})
+    again = Kept(tmp_path / "results.json", {"images": 5})
+    assert again.methods == {"network": {"fit_seconds": 1.0}}
+    again.forget("network")
+    assert again.methods == {}
+    again.keep("network", {"fit_seconds": 2.0})
+    again.keep_prepared({"members": [], "fingerprint": "other images"})
+    assert again.methods == {}
+    with pytest.raises(SystemExit, match="other one: give another --out"):
+        Kept(tmp_path / "results.json", {"images": 6})
+
+
+def test_temperature_finds_by_how_much_logits_are_too_large():
+    generator = torch.Generator().manual_seed(0)
+    network = torch.nn.Flatten()
+    true = 2 * torch.randn(4000, 3, 1, 1, generator=generator)
+    labels = torch.multinomial(true.flatten(1).softmax(-1), 1, generator=generator)[:, 0]
+    images = Images(3 * true, labels)
+    task = Task(network, (), Data(images, images, images, {}), _settings())
+    fitted = methods.temperature(task)
+    assert fitted.facts["temperature"] == pytest.approx(3, rel=0.1)
+    probs = fitted.predict(images.inputs)[""].probs
+    expected = (3 * true.flatten(1) / fitted.facts["temperature"]).softmax(-1)
+    torch.testing.assert_close(probs, expected)
+
+
+def test_linearised_predictions_of_a_linear_network_are_its_own_under_other_weights():
+    torch.manual_seed(0)
+    network, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)), torch.randn(5, 1, 2, 2)
+    samples = torch.randn(6, 15)
+    predict = methods.linearised(network, ["1.weight", "1.bias"], samples, draws=4000)
+    outputs = torch.einsum("kcd,nd->knc", samples[:, :12].view(6, 3, 4), x.flatten(1)) + samples[:, None, 12:]
+    probit = (network(x) / (1 + torch.pi / 8 * outputs.square().mean(0)).sqrt()).softmax(-1)
+    torch.testing.assert_close(predict(x)["probit"].probs, probit)
+    assert (predict(x)[""].probs - probit).abs().max() < 0.1
+
+
+def test_names_of_a_last_layer_and_of_all_weights():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3))
+    names = ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert peers._names(without_normalisation(network), 43) == names
+    assert peers._names(network, 18) == names[2:]
+    with pytest.raises(ValueError, match="whole parameter tensors, got 17"):
+        peers._names(network, 17)
+
+
+def test_swag_samples_differ_and_leave_the_network_alone():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Flatten(), torch.nn.Linear(32, 3)
+    )
+    before = {name: t.clone() for name, t in network.eval().state_dict().items()}
+    train = Images(torch.rand(64, 1, 6, 6), torch.arange(64) % 3)
+    recipe = Swag(epochs=4, learning_rate=0.05, snapshots=4, batch=16)
+    drawn = swag.swag_samples(network, train, recipe, 3, seed=0)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    weights = torch.stack([sample[3].weight.detach() for sample in drawn])
+    assert (weights[0] - weights[1]).abs().max() > 1e-4
+    assert not any(module.training for sample in drawn for module in sample.modules())
+    again = swag.swag_samples(network, train, recipe, 3, seed=0)
+    torch.testing.assert_close(again[2][3].weight, drawn[2][3].weight)
+
+
+def test_augmentation_shifts_and_flips():
+    images = torch.arange(64.0).view(1, 1, 8, 8).expand(200, 1, 8, 8)
+    changed = swag.augmented(images, torch.Generator().manual_seed(0))
+    assert changed.shape == images.shape
+    same = (changed == images).flatten(1).all(1) | (changed == images.flip(3)).flatten(1).all(1)
+    assert 0 < int(same.sum()) < 20  # one shift in 81
+    assert len({tuple(row) for row in changed.flatten(1).tolist()}) > 60
+
+
+def test_networks_have_the_sizes_they_are_known_for():
+    assert sum(p.numel() for p in ResNet20().parameters()) == 269_722
+    assert sum(p.numel() for p in ResNet18().parameters()) == 11_220_132
+    with torch.no_grad():
+        assert ResNet20().eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_cifar_reader_decodes_the_wanted_strips(tmp_path):
+    rng, originals = np.random.default_rng(0), []
+    (tmp_path / "cifar10").mkdir()
+    for number in range(5):
+        pixels, strips = rng.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8), []
+        for strip in pixels.reshape(2, 3200, 32, 3):
+            buffer = io.BytesIO()
+            Image.fromarray(strip).save(buffer, "WEBP", lossless=True)
+            strips.append(np.frombuffer(buffer.getvalue(), np.uint8))
+        offsets = np.cumsum([0, *(len(s) for s in strips)])
+        labels = np.full(200, number, np.uint8)
+        np.savez(
+            tmp_path / "cifar10" / f"train_{number}.npz", data=np.concatenate(strips), offsets=offsets, labels=labels
+        )
+        originals.append(pixels)
+    chosen = torch.tensor([950, 3, 199, 200, 444, 3])
+    found = data.cifar(tmp_path, "cifar10", "train", chosen)
+    expected = torch.from_numpy(np.concatenate(originals)[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(found.inputs, expected, rtol=0, atol=0)
+    assert found.labels.tolist() == [4, 0, 0, 1, 2, 0]
+
+
+def _settings():
+    return Settings(
+        images=60, held_out=40, test=80, shifted=40, foreign=40, samples=4, draws=64,
+        swag=Swag(epochs=2, learning_rate=0.01, snapshots=4, batch=20), ensemble=2, reference_samples=6,
+    )  # fmt: skip
+
+
+def _experiment(folder):
+    def architecture():
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+
+    def load(root, settings):  # noqa: ARG001
+        generator = torch.Generator().manual_seed(0)
+
+        def images(count):
+            labels = torch.arange(count) % 3
+            bright = torch.rand(count, 1, 4, 4, generator=generator) * 0.5
+            bright[torch.arange(count), 0, labels] += 0.4
+            return Images(bright, labels)
+
+        parts = [images(n) for n in (settings.images, settings.held_out, settings.test)]
+        return Data(*parts, {"noise": torch.rand(settings.foreign, 1, 4, 4, generator=generator)})
+
+    def trained(images, settings, checkpoints, member):  # noqa: ARG001
+        torch.manual_seed(member)
+        network = architecture()
+        optimiser = torch.optim.Adam(network.parameters(), 0.05)
+        for _ in range(30):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(network(images.train.inputs), images.train.labels).backward()
+            optimiser.step()
+        return network.eval(), {"parameters": 123}
+
+    keys = (
+        "network",
+        "temperature",
+        "swag",
+        "ensemble",
+        "laplace-full",
+        "sampla-isotropic",
+        "sampla-g",
+        "sampla-reference",
+    )
+    shift = Shift("dimmed by", (0.2, 0.4), "", lambda x, strength: x * (1 - strength))
+    return Experiment(
+        "A toy", "Made up.", folder, load, architecture, trained, lambda _: (shift,), keys, _settings(), _settings(),
+        classes=3, scale_to=1000, angles=True,
+    )  # fmt: skip
+
+
+def test_a_whole_experiment_on_a_toy(tmp_path, monkeypatch):
+    experiment = _experiment(tmp_path)
+    settings = experiment.full
+    images = experiment.load(Path(), settings)
+    networks = tuple(experiment.trained(images, settings, None, member)[0] for member in range(2))
+    task = Task(networks[0], networks, Data.from_tensors(images.tensors()), settings)
+    kept = Kept(tmp_path / "results.json", {})
+    kept.keep_prepared({"members": [{"parameters": 123}], "fingerprint": "a"})
+    monkeypatch.setattr(runner, "_MOST_SECONDS", 0.0)  # so that the full Laplace is planned, not fitted
+    for key in experiment.methods:
+        kept.keep(key, runner._measured(experiment, settings, task, key))
+    kept.keep("sampla-g", {"error": "RuntimeError: made up"})
+    write(experiment, settings, Kept(tmp_path / "results.json", {}), tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    for line in ("network alone", "temperature scaling", "SWAG", "ensemble", "sampla, isotropic"):
+        assert f"| {line} |" in text
+    assert "sampla, g-prior: FAILED, RuntimeError: made up" in text
+    assert "laplace-torch, all weights, full: does not fit: 123 parameters" in text
+    assert "hours for 1,000 images" in text
+    assert "Uniform probabilities would have NLL 1.099 and joint NLL 10.99." in text
+    assert "dimmed by" not in text.split("## Cost")[1]
+    assert (tmp_path / "shifts.png").stat().st_size > 1000
+    network = kept.methods["network"]["sets"]["clean"][""]
+    sampled = kept.methods["sampla-isotropic"]["sets"]["clean"][""]
+    assert sampled["accuracy"][0] == pytest.approx(network["accuracy"][0], abs=0.1)
+    assert sampled["NLL"][0] != network["NLL"][0]
