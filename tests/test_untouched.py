@@ -154,6 +154,16 @@ def test_after_the_network_raises(kind: str, at_call: int) -> None:
     assert_unchanged(model, before)
 
 
+@pytest.mark.parametrize("at_call", [1, 2, 3, 5, 8])
+def test_after_memory_ran_out_in_the_checks(at_call: int) -> None:
+    model = Failing(at_call, torch.OutOfMemoryError("no memory left"))
+    before = snapshot(model)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+        laplace(model).fit(class_batches())
+    assert model._calls == at_call
+    assert_unchanged(model, before)
+
+
 @pytest.mark.parametrize("at_call", [11, 14, 17])
 def test_after_memory_ran_out_once(at_call: int) -> None:
     model = Failing(at_call, torch.OutOfMemoryError("no memory left"))

@@ -1,5 +1,6 @@
 """The networks, with the standardising of pixels inside: each takes images in [0, 1]."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,8 +24,10 @@ class Standardise(nn.Module):
         return (x - self.mean) / self.std
 
 
-class PaddedBlock(nn.Module):
-    """relu(shortcut + bn2(conv2(relu(bn1(conv1(x)))))), the shortcut subsampled and padded with zero channels."""
+class Block(nn.Module):
+    """relu(shortcut(x) + bn2(conv2(relu(bn1(conv1(x)))))), He et al. 2016."""
+
+    shortcut: Callable[[Tensor], Tensor]
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
@@ -32,11 +35,20 @@ class PaddedBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outside)
         self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outside)
-        self.stride, self.extra = stride, (outside - inside) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra, self.extra))
-        return (shortcut + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
+        return (self.shortcut(x) + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
+
+
+class PaddedBlock(Block):
+    """The block of ResNet-20: the shortcut is subsampled and padded with zero channels."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__(inside, outside, stride)
+        self.stride, self.extra = stride, (outside - inside) // 2
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        return pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra, self.extra))
 
 
 class ResNet20(nn.Module):
@@ -55,21 +67,14 @@ class ResNet20(nn.Module):
         return self.fc(self.layers(x).mean((2, 3)))
 
 
-class ProjectedBlock(nn.Module):
+class ProjectedBlock(Block):
     """The block of ResNet-18, with a 1 x 1 convolution as shortcut where the shape changes."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outside)
+        super().__init__(inside, outside, stride)
         self.shortcut = nn.Sequential()
         if stride != 1 or inside != outside:
             self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.shortcut(x) + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
 
 
 class ResNet18(nn.Module):

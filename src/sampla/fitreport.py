@@ -66,7 +66,7 @@ class FitReport:
     log_evidence_error: list[float] | None = None
     """Its standard error, and what more iterations might change."""
     products: str = "forward mode"
-    """How the products with the features were taken."""
+    """How the products with a network were taken; empty for other features."""
     effective_dimension_by_layer: dict[str, float] = field(default_factory=dict)
     """Module name -> its share of gamma; "" is the network itself."""
     effective_dimension_by_layer_error: dict[str, float] = field(default_factory=dict)
@@ -99,7 +99,8 @@ class FitReport:
         ]
         if len(self.effective_dimension_by_layer) > 1:
             lines.append(f"layers       {self._layer_words()}")
-        lines.append(f"products     {self.products}")
+        if self.products:
+            lines.append(f"products     {self.products}")
         if self.mean_error is not None:
             lines.append(f"mean         error {self.mean_error:.2%} of the linear model's mean (estimated)")
         if self.log_evidence is not None and self.log_evidence_error is not None:
@@ -211,7 +212,7 @@ def build_report(
     adjoint_error: float,
     seconds: float,
     tolerance: float,
-    products: str = "forward mode",
+    products: str = "",
 ) -> FitReport:
     """Collect the report from what the fit left behind."""
     likelihood = inference.model.likelihood

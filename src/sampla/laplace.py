@@ -141,15 +141,8 @@ class LinearisedLaplace:
         """
         start = perf_counter()
         with untouched(self.model), freed_memory_kept(), memory_explained(_LESS_MEMORY):
-            check_evaluation_mode(self.model)
-            device = only_device(self.model)
-            features = NetworkFeatures(self.model, self.names, self.output)
-            first = next(iter(CheckedLoader(loader, device, Progress(False))), None)
-            assert first is not None, "an empty loader is refused when it is read to its end"
-            adjoint = check_network(features, first)
-            data = CheckedLoader(loader, device, self._progress)
-            chunks = self._chunks_for(checkpoint)
-            model = LinearModel(features, self.likelihood, data, chunks=chunks)
+            features, data, adjoint = self._opened(loader)
+            model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(checkpoint))
             with located(features, data):
                 inference = infer(
                     model, self.prior, self.solver,
@@ -177,13 +170,7 @@ class LinearisedLaplace:
     def plan(self, loader: Loader) -> MemoryPlan:
         """What ``fit(loader)`` will need of memory; ``print`` it. Reads the loader once, and linearises a few data."""
         with untouched(self.model), freed_memory_kept():
-            check_evaluation_mode(self.model)
-            device = only_device(self.model)
-            features = NetworkFeatures(self.model, self.names, self.output)
-            first = next(iter(CheckedLoader(loader, device, Progress(False))), None)
-            assert first is not None, "an empty loader is refused when it is read to its end"
-            check_network(features, first)
-            data = CheckedLoader(loader, device, self._progress)
+            features, data, _ = self._opened(loader)
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(None))
             moving = self.curvature_at == "linear-mode"
             return plan_memory(
@@ -283,6 +270,15 @@ class LinearisedLaplace:
         loaded._posterior = posterior
         return loaded
 
+    def _opened(self, loader: Loader) -> tuple[NetworkFeatures, CheckedLoader, float]:
+        """The network as features and its data, both checked on the first batch, and the adjoint error."""
+        check_evaluation_mode(self.model)
+        device = only_device(self.model)
+        features = NetworkFeatures(self.model, self.names, self.output)
+        first = next(iter(CheckedLoader(loader, device, Progress(False))), None)
+        assert first is not None, "an empty loader is refused when it is read to its end"
+        return features, CheckedLoader(loader, device, self._progress), check_network(features, first)
+
     def _fitted(self) -> Posterior:
         if self._posterior is None:
             raise RuntimeError("this LinearisedLaplace is not fitted yet: call fit(loader) first")
@@ -305,6 +301,7 @@ class LinearisedLaplace:
             "network": fingerprint(self.model.state_dict()),
             "data": data.fingerprint,
             "parameters": self.names,
+            "output": self.output,
             "likelihood": self.likelihood.config(),
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),

@@ -25,19 +25,21 @@ def sections(results: dict[str, Any]) -> list[str]:
 
 
 def verdicts(results: dict[str, Any]) -> list[Verdict]:
-    """Both ratios, on MNIST."""
+    """Against one solve on every network, against the paper's schedule on MNIST."""
     found: list[Verdict] = []
-    if "mnist/fit" not in results:
-        return found
-    fit = results["mnist/fit"]
-    solve = one_solve("mnist", fit, results)
-    if solve is not None:
+    for part in ("mnist", "resnet"):
+        fit = results.get(f"{part}/fit")
+        solve = None if fit is None else one_solve(part, fit, results)
+        if fit is None or solve is None:
+            continue
         ratio = fit["passes"] / solve
         detail = f"{passes(fit['passes'])} passes against {passes(solve)}, ratio {ratio:.2f}"
-        target = f"a whole fit costs at most {_AGAINST_SOLVE} times one solve at fixed alpha"
+        target = (
+            f"{part}, K = {fit['columns']}: a whole fit costs at most {_AGAINST_SOLVE} times one solve at fixed alpha"
+        )
         found.append((ratio <= _AGAINST_SOLVE, target, detail))
-    if "mnist/paper" in results:
-        paper = results["mnist/paper"]
+    if "mnist/fit" in results and "mnist/paper" in results:
+        fit, paper = results["mnist/fit"], results["mnist/paper"]
         ratio = paper["passes"] / fit["passes"]
         more = "" if paper["reached"] else "more than "
         detail = f"{more}{paper['passes']:.0f} passes against {passes(fit['passes'])}, ratio {more}{ratio:.1f}"
