@@ -1,5 +1,6 @@
 """Outputs of other shapes: padded sequences, labels that nobody gave, images, and a vocabulary of 50,000."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,3 +212,20 @@ def test_many_outputs_are_taken_vector_by_vector_with_the_same_result(axis: int)
     torch.testing.assert_close(found, p.sqrt() * vectors - p * dots["root"])
     found = likelihood.curvature_root_transpose_product(outputs, vectors)
     torch.testing.assert_close(found, p.sqrt() * vectors - p.sqrt() * dots["p"])
+
+
+def test_a_checkpoint_belongs_to_the_output_that_was_chosen(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            hidden = self.a(x)
+            return {"first": hidden, "second": hidden + self.b(x)}
+
+    torch.manual_seed(0)
+    net, data = Two().eval(), [(torch.randn(8, 2), torch.arange(8) % 3)]
+    sampla.LinearisedLaplace(net, num_samples=2, output="second", progress=False).fit(data, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="one with other output"):
+        sampla.LinearisedLaplace(net, num_samples=2, output="first", progress=False).fit(data, checkpoint=tmp_path)
