@@ -16,6 +16,8 @@ SUBSET = 1000
 """Beyond: rows that it learns them on; it is conditioned on all rows nevertheless."""
 LARGEST_KERNEL = 2 * 2**30
 """Bytes of a float64 kernel matrix, at most: a Cholesky factor, a copy and the rest take several times as much."""
+LEAST_NOISE = (1e-6, 1e-4)
+"""Variance of the noise at least, in standardised targets; the second (GPyTorch's default) where the first fails."""
 PROCESS_STEPS = 60
 """L-BFGS steps on the marginal likelihood, at most."""
 

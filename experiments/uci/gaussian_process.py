@@ -7,7 +7,7 @@ from typing import Any
 import gpytorch
 import numpy as np
 import torch
-from config import LARGEST_KERNEL, LEARNT_ON_ALL, PROCESS_STEPS, SUBSET
+from config import LARGEST_KERNEL, LEARNT_ON_ALL, LEAST_NOISE, PROCESS_STEPS, SUBSET
 from linear_operator.utils.errors import NanError, NotPSDError
 from methods import scores
 from sets import Split, median_distance
@@ -19,8 +19,9 @@ _EXACTLY = gpytorch.settings.fast_computations(False, False, False)
 class Process(gpytorch.models.ExactGP):
     """Constant mean, Gaussian kernel with a length scale for each input, Gaussian noise."""
 
-    def __init__(self, x: torch.Tensor, y: torch.Tensor, length: float) -> None:
-        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.GreaterThan(1e-6))
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, length: float, least_noise: float) -> None:
+        bound = gpytorch.constraints.GreaterThan(least_noise)
+        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=bound)
         super().__init__(x, y, likelihood)
         self.mean_module = gpytorch.means.ConstantMean()
         self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(ard_num_dims=x.shape[1]))
@@ -40,12 +41,29 @@ def fits(rows: int) -> bool:
 
 
 def fit_process(split: Split) -> dict[str, Any]:
-    """Hyperparameters by L-BFGS from the median distance (on part of the rows of a large set), then all rows."""
+    """Hyperparameters by L-BFGS from the median distance (on part of the rows of a large set), then all rows.
+
+    Where the targets have next to no noise (naval), the kernel matrix of all rows may have no Cholesky factor with what
+    part of the rows has taught: everything is then done again with a larger least noise.
+    """
     start = perf_counter()
+    for least_noise in LEAST_NOISE:
+        try:
+            mean, std, details = _fit_and_predict(split, least_noise)
+        except NotPSDError:
+            if least_noise == LEAST_NOISE[-1]:
+                raise
+        else:
+            break
+    return scores(split, mean, std, perf_counter() - start) | details
+
+
+def _fit_and_predict(split: Split, least_noise: float) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Mean and deviation at the test rows, and how the hyperparameters were found."""
     x, y, test = (torch.from_numpy(array) for array in (split.x, split.y, split.test_x))
     rows = len(x) if len(x) <= LEARNT_ON_ALL else SUBSET
     chosen = torch.from_numpy(np.random.default_rng(split.number).permutation(len(x))[:rows])
-    model = Process(x[chosen], y[chosen], median_distance(split.x, split.number))
+    model = Process(x[chosen], y[chosen], median_distance(split.x, split.number), least_noise)
     with _EXACTLY, gpytorch.settings.max_cholesky_size(10**9):
         steps, broke_off = _learn(model)
         model.set_train_data(x, y, strict=False)
@@ -53,8 +71,7 @@ def fit_process(split: Split) -> dict[str, Any]:
         with torch.no_grad():
             found = model.likelihood(model(test))
             mean, std = found.mean.numpy(), found.variance.sqrt().numpy()
-    details = {"learnt on rows": rows, "steps": steps, "broke off": broke_off}
-    return scores(split, mean, std, perf_counter() - start) | details
+    return mean, std, {"learnt on rows": rows, "steps": steps, "broke off": broke_off, "least noise": least_noise}
 
 
 def _learn(model: Process) -> tuple[int, bool]:

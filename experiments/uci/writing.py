@@ -15,6 +15,7 @@ from config import (
     FEATURES,
     LARGEST_KERNEL,
     LEARNT_ON_ALL,
+    LEAST_NOISE,
     PROCESS,
     PROCESS_STEPS,
     RANDOM,
@@ -170,6 +171,7 @@ def _process(kept: Kept) -> str:
         if found:
             steps, seconds = (np.mean([result[measure] for result in found]) for measure in ("steps", "seconds"))
             broken = sum(result["broke off"] for result in found)
+            raised = sum(result.get("least noise", LEAST_NOISE[0]) > LEAST_NOISE[0] for result in found)
             rows.append(
                 [
                     name,
@@ -177,14 +179,17 @@ def _process(kept: Kept) -> str:
                     f"{found[0]['learnt on rows']:,}",
                     f"{steps:.0f}",
                     f"{broken}",
+                    f"{raised}",
                     f"{seconds:.3g}",
                 ]
             )
     if not rows:
         return ""
-    head = ["set", "splits", "rows learnt on", "evaluations", "line search broke off", "s"]
+    head = ["set", "splits", "rows learnt on", "evaluations", "line search broke off", "least noise raised", "s"]
     words = (
         "Where the line search broke off (no Cholesky factor at a point it tried), the best point before is kept. "
-        "Splits are not all of them where a split takes too long."
+        f"The noise's variance is at least {LEAST_NOISE[0]:g} of the targets'; where the kernel matrix of all rows then "
+        f"had no Cholesky factor, everything was done again with {LEAST_NOISE[1]:g}, GPyTorch's default. Splits are not "
+        "all of them where a split takes too long."
     )
     return f"## The exact Gaussian process\n\n{words}\n\n{table(head, rows)}"
