@@ -188,8 +188,8 @@ def _process(kept: Kept) -> str:
     head = ["set", "splits", "rows learnt on", "evaluations", "line search broke off", "least noise raised", "s"]
     words = (
         "Where the line search broke off (no Cholesky factor at a point it tried), the best point before is kept. "
-        f"The noise's variance is at least {LEAST_NOISE[0]:g} of the targets'; where the kernel matrix of all rows then "
-        f"had no Cholesky factor, everything was done again with {LEAST_NOISE[1]:g}, GPyTorch's default. Splits are not "
+        f"The noise's variance is at least {LEAST_NOISE[0]:g} of the targets'; where the kernel matrix of all rows "
+        f"then had no Cholesky factor, all was done again with {LEAST_NOISE[1]:g}, GPyTorch's default. Splits are not "
         "all of them where a split takes too long."
     )
     return f"## The exact Gaussian process\n\n{words}\n\n{table(head, rows)}"
