@@ -35,6 +35,7 @@ def run(settings: Settings, store: Store) -> None:
     subject = trained(settings)
     found = store.once("mnist/fit", lambda: fit(subject, FIT_COLUMNS, settings.say)[1])
     settings.say(f"mnist: alpha {found['alpha']:.4g}, {found['passes']:.1f} passes, {found['seconds']:.0f} s")
+    store.once(f"mnist/fit-{settings.mnist_columns}", lambda: fit(subject, settings.mnist_columns, settings.say)[1])
     alpha = two_digits(found["alpha"])
 
     def truth(features: NetworkFeatures, scale: Tensor, rhs: Tensor, alpha: float) -> Truth:  # noqa: ARG001

@@ -18,7 +18,8 @@ from solver_cases.problem import SEED, Batches, Say, Truth
 from solver_cases.settings import Settings
 from solver_cases.store import Store
 
-COLUMNS = 8
+COLUMNS, FEWER = 16, 8
+"""K of the problem, which is the library's default, and of a second fit with half as many."""
 _BATCH = 50
 _CHUNKS = 5
 _IMAGES_IN_FILE = 100
@@ -62,6 +63,7 @@ def run(settings: Settings, store: Store) -> None:
     subject = load_subject(settings)
     found = store.once("resnet/fit", lambda: fit(subject, COLUMNS, settings.say)[1])
     settings.say(f"resnet: alpha {found['alpha']:.4g}, {found['passes']:.1f} passes, {found['seconds']:.0f} s")
+    store.once(f"resnet/fit-{FEWER}", lambda: fit(subject, FEWER, settings.say)[1])
     alpha = two_digits(found["alpha"])
 
     def truth(features: NetworkFeatures, scale: Tensor, rhs: Tensor, alpha: float) -> Truth:  # noqa: ARG001

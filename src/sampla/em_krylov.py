@@ -36,6 +36,9 @@ _FAR_ENOUGH = 2.0
 """Factor by which alpha must change for the space not to grow before the mode is found again."""
 _COARSEST, _SHARE = 0.05, 0.02
 """Relative error of the mode allowed at first, and as a part of the last change of log alpha."""
+_OF_TOP = 0.1
+"""Least alpha to start from, as a part of the largest eigenvalue of M: modes are cheap there, EM comes down at once,
+and one search of the mode far below the fixed point can cost more than all others together (NOTES.md)."""
 _UNKNOWN = 10.0
 """What the trace says of an alpha that the space cannot reach yet: it may be off by more than so many times itself."""
 
@@ -102,13 +105,15 @@ def _mode_step(task: Task, state: EMState) -> EMState:
     """The mode at the present alpha, and the alpha at which gamma over the mode's size would come back to itself."""
     start, spent = perf_counter(), state.model.ledger.products
     number, loose = len(state.trace) + 1, looseness(task.em, state.trace)
-    used = float(state.prior.precision[0])
     assert state.space is not None
     while state.space.iterations < _FEWEST:  # needed anyway, and it preconditions the first mode
         larger = _grown(task, state, state.space, number)
         if larger is state.space:
             break
         state = replace(state, space=larger)
+    if state.prior.guessed:
+        state = _started(state)
+    used = float(state.prior.precision[0])
     mode = _mode(task, state, _mode_tolerance(task, state), number)
     size = float(mode.value.double().square().sum())
     space = state.space
@@ -137,6 +142,13 @@ def _mode_step(task: Task, state: EMState) -> EMState:
         mode=mode.value, last_mode=mode, objective=mode.objective + (proposed - used) / 2 * size, mode_error=mode.error,
         trace=[*state.trace, row], settled=settled, precision_error=error,
     )  # fmt: skip
+
+
+def _started(state: EMState) -> EMState:
+    """With a first alpha that is not far below the fixed point, where the prior was given none."""
+    assert state.space is not None
+    least = _OF_TOP * float(state.space.spectrum[0].max())
+    return replace(state, prior=state.prior.with_precision(state.prior.precision.clamp_min(least)))
 
 
 def _fixed_point(task: Task, state: EMState, space: KrylovSpace) -> FixedPoint:

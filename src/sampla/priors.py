@@ -32,6 +32,8 @@ class BoundPrior:
     """Names of groups that keep their alpha when the others are learnt."""
     dead: tuple[str, ...] = ()
     """Parameter tensors on which the data say nothing at all, taken out."""
+    guessed: bool = False
+    """Whether alpha is only a guess to start EM from, which may choose another."""
 
     @property
     def learnt(self) -> Tensor:
@@ -51,7 +53,7 @@ class BoundPrior:
 
     def with_precision(self, precision: Tensor) -> "BoundPrior":
         """The same prior with other alpha (G,)."""
-        return replace(self, precision=precision)
+        return replace(self, precision=precision, guessed=False)
 
 
 _START = 30.0
@@ -83,7 +85,7 @@ class Prior(ABC):
         if self.precision is not None:
             return bound
         mean = bound.group_sum(diagonal * scale.square()) / bound.group_sum((scale > 0).to(scale)).clamp_min(1)
-        return bound.with_precision(torch.where(mean > 0, _START * mean, precision))
+        return replace(bound, precision=torch.where(mean > 0, _START * mean, precision), guessed=True)
 
 
 class Isotropic(Prior):

@@ -12,13 +12,13 @@ _SOLVER = "block CG, K = {}"
 
 def sections(results: dict[str, Any]) -> list[str]:
     """One section, for the networks that were fitted."""
-    fits = {part: results[f"{part}/fit"] for part in ("mnist", "resnet") if f"{part}/fit" in results}
+    fits = _fits(results)
     if not fits:
         return []
     pieces = ["## Whole fits\n\nEM to 1 % in alpha, then K samples at 2 %, by `sampla.em.infer` with its defaults."]
     head = ["network", "K", "EM steps", "alpha", "gamma", "passes", "of one solve", "ratio", "seconds"]
-    pieces.append(table(head, [_fit_row(part, fit, results) for part, fit in fits.items()]))
-    pieces += [_steps(part, fit) for part, fit in fits.items()]
+    pieces.append(table(head, [_fit_row(part, fit, results) for part, fit in fits]))
+    pieces += [_steps(part, fit) for part, fit in fits]
     if "mnist/paper" in results:
         pieces.append(_paper(results["mnist/fit"], results["mnist/paper"]))
     return ["\n\n".join(pieces)]
@@ -27,10 +27,9 @@ def sections(results: dict[str, Any]) -> list[str]:
 def verdicts(results: dict[str, Any]) -> list[Verdict]:
     """Against one solve on every network, against the paper's schedule on MNIST."""
     found: list[Verdict] = []
-    for part in ("mnist", "resnet"):
-        fit = results.get(f"{part}/fit")
-        solve = None if fit is None else one_solve(part, fit, results)
-        if fit is None or solve is None:
+    for part, fit in _fits(results):
+        solve = one_solve(part, fit, results)
+        if solve is None:
             continue
         ratio = fit["passes"] / solve
         detail = f"{passes(fit['passes'])} passes against {passes(solve)}, ratio {ratio:.2f}"
@@ -45,6 +44,13 @@ def verdicts(results: dict[str, Any]) -> list[Verdict]:
         detail = f"{more}{paper['passes']:.0f} passes against {passes(fit['passes'])}, ratio {more}{ratio:.1f}"
         found.append((ratio >= TARGET, f"a whole fit costs at most 1/{TARGET:.0f} of the paper's schedule", detail))
     return found
+
+
+def _fits(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Network and fit, with the library's number of samples first."""
+    parts = ("mnist", "resnet")
+    keys = [(part, key) for part in parts for key in sorted(results) if key.split("-")[0] == f"{part}/fit"]
+    return [(part, results[key]) for part, key in keys]
 
 
 def one_solve(part: str, fit: dict[str, Any], results: dict[str, Any]) -> float | None:
@@ -70,7 +76,7 @@ def _steps(part: str, fit: dict[str, Any]) -> str:
     )
     said = f" It warned: {' '.join(fit['warnings'])}" if fit["warnings"] else ""
     final = f"Final samples: {fit['final_passes']} passes, stated error {share(fit['final_error'])}."
-    return f"{part}, EM (method {fit['method']}) step by step: {each}. {final}{said}"
+    return f"{part}, K = {fit['columns']}, EM (method {fit['method']}) step by step: {each}. {final}{said}"
 
 
 def _paper(fit: dict[str, Any], paper: dict[str, Any]) -> str:
