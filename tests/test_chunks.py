@@ -264,6 +264,27 @@ def test_real_measurements_end_and_agree(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(tuned.predict(inputs()).variance, plain.predict(inputs()).variance, rtol=1e-2, atol=1e-5)
 
 
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_faster_way_to_take_both_products_is_chosen(monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+    """One forward for both products, or one for each: whichever is said to be faster, from either start."""
+    for name, value in {"_FEWEST_PRODUCTS": 1, "_LEAST_WORK": 1, "_SECONDS": 1e9}.items():
+        monkeypatch.setattr(tuning, name, value)
+
+    def once(search: Any, rows: int, columns: int) -> float:
+        return rows * columns * (1.0 if search._features.products.shared == faster else 2.0)
+
+    monkeypatch.setattr(tuning._Search, "_once", once)
+    features = network_features()
+    assert features.settle(inputs().double()[:2]).both
+    expected = model_of(features).curvature_product(vectors(5))
+    for _ in range(2):  # the second time the other way is the slower one
+        model = model_of(ScaledFeatures(features, torch.ones(39, dtype=torch.float64)), size=24)
+        tuning.tune(model, 16)
+        assert features.products.shared == faster
+        torch.testing.assert_close(model.curvature_product(vectors(5)), expected)
+    assert ("a forward for each product" in features.products.words) == (not faster)
+
+
 def test_small_problems_are_not_measured() -> None:
     la = laplace(classifier()).fit(class_batches())
     assert la.report_.chunks["source"] == "preset"

@@ -75,6 +75,14 @@ class Features(ABC):
         """phi0 and s (P,) with phi = phi0 diag(s), so that a pass need multiply by s only once; s None for ones."""
         return self, None
 
+    def other_way(self) -> "Features | None":
+        """The same features with their products computed otherwise, which may be faster; None if there is no such."""
+        return None
+
+    def go(self, way: "Features") -> None:
+        """Compute products from now on as this does, which ``other_way`` gave."""
+        raise NotImplementedError(f"{type(self).__name__} knows one way only, got {type(way).__name__}")
+
 
 def adjoint_error(linearisation: Linearisation, num_parameters: int, seed: int = 0) -> float:
     """Relative error of <phi v, u> = <v, phi' u> for one random pair (u, v).

@@ -33,6 +33,8 @@ class Products:
     """Whether all K vectors go through together."""
     shared: bool = True
     """Whether one forward serves both products in forward mode: reverse mode through the jvps."""
+    both: bool = False
+    """Whether either would do in forward mode, so that the faster can be chosen."""
     math_attention: bool = False
     """Whether the network asks for an attention kernel, and gets the mathematical form, which has all derivatives."""
 
@@ -41,6 +43,7 @@ class Products:
         """The same in one line, for a report."""
         words = "forward mode" if self.mode == FORWARD else f"double reverse mode, because {self.reason}"
         words += "" if self.stacked else "; one vector at a time"
+        words += "; a forward for each product" if self.mode == FORWARD and not self.shared else ""
         return words + ("; attention in its mathematical form" if self.math_attention else "")
 
 

@@ -118,10 +118,23 @@ class NetworkFeatures(Features):
         if failure is not None:
             self.products = self._reverse_products(inputs, failure)
             _check_differences(self, inputs)
-        elif not _shares_forward(self, inputs):
-            self.products = Products(shared=False)
+        else:
+            works = _shares_forward(self, inputs)
+            self.products = Products(shared=works, both=works)
         self.products = replace(self.products, math_attention=attention.seen)
         return self.products
+
+    def other_way(self) -> Features | None:
+        """In forward mode: one forward for both products, or one for each (``settle`` has seen that both work)."""
+        if self.products.mode != FORWARD or not self.products.both:
+            return None
+        other = copy(self)
+        other.products = replace(self.products, shared=not self.products.shared)
+        return other
+
+    def go(self, way: Features) -> None:
+        assert isinstance(way, NetworkFeatures)
+        self.products = way.products
 
     def _reverse_products(self, inputs: Inputs, failure: Exception) -> Products:
         """Double reverse mode, because of what forward mode failed with; vectors together where that works."""
