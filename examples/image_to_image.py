@@ -18,7 +18,7 @@ import sampla
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--full", action="store_true", help="64 x 64 pixels and 16 pictures instead of 12 x 12 and 24")
 full = parser.parse_args().full
-size, count, width, steps = (64, 16, 4, 200) if full else (12, 24, 4, 100)
+size, count, width, steps = (64, 16, 8, 200) if full else (12, 24, 8, 100)
 
 
 def discs(number: int, pixels: int) -> torch.Tensor:

@@ -242,3 +242,33 @@ def test_noisy_targets_need_a_fixed_order():
     rhs = RightHandSide(noise.data_part, randn(2, 4), 2, 0)
     with pytest.raises(ValueError, match=r"fixed order for objective='targets'.*Use objective='regulariser'"):
         solve(SOLVERS["sgd-targets"](), LinearSystem(model, precision, noise.diagonal), rhs)
+
+
+@pytest.mark.parametrize("method", ["fixed", "krylov", "samples"])
+def test_samples_beside_a_mean_that_is_far_longer_are_as_exact_as_stated(method):
+    """Data so precise that |phi mean| is a hundred times |phi z|: the error stated is that of the samples."""
+    size = 100
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = torch.nn.Linear(size, 1, bias=False).double().eval()
+    x = prescribed(np.logspace(0, -5, size).tolist(), NUM_DATA)
+    loader = [(x, x @ randn(size, 1) + 1e-3 * randn(NUM_DATA, 1, seed=1))]
+    likelihood = sampla.Gaussian(1e6, learn=False)
+
+    def fitted(solver, prior, **options):
+        la = sampla.LinearisedLaplace(
+            net, likelihood, prior, solver=solver, num_samples=8, progress=False, **options
+        )  # fmt: skip
+        return la.fit(loader)
+
+    learn = method != "fixed"
+    em = sampla.EM(method=method, mode_tolerance=0.05, solve_tolerance=0.05) if learn else None
+    found = fitted("block-cg", sampla.Isotropic(1.0, learn=learn), tolerance=0.05, em=em)
+    exact = fitted("dense", sampla.Isotropic(float(found.prior_precision_), learn=False))
+    ours, truth = (x @ la.samples_["weight"][:, 0].mT for la in (found, exact))
+    mean = x @ found.linear_mean_["weight"][0]
+    assert mean.norm() > 50 * truth.norm() / 8**0.5
+    error = float((ours - truth).norm() / truth.norm())
+    assert error < 1.5 * 0.05
+    assert found.report_.solve_error <= 0.05
+    assert found.report_.solve_error > error / 3 or error < 1e-9  # the Krylov space is whole: rounding is left

@@ -24,6 +24,9 @@ from sampla.spectral import FixedPoint, Hyper, LogError, Settled, estimated, gam
 
 _FEWEST = 3
 """Iterations before the change of an estimate says anything about its error."""
+_AT_ONCE = 8
+"""A space of so many iterations grows by one more in a step: it then reaches any size in few steps, and at most an
+eighth of its products is too much."""
 _FURTHEST_DOWN, _FURTHEST_UP = 10.0, 1e4
 """Factors by which alpha may change before the mode is found again. Downwards the space must resolve smaller
 eigenvalues, and the mode's norm may grow as it likes. Upwards gamma is known; |mode|^2 is extrapolated, but it falls
@@ -73,10 +76,12 @@ def _rows(space: KrylovSpace | None) -> int:
 
 
 def _gaussian_step(task: Task, state: EMState) -> EMState:
-    """The space grows by one iteration; the fixed point of alpha and noise is read off it."""
+    """The space grows by an iteration, or more where it is large; the fixed point of alpha and noise is read off."""
     start, spent = perf_counter(), state.model.ledger.products
     assert state.space is not None
-    space = _grown(task, state, state.space, len(state.trace) + 1)
+    space = state.space
+    for _ in range(1 + space.iterations // _AT_ONCE):
+        space = _grown(task, state, space, len(state.trace) + 1)
     used = float(state.prior.precision[0]) / state.noise_factor
     found = _fixed_point(task, state, space).solved(used)
     hyper = found.hyper
@@ -164,7 +169,7 @@ def _fixed_point(task: Task, state: EMState, space: KrylovSpace) -> FixedPoint:
 
 def _grown(task: Task, state: EMState, space: KrylovSpace, number: int) -> KrylovSpace:
     """One iteration more, if the space is not whole and memory allows."""
-    if space.complete or len(space.basis) + len(space.following) > task.em.max_rows:
+    if space.complete or len(space.basis) + len(space.following) > task.rows(state.model):
         return space
     task.say(f"EM {number}: Krylov space of {len(space.basis) + len(space.following)} vectors")
     return space.grown(state.model)

@@ -27,7 +27,7 @@ from sampla.model import LinearModel, NoiseDraw
 from sampla.noise import PRIOR, standard_normal
 from sampla.preconditioners import Jacobi
 from sampla.priors import BoundPrior
-from sampla.solvers import LinearSystem, Mode, RightHandSide, Solution, linear_mode, solve
+from sampla.solvers import LinearSystem, Mode, RightHandSide, Solution, linear_mode, solve_balanced
 from sampla.spectral import LogError
 
 
@@ -122,10 +122,11 @@ class SampledEM:
     def e_step(self, state: EMState, num_samples: int, tolerance: float, label: str) -> Solution:
         """The block solve, from the last step's solution."""
         task = self.task
-        return solve(
+        return solve_balanced(
             task.solver, LinearSystem(state.model, state.prior.diagonal, self.draw.diagonal),
-            self.right_hand_side(state, num_samples), tolerance=tolerance, max_passes=task.max_passes,
-            guess=state.solution, say=lambda text: task.say(label + text),
+            self.right_hand_side(state, num_samples), mean_size=task.mean_size(state.model.likelihood),
+            tolerance=tolerance, max_passes=task.max_passes, guess=state.solution,
+            say=lambda text: task.say(label + text),
         )  # fmt: skip
 
     def at_mode(self, state: EMState, label: str) -> EMState:

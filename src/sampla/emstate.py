@@ -10,6 +10,7 @@ from torch import Tensor
 from sampla._checks import ConvergenceWarning, require
 from sampla.evidence import LogEvidence
 from sampla.krylov import KrylovSpace
+from sampla.likelihoods import Gaussian, Likelihood
 from sampla.model import LinearModel, NoiseDraw, Survey
 from sampla.priors import BoundPrior
 from sampla.solvers import Mode, Solution, Solver
@@ -17,6 +18,10 @@ from sampla.spectral import LogError
 
 CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
 Method: TypeAlias = Literal["krylov", "samples"]
+
+
+_FEWEST_ROWS, _MOST_ROWS, _SPACE_BYTES = 256, 1024, 2**28
+"""Vectors in EM's Krylov space: so many at least may become necessary, and up to so many where they are small."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class EM:
             such an E-step, which is then solved to this tolerance if the prior's precision is learnt.
         num_samples: right-hand sides that EM works with; the final solve has K. gamma is then known to about
             sqrt(2 / (num_samples gamma)) of itself.
-        max_rows: vectors of P that the Krylov space of M may hold.
+        max_rows: vectors of P that the Krylov space of M may hold; None: 256, or as many as 256 MiB hold, up to 1,024.
         method: "krylov" reads gamma for every alpha off one Krylov space of M, "samples" solves for posterior samples
             at every step, as the paper does; None: the Krylov space wherever M does not change with what is learnt.
     """
@@ -41,7 +46,7 @@ class EM:
     solve_tolerance: float = 0.05
     mode_tolerance: float = 0.005
     num_samples: int = 8
-    max_rows: int = 256
+    max_rows: int | None = None
     method: Method | None = None
 
     def __post_init__(self) -> None:
@@ -49,9 +54,16 @@ class EM:
             require(0 < getattr(self, name) < 1, f"EM {name} in (0, 1)", f"{getattr(self, name)}", "Try 0.02.")
         require(self.max_steps >= 1, "at least one EM step", f"{self.max_steps}", "Fix the prior with learn=False.")
         require(self.num_samples >= 2, "at least two samples for EM", f"{self.num_samples}", "The default is 8.")
-        require(self.max_rows >= 16, "max_rows of at least 16", f"{self.max_rows}", "The default is 256.")
+        enough = self.max_rows is None or self.max_rows >= 16
+        require(enough, "max_rows of at least 16", f"{self.max_rows}", "None takes 256 to 1,024, by their size.")
         known = self.method in (None, "krylov", "samples")
         require(known, "EM method 'krylov', 'samples' or None", f"{self.method!r}", "None chooses.")
+
+    def rows_of(self, like: Tensor, size: int) -> int:
+        """How many vectors of ``size`` numbers of the dtype of ``like`` the Krylov space may hold."""
+        if self.max_rows is not None:
+            return self.max_rows
+        return min(max(_SPACE_BYTES // (size * like.element_size()), _FEWEST_ROWS), _MOST_ROWS)
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,16 @@ class Task:
     def em_samples(self) -> int:
         """How many right-hand sides EM works with."""
         return min(self.em.num_samples, self.num_samples)
+
+    def mean_size(self, likelihood: Likelihood) -> float:
+        """|phi mean|_B^2 of a Gaussian likelihood is at most about this: the targets' own."""
+        if not isinstance(likelihood, Gaussian) or self.survey.target is None:
+            return 0.0
+        return likelihood.weighted(self.survey.target)
+
+    def rows(self, model: LinearModel) -> int:
+        """How many vectors a Krylov space may hold."""
+        return self.em.rows_of(model.features.like, model.num_parameters)
 
 
 @dataclass(frozen=True)

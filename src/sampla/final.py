@@ -17,7 +17,7 @@ from sampla.krylov import KrylovSpace, krylov_space
 from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
 from sampla.preconditioners import Sketch
-from sampla.solvers import LinearSystem, RightHandSide, Solution, Status, linear_mode, solve
+from sampla.solvers import LinearSystem, RightHandSide, Solution, Status, linear_mode, solve_balanced
 from sampla.spectral import LogError, estimated, gamma, log_determinant
 
 _FEWEST = 3
@@ -33,9 +33,9 @@ def right_hand_side(task: Task, diagonal: Tensor, data_part: Tensor) -> RightHan
 
 
 def final_solve(task: Task, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> Solution:
-    return solve(
-        task.solver, system, rhs, tolerance=task.tolerance, max_passes=task.max_passes, guess=guess,
-        say=lambda text: task.say("final samples, " + text),
+    return solve_balanced(
+        task.solver, system, rhs, mean_size=task.mean_size(system.model.likelihood), tolerance=task.tolerance,
+        max_passes=task.max_passes, guess=guess, say=lambda text: task.say("final samples, " + text),
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def with_mode(task: Task, state: EMState) -> EMState:
 
 def settled_space(task: Task, space: KrylovSpace, model: LinearModel, ratio: float) -> KrylovSpace:
     """The space, grown until the log determinant depends less on its iterations than on its probes."""
-    while not space.complete and len(space.basis) + len(space.following) <= task.em.max_rows:
+    while not space.complete and len(space.basis) + len(space.following) <= task.rows(model):
         if space.iterations >= _FEWEST:
             found = estimated(space, task.em_samples, log_determinant, ratio)
             if found.truncation <= _SHARE * found.standard_error:

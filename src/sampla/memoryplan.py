@@ -173,7 +173,8 @@ def plan_memory(
     learns = bound.learn or likelihood.learns_noise
     cheap = solver.recycles or solver.exact_determinant
     wanted = log_evidence or (log_evidence is None and learns and cheap)
-    most = min(em.max_rows, size) if (one_space and learns) or (wanted and not solver.exact_determinant) else 0
+    largest = min(em.rows_of(model.features.like, size), size)
+    most = largest if (one_space and learns) or (wanted and not solver.exact_determinant) else 0
     usual = min(most, _USUAL_ROWS, num_data * outputs + num_samples)
     few, means = min(em.num_samples, num_samples), int(isinstance(likelihood, Gaussian))
     parts, copies = _largest(num_samples, few, means, usual, learns and not likelihood.is_quadratic)

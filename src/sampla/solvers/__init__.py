@@ -1,6 +1,7 @@
 """Solvers of H z = b for many right-hand sides, behind one interface and one loop."""
 
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, solve
+from sampla.solvers.balanced import solve_balanced
 from sampla.solvers.block_cg import BlockCG
 from sampla.solvers.dense import Dense
 from sampla.solvers.dense_dual import DenseDual
@@ -26,4 +27,5 @@ __all__ = [
     "growing_guess",
     "linear_mode",
     "solve",
+    "solve_balanced",
 ]

@@ -1,0 +1,73 @@
+"""Posterior samples and the mean in one block, in which the mean counts as much as a sample.
+
+In function space a mean may be hundreds of times as long as a sample, where data are precise. The error of the block
+over its size would then be that of the mean, and samples that are a third off would pass for exact. Columns of a linear
+system may be scaled as one likes, so the mean's is solved at a sample's length.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sampla._params import row_dot
+from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, solve
+
+_MOST, _LEAST = 1e2, 1e-8
+"""Limits of the factor, for means of next to no length."""
+
+
+def solve_balanced(
+    solver: Solver[Any],
+    system: LinearSystem,
+    rhs: RightHandSide,
+    *,
+    mean_size: float,
+    tolerance: float,
+    max_passes: int,
+    guess: Solution | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Solution:
+    """As ``solve``, with every mean scaled to the length of a sample.
+
+    Args:
+        solver: any Solver.
+        system: H.
+        rhs: K samples, and means behind them.
+        mean_size: |phi mean|_B^2 at most, from the targets; used where the guess tells no better.
+        tolerance: relative error |phi(z - z*)|_B / |phi z*|_B asked for.
+        max_passes: products with M per column at most.
+        guess: an earlier solution of a nearby system.
+        say: called with one line before each pass.
+    """
+    count = rhs.num_samples
+    factor = torch.ones_like(rhs.data_part[:, :1])
+    factor[count:] = _factors(system, rhs, guess, mean_size)[:, None].to(factor)
+    scaled = RightHandSide(rhs.data_part * factor, rhs.prior_part * factor, count, rhs.seed)
+    found = solve(
+        solver, system, scaled, tolerance=tolerance, max_passes=max_passes, guess=_times(guess, factor), say=say
+    )
+    return replace(found, value=found.value / factor, curvature_value=found.curvature_value / factor)
+
+
+def _times(guess: Solution | None, factor: Tensor) -> Solution | None:
+    if guess is None:
+        return None
+    return replace(guess, value=guess.value * factor, curvature_value=guess.curvature_value * factor)
+
+
+def _factors(system: LinearSystem, rhs: RightHandSide, guess: Solution | None, mean_size: float) -> Tensor:
+    """For each mean: a sample's length |phi z|_B over its own, as far as they are known."""
+    count = rhs.num_samples
+    diagonal = system.diagonal.double()
+    sample = float((diagonal / (diagonal + system.precision.double())).sum())  # gamma is at most this
+    means = torch.full((len(rhs.data_part) - count,), mean_size, dtype=torch.float64, device=diagonal.device)
+    if guess is not None:
+        sizes = row_dot(guess.value, guess.curvature_value).double()
+        known = sizes[:count][sizes[:count] > 0]
+        sample = float(known.mean()) if len(known) else sample
+        means = torch.where(sizes[count:] > 0, sizes[count:], means)
+    ratio = torch.where(means > 0, sample / means.clamp_min(torch.finfo(torch.float64).tiny), torch.ones_like(means))
+    return ratio.sqrt().clamp(_LEAST, _MOST)
