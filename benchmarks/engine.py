@@ -1,9 +1,10 @@
 """The cost of a product with M for a sample, over one ordinary forward and backward of the same network and batch.
 
-    python benchmarks/engine.py [--quick] [--out benchmarks]
+    python benchmarks/engine.py [--quick] [--jax PYTHON] [--out benchmarks]
 
 Run by hand; minutes on one core. Writes engine.md and engine.json. Everything that is compared runs in one process,
-interleaved, on one thread, with freed memory kept; memory is the peak of a fresh process for each case.
+interleaved, on one thread, with freed memory kept; memory is the peak of a fresh process for each case. With --jax, the
+Python of an environment with JAX, engine_jax.py runs there afterwards.
 """
 
 import argparse
@@ -42,6 +43,7 @@ def main() -> None:
     """Time, then memory, then the words."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one repeat, K up to 8, C up to 1,000")
+    parser.add_argument("--jax", type=Path, help="python of an environment with JAX")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -56,7 +58,8 @@ def main() -> None:
     memory = [in_fresh_process(count) for count in (OUTPUTS[:3] if asked.quick else OUTPUTS)]
     with freed_memory_kept(), sdpa_kernel(SDPBackend.MATH):  # flash attention has no forward derivative
         rows = [row for name in NETWORKS for row in timed(name, samples, seconds)]
-    results = {"setting": setting(asked.quick), "time": rows, "memory": memory}
+    jax = [] if asked.jax is None else in_jax(asked.jax, samples, seconds)
+    results = {"setting": setting(asked.quick), "time": rows, "memory": memory, "jax": jax}
     (asked.out / "engine.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (asked.out / "engine.md").write_text(words(results), encoding="utf-8")
 
@@ -153,6 +156,15 @@ def published(features: NetworkFeatures, network: nn.Module, inputs: Tensor, vec
     return torch.cat(parts)
 
 
+def in_jax(python: Path, samples: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
+    """The same in JAX, in its own environment."""
+    script = Path(__file__).with_name("engine_jax.py")
+    command = [str(python), str(script), str(seconds), *map(str, samples)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
 def in_fresh_process(outputs: int) -> dict[str, Any]:
     """Peak memory of a process that does nothing else."""
     done = subprocess.run(
@@ -209,7 +221,7 @@ def words(results: dict[str, Any]) -> str:
         "as many as stand under *at once*.",
         "",
     ]
-    lines += ["JAX has not been compared."]
+    lines += _jax_words(results["jax"], rows)
     lines += [
         "",
         "## Memory against the number of outputs",
@@ -222,6 +234,26 @@ def words(results: dict[str, Any]) -> str:
         *(f"| {r['outputs']:,} | {r['MiB']:.0f} | {r['added MiB']:.0f} |" for r in results["memory"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _jax_words(found: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[str]:
+    """The published formulation in JAX, beside the same networks here."""
+    if not found:
+        return ["JAX has not been compared."]
+    lines = [
+        f"The published formulation in JAX {found[0]['jax']} (jit, its own environment, one thread, afterwards):",
+        "",
+        "| network | K | forward + backward, ms | published, over that | ms a sample | sampla, ms a sample |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for one in found:
+        here = next(r for r in rows if (r["network"], r["samples"]) == (one["network"], one["samples"]))
+        own, ratio = 1e3 * one["forward + backward"], one["published"]
+        ours = 1e3 * here["forward + backward"] * here["sampla"]
+        lines.append(
+            f"| {one['network']} | {one['samples']} | {own:.1f} | {ratio:.2f} | {own * ratio:.1f} | {ours:.1f} |"
+        )
+    return lines
 
 
 if __name__ == "__main__":
