@@ -63,6 +63,9 @@ class LinearisedLaplace:
         chunks: (data, vectors) that go through the network at once; None measures what is fastest, if a pass is long
             enough for that to matter. Chunks change results by rounding only; give them (``report_.chunks`` has those
             of a fit) where two fits are to agree to the bit. A fit that goes on from a checkpoint keeps its own.
+        autocast: torch.bfloat16 or torch.float16: products with M in EM and for a first solve are taken under
+            torch.autocast; the samples are then finished with products in the network's own type, so that their stated
+            error holds without reserve. Where such products are not faster, it costs passes. None: not used.
         progress: show a bar on anything over two seconds.
 
     Raises:
@@ -96,6 +99,7 @@ class LinearisedLaplace:
         log_evidence: bool | None = None,
         output: OutputName = None,
         chunks: tuple[int, int] | None = None,
+        autocast: torch.dtype | None = None,
         progress: bool = True,
     ) -> None:
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, "Pass the trained network.")
@@ -115,7 +119,11 @@ class LinearisedLaplace:
         self.em = em or EM()
         require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
         self.curvature_at: CurvatureAt = curvature_at
-        self.log_evidence, self.output, self.chunks = log_evidence, output, chunks
+        self.log_evidence, self.output, self.chunks, self.autocast = log_evidence, output, chunks, autocast
+        reduced = autocast is None or autocast in (torch.bfloat16, torch.float16)
+        require(
+            reduced, "autocast as torch.bfloat16, torch.float16 or None", f"{autocast}", "None uses full precision."
+        )
         if chunks is not None:
             right = len(chunks) == 2 and all(isinstance(n, int) and n >= 1 for n in chunks)
             require(right, "chunks as (data, vectors), at least (1, 1)", f"{chunks}", "None measures what is fastest.")
@@ -153,7 +161,13 @@ class LinearisedLaplace:
                     keep=lambda state: keep_state(checkpoint, state, self._identity(data)),
                 )  # fmt: skip
         report = build_report(
-            inference, data, self.excluded, adjoint, perf_counter() - start, self.tolerance, features.products.words
+            inference,
+            data,
+            self.excluded,
+            adjoint,
+            perf_counter() - start,
+            self.tolerance,
+            self._product_words(features),
         )
         if report.seconds > 2:
             self._progress.say(report.summary)
@@ -274,10 +288,16 @@ class LinearisedLaplace:
         """The network as features and its data, both checked on the first batch, and the adjoint error."""
         check_evaluation_mode(self.model)
         device = only_device(self.model)
-        features = NetworkFeatures(self.model, self.names, self.output)
+        features = NetworkFeatures(self.model, self.names, self.output, autocast=self.autocast)
         first = next(iter(CheckedLoader(loader, device, Progress(False))), None)
         assert first is not None, "an empty loader is refused when it is read to its end"
-        return features, CheckedLoader(loader, device, self._progress), check_network(features, first)
+        adjoint = check_network(features, first)
+        features.require_autocast(next(first.pieces(2)).inputs)
+        return features, CheckedLoader(loader, device, self._progress), adjoint
+
+    def _product_words(self, features: NetworkFeatures) -> str:
+        reduced = f"; under autocast to {self.autocast} but for the last passes" if self.autocast else ""
+        return features.products.words + reduced
 
     def _fitted(self) -> Posterior:
         if self._posterior is None:
@@ -302,6 +322,7 @@ class LinearisedLaplace:
             "data": data.fingerprint,
             "parameters": self.names,
             "output": self.output,
+            "autocast": str(self.autocast),
             "likelihood": self.likelihood.config(),
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),

@@ -138,26 +138,37 @@ class LinearModel:
         data: Data | Loader,
         ledger: Ledger | None = None,
         chunks: Chunks | None = None,
+        exact: bool = False,
     ) -> None:
         """Args: features and likelihood: what each datum is modelled by. data: a re-iterable of (inputs, targets).
 
         ledger: shared by models whose costs are counted together. chunks: how much goes through the features at once.
+        exact: products with M in full precision even where the features offer cheaper ones.
         """
         if not isinstance(data, Data):
             data = CheckedLoader(data, features.like.device, Progress(False))
         self.features, self.likelihood, self.data = features, likelihood, data
-        self.ledger, self.chunks = ledger or Ledger(), chunks or Chunks()
+        self.ledger, self.chunks, self.exact = ledger or Ledger(), chunks or Chunks(), exact
 
     @property
     def num_parameters(self) -> int:
         """P."""
         return self.features.layout.total
 
-    def replaced(self, features: Features | None = None, likelihood: Likelihood | None = None) -> "LinearModel":
-        """The same data, ledger and chunks with other features or another likelihood."""
+    @property
+    def reduced(self) -> bool:
+        """Whether products with M are taken in reduced precision."""
+        base, _ = self.features.unscaled()
+        return not self.exact and base.cheaper() is not base
+
+    def replaced(
+        self, features: Features | None = None, likelihood: Likelihood | None = None, exact: bool | None = None
+    ) -> "LinearModel":
+        """The same data, ledger and chunks with other features, another likelihood, or products in full precision."""
         return LinearModel(
-            features or self.features, likelihood or self.likelihood, self.data, self.ledger, self.chunks
-        )
+            features or self.features, likelihood or self.likelihood, self.data, self.ledger, self.chunks,
+            self.exact if exact is None else exact,
+        )  # fmt: skip
 
     def batches(self, columns: int, stride: int = 1, offset: int = 0) -> Iterator[LinearBatch]:
         """One pass, in pieces that suit products with this many vectors at once; with a stride every so many of them.
@@ -257,6 +268,7 @@ class LinearModel:
         """
         count, seen = vectors.shape[0], 0
         features, scale = self.features.unscaled()
+        features = features if self.exact else features.cheaper()
         vectors = vectors if scale is None else vectors * scale
         total = torch.zeros_like(vectors)
         rows = self.chunks.rows(count) if stride == 1 else max(1, ENTRIES // max(1, min(count, COLUMNS)))

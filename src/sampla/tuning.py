@@ -96,7 +96,8 @@ class _Search:
 
     def __init__(self, model: LinearModel, batch: Batch, num_vectors: int, work: int) -> None:
         self._model, self._batch, self._work = model, batch, work
-        self._features, _ = model.features.unscaled()
+        self._base, _ = model.features.unscaled()
+        self._features = self._base.cheaper()
         self._most_columns = min(num_vectors, model.chunks.columns)
         self._vectors = _vectors(self._features, self._most_columns)
         self._memory = chunk_memory(self._features, batch)
@@ -118,13 +119,13 @@ class _Search:
 
     def choose_way(self, shape: tuple[int, int]) -> None:
         """Take the features' other way where it gains, both timed once more, one after the other."""
-        used, other = self._features, self._features.other_way()
+        other = self._base.other_way()
         if other is None:
             return
         before = min(self._times[shape], self._time(shape))
-        self._features = other
+        self._features = other.cheaper()
         if self._time(shape) < _GAIN * before:
-            used.go(other)
+            self._base.go(other)
 
     def _faster(self, shape: tuple[int, int], than: tuple[int, int]) -> bool:
         rows, columns = shape

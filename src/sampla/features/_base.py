@@ -75,6 +75,10 @@ class Features(ABC):
         """phi0 and s (P,) with phi = phi0 diag(s), so that a pass need multiply by s only once; s None for ones."""
         return self, None
 
+    def cheaper(self) -> "Features":
+        """The same features with products in reduced precision, where these were asked for; else themselves."""
+        return self
+
     def other_way(self) -> "Features | None":
         """The same features with their products computed otherwise, which may be faster; None if there is no such."""
         return None

@@ -42,6 +42,10 @@ class OutputsAt(Features):
         base, scale = self._base.unscaled()
         return (self, None) if scale is None else (OutputsAt(base, self._theta * scale), scale)
 
+    def cheaper(self) -> Features:
+        base = self._base.cheaper()
+        return self if base is self._base else OutputsAt(base, self._theta)
+
 
 class _At(Linearisation):
     def __init__(self, base: Linearisation, theta: Tensor) -> None:

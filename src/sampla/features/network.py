@@ -2,23 +2,21 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
 from sampla._batches import check_inputs, describe_inputs, map_inputs
 from sampla._memory import is_out_of_memory
 from sampla._params import ParameterLayout
 from sampla._typing import Inputs
 from sampla.features._base import Bend, Features, Linearisation
+from sampla.features._kernels import Attention, constant_padding, differentiable
 from sampla.features._modules import Alone, Call, describe_module, floating, watched
 from sampla.features._outputs import OutputName, pick_output
 from sampla.features._products import DOUBLE_REVERSE, FORWARD, Products, short_reason
@@ -60,6 +58,7 @@ class NetworkFeatures(Features):
         output: which entry of the network's output the likelihood is about, by name or index; None: the only
             floating-point tensor, or the entry "logits".
         products: how the products are taken; ``settle`` finds out.
+        autocast: type in which ``cheaper`` lets torch.autocast compute; None: as the network is.
 
     Raises:
         TypeError: if the network does not return a floating-point tensor, or several without a choice.
@@ -67,8 +66,14 @@ class NetworkFeatures(Features):
     """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], output: OutputName = None, products: Products | None = None
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        output: OutputName = None,
+        products: Products | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
+        self.autocast, self._reduced = autocast, False
         self._inside = _Inside(model)
         self._slots = _slots(model)
         self._padding = [
@@ -94,13 +99,16 @@ class NetworkFeatures(Features):
         args, kwargs = _call_arguments(inputs)
         with _explained(inputs):
             outputs = self.within(point, lambda: self._inside.model(*args, **kwargs))
-        return pick_output(outputs, self.output)
+        picked = pick_output(outputs, self.output)
+        return picked.to(self.like.dtype) if self._reduced else picked
 
     def within(self, point: Mapping[str, Tensor], work: Callable[[], Result]) -> Result:
         """The result of work done while the network has these parameters and only operations with derivatives."""
         values = {**self._rest, **point}
         state = {f"model.{slot}": values[name] for slot, name in self._slots.items()}
-        with _differentiable(self._native_rnn), _constant_padding(self._padding):
+        device, dtype = self.like.device.type, self.autocast
+        reduced = torch.autocast(device, dtype) if self._reduced else nullcontext()
+        with differentiable(self._native_rnn), constant_padding(self._padding), reduced:
             result: Result = functional_call(self._inside, state, (work,), tie_weights=False)
         return result
 
@@ -111,7 +119,7 @@ class NetworkFeatures(Features):
             RuntimeError: if neither forward nor double reverse mode works, naming the module that stands in the way.
             ValueError: if the derivative of double reverse mode is not that of the outputs.
         """
-        with _Attention() as attention, torch.no_grad():
+        with Attention() as attention, torch.no_grad():
             self.call(self.point, inputs)
         self.products = Products()
         failure = _failure(self, inputs)
@@ -123,6 +131,26 @@ class NetworkFeatures(Features):
             self.products = Products(shared=works, both=works)
         self.products = replace(self.products, math_attention=attention.seen)
         return self.products
+
+    def cheaper(self) -> Features:
+        if self.autocast is None:
+            return self
+        reduced = copy(self)
+        reduced._reduced = True
+        return reduced
+
+    def require_autocast(self, inputs: Inputs) -> None:
+        """Refuse an autocast under which the products of this network cannot be taken.
+
+        Raises:
+            RuntimeError: with what torch says.
+        """
+        failure = None if self.autocast is None else _failure(cast("NetworkFeatures", self.cheaper()), inputs)
+        if failure is not None:
+            raise RuntimeError(
+                f"expected a network whose products work under torch.autocast to {self.autocast} on "
+                f"{self.like.device.type}, got: {failure} Leave autocast out for this network or this device."
+            ) from failure
 
     def other_way(self) -> Features | None:
         """In forward mode: one forward for both products, or one for each (``settle`` has seen that both work)."""
@@ -268,49 +296,6 @@ def _call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {}
-
-
-@contextmanager
-def _differentiable(native_rnn: bool) -> Iterator[None]:
-    """Fused kernels put aside that have no derivatives: attention, encoder layers and cuDNN's recurrent layers."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    cudnn = torch.backends.cudnn.enabled and not native_rnn
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=cudnn):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextmanager
-def _constant_padding(embeddings: Sequence[tuple[nn.Embedding, Tensor]]) -> Iterator[None]:
-    """The row of padding_idx is no parameter: its backward says so, and in forward mode this does."""
-
-    def fixed(row: Tensor) -> Callable[..., Tensor]:
-        def hook(module: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
-            return torch.where(args[0].eq(module.padding_idx).unsqueeze(-1), row.to(output.dtype), output)
-
-        return hook
-
-    handles = [module.register_forward_hook(fixed(row), prepend=True) for module, row in embeddings]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Attention(TorchFunctionMode):
-    """Sees whether the network asks for an attention kernel."""
-
-    seen = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        fused = func is multi_head_attention_forward and not options.get("need_weights", True)
-        self.seen = self.seen or fused or func is scaled_dot_product_attention
-        return func(*args, **options)
 
 
 @contextmanager
