@@ -7,6 +7,7 @@ import torch
 from classification.data import Data, Shift, corruptions, split_cifar
 from classification.networks import cifar100_network
 from classification.settings import Experiment, Settings, Swag
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -36,10 +37,13 @@ def trained(data: Data, settings: Settings, checkpoints: Path | None, member: in
     network = cifar100_network()
     network.load_state_dict(load_file(checkpoints / CHECKPOINT))
     network.eval()
+    with safe_open(checkpoints / CHECKPOINT, "pt") as file:
+        said = file.metadata() or {}
     few = data.train.rows(slice(1000))
     with torch.no_grad():
         outputs = torch.cat([network(part) for part in few.inputs.split(100)])
     facts = {
+        "trained on": f"{int(said['images']):,} images, {said['epochs']} epochs" if "images" in said else "unknown",
         "parameters": sum(p.numel() for p in network.parameters()),
         "loss on the fitted images": float(nn.functional.cross_entropy(outputs, few.labels)),
         "accuracy there": float((outputs.argmax(-1) == few.labels).double().mean()),

@@ -1,10 +1,10 @@
 """Train the ResNet-18 for CIFAR-100 in the usual way, on a GPU where there is one.
 
-    python experiments/cifar100_resnet18/train.py --root DIR --checkpoints DIR [--epochs 30] [--quick]
+    python experiments/cifar100_resnet18/train.py --root DIR --checkpoints DIR [--epochs 30] [--images 49000] [--quick]
 
-SGD with Nesterov momentum, a one-cycle schedule, random shifts and flips, on the first 49,000 images of the order that
-run.py uses. Writes DIR/resnet18_cifar100.safetensors after every epoch. ``--quick`` trains on 100 images for two
-steps: a network that is good for nothing but trying the scripts.
+SGD with Nesterov momentum, a one-cycle schedule, random shifts and flips, on the first images of the order that run.py
+uses. Writes DIR/resnet18_cifar100.safetensors after every epoch, with what it was trained on and its test accuracy.
+``--quick`` trains on 100 images for two steps: a network that is good for nothing but trying the scripts.
 """
 
 import argparse
@@ -33,9 +33,9 @@ def main() -> None:
     arguments = _arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     order = torch.randperm(50_000, generator=torch.Generator().manual_seed(_SEED))
-    count = _QUICK_IMAGES if arguments.quick else TRAINED_ON
+    count = _QUICK_IMAGES if arguments.quick else arguments.images
     train = cifar(arguments.root, "cifar100", "train", order[:count])
-    test = cifar(arguments.root, "cifar100", "test", count=_QUICK_IMAGES if arguments.quick else 10_000)
+    test = cifar(arguments.root, "cifar100", "test", count=_QUICK_IMAGES if arguments.quick else min(count, 10_000))
     torch.manual_seed(_SEED)
     network = cifar100_network().to(device)
     epochs = _QUICK_EPOCHS if arguments.quick else arguments.epochs
@@ -51,7 +51,8 @@ def main() -> None:
         )
         state = {name: t.cpu().contiguous() for name, t in network.state_dict().items()}
         arguments.checkpoints.mkdir(parents=True, exist_ok=True)
-        save_file(state, arguments.checkpoints / CHECKPOINT)
+        facts = {"images": count, "epochs": epoch, "test accuracy": f"{accuracy:.4f}"}
+        save_file(state, arguments.checkpoints / CHECKPOINT, {name: str(fact) for name, fact in facts.items()})
 
 
 def _epoch(
@@ -88,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, required=True, help="folder that holds cifar100/")
     parser.add_argument("--checkpoints", type=Path, required=True, help="where the network goes")
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--images", type=int, default=TRAINED_ON)
     parser.add_argument("--quick", action="store_true", help="a few steps, to try the scripts")
     return parser.parse_args()
 
