@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint figures benchmark-solvers benchmark-linear-models uci calibration peers mnist-lenet cifar10-resnet20 clean
+.PHONY: demo test lint figures benchmark-solvers benchmark-linear-models benchmark-engine uci calibration peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -30,6 +30,10 @@ benchmark-solvers: $(INSTALLED)
 benchmark-linear-models: $(INSTALLED)
 	$(BIN)/python benchmarks/linear_models.py
 
+# benchmarks/engine.md: JAX, the python of an environment with JAX in it, may be left out. A quarter of an hour.
+benchmark-engine: $(INSTALLED)
+	$(BIN)/python benchmarks/engine.py $(if $(JAX),--jax $(JAX))
+
 # experiments/uci/results.md: ROOT holds the npz files. A run that is cut off goes on where it stopped.
 uci: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments]'
@@ -45,6 +49,13 @@ mnist-lenet: peers
 
 cifar10-resnet20: peers
 	$(BIN)/python experiments/cifar10_resnet20/run.py --root $(ROOT) --checkpoints $(CHECKPOINTS)
+
+# experiments/cifar100_resnet18/subset: a network trained on 1,000 images and posteriors of 64 of them, to see the
+# headline's 11 million parameters and 100 outputs at work on a CPU. Twenty minutes; without --quick it takes a GPU.
+cifar100-subset: peers
+	$(BIN)/python experiments/cifar100_resnet18/train.py --root $(ROOT) --checkpoints $(CHECKPOINTS) --images 1000 --epochs 8
+	$(BIN)/python experiments/cifar100_resnet18/run.py --root $(ROOT) --checkpoints $(CHECKPOINTS) --quick \
+		--out experiments/cifar100_resnet18/subset
 
 # experiments/calibration/results.md: a few minutes.
 calibration: $(INSTALLED)

@@ -20,7 +20,7 @@ FULL = Settings(
     own_predictions=False,
 )  # fmt: skip
 QUICK = Settings(
-    images=50, held_out=40, test=40, shifted=0, foreign=40, samples=2, swag=SWAG, own_predictions=False
+    images=64, held_out=100, test=100, shifted=0, foreign=100, samples=8, swag=SWAG, own_predictions=False
 )  # fmt: skip
 
 
