@@ -14,7 +14,7 @@ TRAINED_ON = 50_000
 """Images that the checkpoint has seen: all of CIFAR-10's training set."""
 SWAG = Swag(epochs=10, learning_rate=0.002, augment=True)
 FULL = Settings(
-    images=200, held_out=300, test=400, shifted=60, foreign=120, samples=8, swag=SWAG, laplace_batch=4,
+    images=400, held_out=300, test=500, shifted=40, foreign=200, samples=16, swag=SWAG, laplace_batch=4,
     own_predictions=False, ella_points=60, ella_rank=40,
 )  # fmt: skip
 QUICK = Settings(
@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
     shifts=shifts,
     methods=(
         "network", "temperature", "swag", "laplace-diag", "laplace-kron", "laplace-kron-layers", "laplace-last",
-        "laplace-full", "laplace-ella", "sampla-isotropic", "sampla-g",
+        "laplace-full", "laplace-ella", "sampla-isotropic", "sampla-g", "sampla-isotropic-mode",
     ),
     full=FULL,
     quick=QUICK,
