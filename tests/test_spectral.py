@@ -1,8 +1,10 @@
 """Traces and EM's fixed point read off a Krylov space, against explicit matrices and the same probes."""
 
+import warnings
 from dataclasses import replace
 from math import exp, inf, log
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
@@ -246,3 +248,32 @@ def test_too_few_rows_are_said_in_plain_words(regression, max_rows, settled):
         assert "NOT settled" in str(la.report_)
         assert "EM(max_rows=...)" in la.report_.advice
     assert la.report_.settled is settled
+
+
+@pytest.mark.parametrize(("max_rows", "settled"), [(256, False), (None, True)])
+def test_small_vectors_may_fill_a_larger_space(max_rows, settled):
+    """Data that determine nearly all of 400 weights: 256 vectors do not tell alpha, and steps do not run out."""
+    size = 400
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = torch.nn.Linear(size, 1, bias=False).double().eval()
+    x = dense.prescribed(np.logspace(2, -6, size).tolist(), 2 * size)
+    w, noise = randn(size, 1), 1e-5 * randn(2 * size, 1, seed=1)
+    la = sampla.LinearisedLaplace(
+        net, "gaussian", "isotropic", solver="block-cg", em=sampla.EM(max_rows=max_rows), progress=False
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", sampla.ConvergenceWarning)
+        la.fit([(x, x @ w + noise)])
+    assert la.report_.settled is settled
+    assert any("EM was asked to settle" in str(one.message) for one in caught) is not settled
+    if settled:
+        assert float(la.prior_precision_) == pytest.approx(1 / float(w.square().mean()), rel=0.1)
+        assert len(la.report_.trace) < 30
+
+
+def test_how_many_rows_a_space_may_have():
+    like = torch.zeros(0)
+    rows = [sampla.EM().rows_of(like, size) for size in (737, 100_000, 11_000_000)]
+    assert rows == [1024, 2**28 // 400_000, 256]
+    assert sampla.EM(max_rows=40).rows_of(like, 737) == 40
