@@ -244,7 +244,7 @@ def _jax_words(found: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[
     lines = [
         f"The published formulation in JAX {found[0]['jax']} (jit, its own environment, one thread, afterwards):",
         "",
-        "| network | K | forward + backward, ms | published, over that | ms a sample | sampla, the faster way, ms a sample |",
+        "| network | K | forward + backward, ms | published, over that | ms a sample | sampla, the faster way |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for one in found:
