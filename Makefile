@@ -53,7 +53,7 @@ cifar10-resnet20: peers
 # experiments/cifar100_resnet18/subset: a network trained on 1,000 images and posteriors of 64 of them, to see the
 # headline's 11 million parameters and 100 outputs at work on a CPU. Twenty minutes; without --quick it takes a GPU.
 cifar100-subset: peers
-	$(BIN)/python experiments/cifar100_resnet18/train.py --root $(ROOT) --checkpoints $(CHECKPOINTS) --images 1000 --epochs 8
+	$(BIN)/python experiments/cifar100_resnet18/train.py --root $(ROOT) --checkpoints $(CHECKPOINTS) --images 1000 --epochs 8 --rate 0.03
 	$(BIN)/python experiments/cifar100_resnet18/run.py --root $(ROOT) --checkpoints $(CHECKPOINTS) --quick \
 		--out experiments/cifar100_resnet18/subset
 

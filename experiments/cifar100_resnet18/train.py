@@ -24,7 +24,7 @@ from classification.networks import cifar100_network
 from classification.swag import augmented
 from config import CHECKPOINT, TRAINED_ON
 
-_BATCH, _RATE, _DECAY, _SEED = 128, 0.2, 5e-4, 0
+_BATCH, _DECAY, _SEED = 128, 5e-4, 0
 _QUICK_IMAGES, _QUICK_EPOCHS = 100, 2
 
 
@@ -39,9 +39,9 @@ def main() -> None:
     torch.manual_seed(_SEED)
     network = cifar100_network().to(device)
     epochs = _QUICK_EPOCHS if arguments.quick else arguments.epochs
-    optimiser = torch.optim.SGD(network.parameters(), _RATE, momentum=0.9, weight_decay=_DECAY, nesterov=True)
+    optimiser = torch.optim.SGD(network.parameters(), arguments.rate, momentum=0.9, weight_decay=_DECAY, nesterov=True)
     steps = epochs * -(-count // _BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, arguments.rate, total_steps=steps)
     generator, start = torch.Generator().manual_seed(_SEED), perf_counter()
     for epoch in range(1, epochs + 1):
         loss = _epoch(network, train, optimiser, schedule, generator, device)
@@ -89,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, required=True, help="folder that holds cifar100/")
     parser.add_argument("--checkpoints", type=Path, required=True, help="where the network goes")
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--rate", type=float, default=0.2, help="largest learning rate; less for few steps")
     parser.add_argument("--images", type=int, default=TRAINED_ON)
     parser.add_argument("--quick", action="store_true", help="a few steps, to try the scripts")
     return parser.parse_args()
