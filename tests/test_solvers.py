@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import sampla
 from cases import SOLVERS, batches, linear_model, randn
 from dense import prescribed
-from sampla.solvers import LinearSystem, RightHandSide, Status, solve
+from sampla.solvers import LinearSystem, RightHandSide, Status, solve, solve_balanced
 
 NUM_DATA = 300
 SYSTEMS = {  # eigenvalues of M, prior precision
@@ -272,3 +272,28 @@ def test_samples_beside_a_mean_that_is_far_longer_are_as_exact_as_stated(method)
     assert error < 1.5 * 0.05
     assert found.report_.solve_error <= 0.05
     assert found.report_.solve_error > error / 3 or error < 1e-9  # the Krylov space is whole: rounding is left
+
+
+def test_what_a_balanced_solve_is_given_comes_back_as_it_was():
+    """Right-hand sides are scaled in place for a while: also after an interrupt they are the caller's again."""
+    x, y = randn(60, 4), randn(60, 1, seed=1)
+    model = linear_model(sampla.DesignMatrix(4), sampla.Gaussian(1e4, learn=False), batches(x, y, 20))
+    noise = model.draw_noise(0, 2)
+    target = -model.loss_gradient(torch.zeros(1, 4, dtype=noise.data_part.dtype))[1]
+    part = torch.cat([noise.data_part, target])
+    rhs = RightHandSide(part.clone(), torch.cat([randn(2, 4), torch.zeros(1, 4)]).to(part), 2, 0)
+    system = LinearSystem(model, torch.ones_like(noise.diagonal), noise.diagonal)
+    options = {"mean_size": 1e4 * float(y.square().sum()), "tolerance": 1e-8, "max_passes": 20}
+    found = solve_balanced(sampla.BlockCG(), system, rhs, **options)
+    torch.testing.assert_close(system.product(found.value), rhs.total)
+    again = solve_balanced(sampla.BlockCG(), system, rhs, guess=found, **options)
+    torch.testing.assert_close(again.value, found.value)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    kept = found.value.clone()
+    with pytest.raises(KeyboardInterrupt):
+        solve_balanced(sampla.BlockCG(), system, rhs, guess=found, say=interrupt, **options)
+    assert torch.equal(rhs.data_part, part)
+    assert torch.equal(found.value, kept)

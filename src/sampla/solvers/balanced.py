@@ -35,7 +35,7 @@ def solve_balanced(
     Args:
         solver: any Solver.
         system: H.
-        rhs: K samples, and means behind them.
+        rhs: K samples, and means behind them, which have no prior part.
         mean_size: |phi mean|_B^2 at most, from the targets; used where the guess tells no better.
         tolerance: relative error |phi(z - z*)|_B / |phi z*|_B asked for.
         max_passes: products with M per column at most.
@@ -43,19 +43,29 @@ def solve_balanced(
         say: called with one line before each pass.
     """
     count = rhs.num_samples
-    factor = torch.ones_like(rhs.data_part[:, :1])
-    factor[count:] = _factors(system, rhs, guess, mean_size)[:, None].to(factor)
-    scaled = RightHandSide(rhs.data_part * factor, rhs.prior_part * factor, count, rhs.seed)
-    found = solve(
-        solver, system, scaled, tolerance=tolerance, max_passes=max_passes, guess=_times(guess, factor), say=say
-    )
-    return replace(found, value=found.value / factor, curvature_value=found.curvature_value / factor)
+    options: dict[str, Any] = {"tolerance": tolerance, "max_passes": max_passes, "say": say}
+    if count == len(rhs.data_part):
+        return solve(solver, system, rhs, guess=guess, **options)
+    factor = _factors(system, rhs, guess, mean_size)[:, None].to(rhs.data_part)
+    means = rhs.data_part[count:].clone()
+    rhs.data_part[count:] *= factor  # in place, and back below: a block of K vectors is much memory
+    try:
+        found = solve(solver, system, rhs, guess=_times(guess, count, factor), **options)
+    finally:
+        rhs.data_part[count:] = means
+    found.value[count:] /= factor
+    found.curvature_value[count:] /= factor
+    return found
 
 
-def _times(guess: Solution | None, factor: Tensor) -> Solution | None:
+def _times(guess: Solution | None, count: int, factor: Tensor) -> Solution | None:
+    """A copy with scaled means: the solver may hand the very tensors back."""
     if guess is None:
         return None
-    return replace(guess, value=guess.value * factor, curvature_value=guess.curvature_value * factor)
+    value, curvature_value = guess.value.clone(), guess.curvature_value.clone()
+    value[count:] *= factor
+    curvature_value[count:] *= factor
+    return replace(guess, value=value, curvature_value=curvature_value)
 
 
 def _factors(system: LinearSystem, rhs: RightHandSide, guess: Solution | None, mean_size: float) -> Tensor:
