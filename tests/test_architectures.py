@@ -14,6 +14,7 @@ from dense import categorical_loss, curvature, hessians, jacobian
 from helpers import assert_unchanged, snapshot
 from networks import CASES, CLASSES, COUNT, FLAT, Case, Output, Pair, Returning
 from sampla import checkpoint as store
+from sampla._memory import LivePeak
 from sampla.features import NetworkFeatures, check_adjoint
 
 every_case = pytest.mark.parametrize("name", CASES)
@@ -165,3 +166,18 @@ def test_a_choice_that_the_network_does_not_return(output: Any, wrap: Callable[.
     la = sampla.LinearisedLaplace(Returning(wrap).double().eval(), output=output, progress=False)
     with pytest.raises(TypeError, match=match):
         la.fit([(FLAT, torch.arange(COUNT) % CLASSES)])
+
+
+def test_attention_copies_no_weights_for_every_token() -> None:
+    """K weights times transposed inputs: torch alone holds K x tokens x weights at a time."""
+    width, tokens, count = 64, 32, 4
+    layer = nn.TransformerEncoderLayer(width, 4, width, batch_first=True, dropout=0.0).eval()
+    features = NetworkFeatures(layer, [name for name, _ in layer.named_parameters()])
+    at = features.linearise(torch.randn(2, tokens, width))
+    vectors = torch.randn(count, features.layout.total)
+    linear = nn.functional.linear
+    at.vjp(torch.randn(count, *at.outputs.shape))
+    with LivePeak() as alive:
+        at.jvp(vectors)
+    assert alive.peak < 4 * count * tokens * 3 * width**2 / 2
+    assert nn.functional.linear is linear
