@@ -62,6 +62,17 @@ def test_only_products_with_m_are_reduced_and_only_until_the_last_passes(monkeyp
     torch.testing.assert_close(la.predict(inputs()).mean, net(inputs()), rtol=0, atol=0)
 
 
+def test_a_solver_that_a_start_saves_nothing_solves_once_and_exactly() -> None:
+    net = classifier()
+    cast, exact = (
+        laplace(net, prior=sampla.Isotropic(0.01, learn=False), solver="dense", autocast=dtype).fit(class_batches())
+        for dtype in (BFLOAT16, None)
+    )
+    assert cast.report_.passes == exact.report_.passes
+    for name, samples in exact.samples_.items():
+        assert torch.equal(cast.samples_[name], samples)
+
+
 class Rounding(nn.Module):
     """Works in float32 only."""
 

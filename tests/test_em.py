@@ -138,6 +138,27 @@ def test_em_jumps_where_alpha_is_far_away():
     assert len(trace) <= 4
 
 
+def test_em_starts_at_a_tenth_of_the_largest_eigenvalue_unless_told():
+    """One direction dominates M, so that 30 times the mean eigenvalue is less; a given precision is kept."""
+    model = nn.Linear(400, 3, bias=False).double().eval()
+    model.weight.data.zero_()
+    inputs = randn(40, 1) @ randn(1, 400, seed=1) + 0.1 * randn(40, 400, seed=2)
+    loader = batches(inputs, torch.arange(40) % 3, 20)
+
+    def first(prior):
+        em = sampla.EM(num_samples=NUM_SAMPLES, method="krylov")
+        la = sampla.LinearisedLaplace(
+            model, sampla.Categorical(), prior, num_samples=NUM_SAMPLES, solver="block-cg", em=em, progress=False
+        ).fit(loader)  # fmt: skip
+        return la.report_.trace[0]["precision"][0]
+
+    largest = float(torch.linalg.eigvalsh(inputs @ inputs.mT).max()) / 3  # at zero B = (I - 1/3) / 3, largest 1/3
+    mean = 2 * float(inputs.square().sum()) / 3 / 1200
+    assert 30 * mean < 0.06 * largest
+    assert first(sampla.Isotropic()) == pytest.approx(0.1 * largest, rel=0.02)
+    assert first(sampla.Isotropic(0.7)) == 0.7
+
+
 def test_em_with_the_curvature_at_the_linear_mode(tiny):
     """B moves with the mode, and the mode with alpha: the dense reference finds all three anew at every step."""
     la = tiny["categorical"].fit("isotropic", "fixed", sampla.Dense(), SETTLED, curvature_at="linear-mode")

@@ -39,8 +39,10 @@ def final_solve(task: Task, system: LinearSystem, rhs: RightHandSide, guess: Sol
     """
     if not system.model.reduced:
         return _solved(task, system, rhs, guess, "final samples, ")
-    rough = _solved(task, system, rhs, guess, "final samples in reduced precision, ")
     exactly = replace(system, model=system.model.replaced(exact=True))
+    if not task.solver.recycles:  # a start would save it nothing
+        return _solved(task, exactly, rhs, None, "final samples, ")
+    rough = _solved(task, system, rhs, guess, "final samples in reduced precision, ")
     guess = replace(rough, curvature_exact=False, reusable=None)
     found = _solved(task, exactly, rhs, guess, "final samples in full precision, ")
     return replace(found, passes=rough.passes + found.passes, history=rough.history + found.history)

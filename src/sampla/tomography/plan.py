@@ -18,8 +18,6 @@ class Plan:
     """Memory in bytes, and the EM that fits it."""
 
     em: EM
-    rows: int
-    """Vectors in EM's Krylov space, at most."""
     num_parameters: int
     num_measurements: int
     weight_bytes: int
@@ -34,7 +32,7 @@ class Plan:
             f"weight space: {self.num_parameters:,} parameters for {self.num_measurements:,} measurements; vectors "
             f"{self.weight_bytes / gib:.2f} GiB at most (over the measurements it would be "
             f"{self.observation_bytes / gib:.2f} GiB, with as many products), operator "
-            f"{self.operator_bytes / gib:.2f} GiB, at most {self.rows} vectors in EM's Krylov space"
+            f"{self.operator_bytes / gib:.2f} GiB, at most {self.em.max_rows} vectors in EM's Krylov space"
         )
 
 
@@ -48,16 +46,18 @@ def plan(num_parameters: int, operator: Operator, num_samples: int, em: EM | Non
         em: instead of the rule's.
     """
     element, measurements = operator.like.element_size(), operator.num_measurements
-    if em is None:
+    if em is not None:
+        rows = em.rows_of(operator.like, num_parameters)
+        em = replace(em, max_rows=rows)
+    else:
         rule = EM()
         affordable = _SPACE_BYTES // (2 * element * num_parameters)
         rows = max(_FEWEST_ROWS, min(affordable, measurements + rule.num_samples + 1))
         em = replace(rule, max_rows=rows, max_steps=rows // (min(rule.num_samples, num_samples) + 1) + _MORE_STEPS)
     blocks = _SOLVER_VECTORS * (num_samples + 1)
-    most = em.rows_of(operator.like, num_parameters)
-    vectors = 2 * most + blocks
+    vectors = 2 * rows + blocks
     return Plan(
-        em, most, num_parameters, measurements, vectors * num_parameters * element,
+        em, num_parameters, measurements, vectors * num_parameters * element,
         (vectors * measurements + num_samples * num_parameters) * element,
         operator.bytes if isinstance(operator, MatrixOperator) else 0,
     )  # fmt: skip
