@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sampla._blocks import gram, orthonormal
+from sampla._stack import Stack
 from sampla.model import LinearModel
 from sampla.preconditioners import Preconditioner, Sketch
 from sampla.solvers import LinearSystem, RightHandSide, Solution, Status
@@ -108,7 +109,7 @@ class RandomSystem:
         basis, _ = orthonormal(self.product(start))
         core = gram(basis, self.product(basis))
         tail = max(0.0, (self.eigenvalues.sum() - float(core.trace())) / (self.size - len(basis)))
-        return Sketch(basis, (core + core.mT) / 2, tail).at(precision)
+        return Sketch(Stack([basis]), (core + core.mT) / 2, tail).at(precision)
 
     def _guess(self) -> Solution:
         """The exact solution for another prior, as after a step of EM."""

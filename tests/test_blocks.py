@@ -5,7 +5,8 @@ import torch
 
 from cases import randn
 from sampla import _blocks
-from sampla._blocks import gram, orthonormal, orthonormal_pair
+from sampla._blocks import dots, gram, orthonormal, orthonormal_pair
+from sampla._stack import Stack
 
 BLOCKS = {  # (K, P) from a random one, and its rank in float32 and float64
     "random": (8, 300, lambda rows: rows, (8, 8)),
@@ -58,3 +59,28 @@ def test_chunks_do_not_matter(monkeypatch):
 def test_nan_is_refused():
     with pytest.raises(ArithmeticError, match="NaN or infinity in a block"):
         orthonormal(torch.tensor([[1.0, float("nan")]]))
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (0, 2, 3), (5,), (0, 1, 0, 4)])
+def test_a_stack_is_the_matrix_of_its_parts(sizes):
+    whole, vectors = randn(5, 300), randn(3, 300, seed=1)
+    stack = Stack(whole.split(sizes))
+    assert (len(stack), stack.shape) == (5, (5, 300))
+    torch.testing.assert_close(stack.whole, whole, rtol=0, atol=0)
+    torch.testing.assert_close(stack.along(vectors), vectors @ whole.mT)
+    mix, total = randn(3, 5, seed=2), vectors.clone()
+    torch.testing.assert_close(stack.combined(mix), mix @ whole)
+    assert stack.add_to(total, mix) is total
+    torch.testing.assert_close(total, vectors + mix @ whole)
+    torch.testing.assert_close(stack.added(vectors).whole, torch.cat([whole, vectors]), rtol=0, atol=0)
+    assert len(stack) == 5, "the stack itself has not grown"
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_inner_products_with_weights(monkeypatch, stacked):
+    monkeypatch.setattr(_blocks, "CHUNK", 100)
+    rows, others, weight = randn(4, 130), randn(2, 130, seed=1), randn(130, seed=2).square()
+    left = Stack(rows.split((1, 3))) if stacked else rows
+    torch.testing.assert_close(gram(left, others, weight), rows @ weight.diag() @ others.mT)
+    torch.testing.assert_close(gram(left, left, weight), rows @ weight.diag() @ rows.mT)
+    torch.testing.assert_close(dots(rows, 2 * rows, weight), 2 * (rows.square() @ weight))

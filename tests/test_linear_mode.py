@@ -10,6 +10,7 @@ import sampla
 from cases import Problem, batches, linear_model, randn
 from dense import curvature, fast_hessians, mode
 from sampla import model as model_module
+from sampla._stack import Stack
 from sampla.preconditioners import Jacobi, Preconditioner, Sketch
 from sampla.solvers import linear_mode
 from sampla.solvers._secants import Secants, dot
@@ -62,7 +63,7 @@ def model_of(problem: Problem):
 def sketch_of(problem: Problem, size: int = 40) -> Sketch:
     """The leading eigenvectors of M at the network, and the mean of what is left."""
     values, vectors = torch.linalg.eigh(problem.curvature)
-    return Sketch(vectors[:, -size:].mT.contiguous(), values[-size:].diag(), float(values[:-size].mean()))
+    return Sketch(Stack([vectors[:, -size:].mT.contiguous()]), values[-size:].diag(), float(values[:-size].mean()))
 
 
 def relative_error(found, exact, precision) -> float:

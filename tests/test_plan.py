@@ -11,7 +11,7 @@ from torch import nn
 
 import sampla
 from helpers import assert_unchanged, class_batches, classifier, laplace, normalised, snapshot
-from sampla import memoryplan
+from sampla import _blocks, memoryplan
 from sampla._batches import Batch
 from sampla._memory import LivePeak, free_bytes
 from sampla.memoryplan import MemoryPlan, Part
@@ -29,8 +29,11 @@ def wide(kind: str, outputs: int = 5, width: int = 100) -> tuple[nn.Module, list
     return network, [(x[:8], y[:8]), (x[8:], y[8:])]
 
 
-@pytest.mark.parametrize(("kind", "samples"), [("gaussian", 4), ("categorical", 12)])
-def test_the_plan_is_what_a_fit_holds(kind: str, samples: int) -> None:
+@pytest.mark.parametrize(("kind", "samples"), [("gaussian", 4), ("categorical", 12), ("gaussian", 16)])
+def test_the_plan_is_what_a_fit_holds(kind: str, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With scratch as small beside vectors as it is for millions of parameters."""
+    for module in (_blocks, memoryplan):
+        monkeypatch.setattr(module, "CHUNK", 2**13)
     network, loader = wide(kind)
     la = sampla.LinearisedLaplace(
         network, kind, num_samples=samples,
@@ -41,7 +44,7 @@ def test_the_plan_is_what_a_fit_holds(kind: str, samples: int) -> None:
     with warnings.catch_warnings(), LivePeak() as alive:
         warnings.simplefilter("ignore", sampla.ConvergenceWarning)
         la.fit(loader)
-    assert 0.7 < plan.total / alive.peak < 1.4, (plan.total, alive.peak)
+    assert 0.85 < plan.total / alive.peak < 1.3, (plan.total, alive.peak)
 
 
 def test_a_product_is_measured() -> None:
@@ -83,14 +86,14 @@ def test_more_samples_need_more() -> None:
     few, many = (
         sampla.LinearisedLaplace(network, "gaussian", num_samples=k, progress=False).plan(loader) for k in (4, 64)
     )
-    assert many.total > 5 * few.total
+    assert many.vectors > 5 * few.vectors
 
 
 def a_plan(**changes: Any) -> MemoryPlan:
     """P = 2**28, so that a vector is one GiB."""
     plan = MemoryPlan(
         1000, 10, 2**28, 8, torch.float32, torch.device("cpu"), (Part("noise", 8), Part("space", 40)), 40, 256,
-        2, 32, 8, ChunkMemory(0, GIB / 16, 0, 0), 0, 60 * GIB,
+        32, 8, ChunkMemory(0, GIB / 16, 0, 0), 0, 60 * GIB,
     )  # fmt: skip
     return dataclasses.replace(plan, **changes)
 
@@ -98,7 +101,7 @@ def a_plan(**changes: Any) -> MemoryPlan:
 def test_the_arithmetic() -> None:
     plan = a_plan()
     assert (plan.vector, plan.vectors, plan.chunk_bytes) == (GIB, 48, 2 * GIB)
-    assert (plan.total, plan.at_most) == (50 * GIB, (50 + 2 * 216) * GIB)
+    assert (plan.total, plan.at_most) == (50 * GIB, (50 + 216) * GIB)
     assert a_plan(dtype=torch.float64).vector == 2 * GIB
 
 
@@ -107,12 +110,12 @@ SAID = [
     ({}, r"one vector   of P in float32 on cpu: 1 GiB"),
     ({}, r"      8 of    noise: 8 GiB"),
     ({}, r"a product    of 32 data x 8 vectors: 2 GiB, measured; Gram"),
-    ({}, r"at the peak  50 GiB; 482 GiB if EM's Krylov space needs all of its 256 vectors"),
-    ({}, r"so           it fits as a rule; em=EM\(max_rows=45\) makes sure"),
+    ({}, r"at the peak  50 GiB; 266 GiB if EM's Krylov space needs all of its 256 vectors"),
+    ({}, r"so           it fits as a rule; em=EM\(max_rows=50\) makes sure"),
     ({"free": 500 * GIB}, r"so           it fits$"),
     ({"free": None}, r"free         not known here"),
     ({"free": 40 * GIB}, r"it does NOT fit: lower EM\(max_rows=...\), or choose fewer parameters"),
-    ({"free": 40 * GIB, "row_copies": 0, "krylov_rows": 0}, r"it does NOT fit: lower num_samples"),
+    ({"free": 40 * GIB, "krylov_rows": 0}, r"it does NOT fit: lower num_samples"),
     ({"free": GIB, "chunk": ChunkMemory(0, 9 * GIB, 0, 0)}, r"it does NOT fit: pass chunks=\(8, 4\)"),
     ({"most_rows": 40}, r"at the peak  50 GiB$"),
 ]

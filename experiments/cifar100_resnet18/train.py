@@ -1,9 +1,10 @@
 """Train the ResNet-18 for CIFAR-100 in the usual way, on a GPU where there is one.
 
-    python experiments/cifar100_resnet18/train.py --root DIR --checkpoints DIR [--epochs 30] [--images 49000] [--quick]
+    python experiments/cifar100_resnet18/train.py --root DIR --checkpoints DIR [--epochs 30] [--images 49000] [--bfloat16] [--quick]
 
 SGD with Nesterov momentum, a one-cycle schedule, random shifts and flips, on the first images of the order that run.py
 uses. Writes DIR/resnet18_cifar100.safetensors after every epoch, with what it was trained on and its test accuracy.
+``--bfloat16`` takes the forwards under autocast, less than half of the time on a CPU that has bfloat16 (measured).
 ``--quick`` trains on 100 images for two steps: a network that is good for nothing but trying the scripts.
 """
 
@@ -44,7 +45,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, arguments.rate, total_steps=steps)
     generator, start = torch.Generator().manual_seed(_SEED), perf_counter()
     for epoch in range(1, epochs + 1):
-        loss = _epoch(network, train, optimiser, schedule, generator, device)
+        loss = _epoch(network, train, optimiser, schedule, generator, device, arguments.bfloat16)
         accuracy = _accuracy(network, test, device)
         print(
             f"{perf_counter() - start:6.0f} s  epoch {epoch}: loss {loss:.3f}, test accuracy {accuracy:.2%}", flush=True
@@ -62,6 +63,7 @@ def _epoch(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     generator: torch.Generator,
     device: torch.device,
+    bfloat16: bool,
 ) -> float:
     """Mean loss."""
     network.train()
@@ -69,7 +71,9 @@ def _epoch(
     for rows in torch.randperm(len(train), generator=generator).split(_BATCH):
         inputs, labels = augmented(train.inputs[rows], generator).to(device), train.labels[rows].to(device)
         optimiser.zero_grad()
-        loss = cross_entropy(network(inputs), labels)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            outputs = network(inputs)
+        loss = cross_entropy(outputs.float(), labels)
         loss.backward()
         optimiser.step()
         schedule.step()
@@ -91,6 +95,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--rate", type=float, default=0.2, help="largest learning rate; less for few steps")
     parser.add_argument("--images", type=int, default=TRAINED_ON)
+    parser.add_argument("--bfloat16", action="store_true", help="forwards under autocast")
     parser.add_argument("--quick", action="store_true", help="a few steps, to try the scripts")
     return parser.parse_args()
 

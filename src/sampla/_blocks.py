@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sampla._stack import Stack
+
 CHUNK = 2**22
 """Entries of a block that are in float64 at once: 32 MiB."""
 _ROUNDING = 4.0
@@ -20,24 +22,42 @@ _VISIBLE = 3e-7
 Map = Callable[[Tensor], Tensor]
 
 
-def gram(left: Tensor, right: Tensor) -> Tensor:
-    """(K, L) inner products of the rows of (K, P) and (L, P), in float64."""
+def gram(left: Tensor | Stack, right: Tensor | Stack, weight: Tensor | None = None) -> Tensor:
+    """(K, L) inner products of the rows of (K, P) and (L, P), in float64; with (P,) weights sum_p w_p l_p r_p."""
     width = max(1, CHUNK // max(1, len(left) + len(right)))
     total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
     for start in range(0, left.shape[1], width):
         part = slice(start, start + width)
-        total += left[:, part].double() @ right[:, part].double().mT
+        first = _double(left, part)
+        second = first if right is left else _double(right, part)
+        total += (first if weight is None else first * weight[part].double()) @ second.mT
     return total
 
 
-def dots(left: Tensor, right: Tensor) -> Tensor:
-    """(K,) inner products of matching rows of two (K, P) blocks, in float64."""
+def dots(left: Tensor, right: Tensor, weight: Tensor | None = None) -> Tensor:
+    """(K,) inner products of matching rows of two (K, P) blocks, in float64; weights as in ``gram``."""
     width = max(1, CHUNK // max(1, 2 * len(left)))
     total = torch.zeros(len(left), dtype=torch.float64, device=left.device)
     for start in range(0, left.shape[1], width):
         part = slice(start, start + width)
-        total += torch.linalg.vecdot(left[:, part].double(), right[:, part].double())
+        first = left[:, part].double()
+        total += torch.linalg.vecdot(
+            first if weight is None else first * weight[part].double(), right[:, part].double()
+        )
     return total
+
+
+def _double(block: Tensor | Stack, part: slice) -> Tensor:
+    return (block.columns(part) if isinstance(block, Stack) else block[:, part]).double()
+
+
+def turned(matrix: Tensor, rows: Tensor) -> Tensor:
+    """matrix (K, K) times rows (K, P), in place and returned: a block less than the product would need."""
+    width = max(1, CHUNK // max(1, len(rows)))
+    for start in range(0, rows.shape[1], width):
+        part = slice(start, start + width)
+        rows[:, part] = matrix @ rows[:, part]
+    return rows
 
 
 def orthonormal(rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -67,7 +87,7 @@ def orthonormal_pair(rows: Tensor, metric: Map, scale: Tensor | None = None) -> 
 
     Args:
         rows: (K, P), finite.
-        metric: W, symmetric and positive definite: (K, P) -> (K, P).
+        metric: W, symmetric and positive definite: (K, P) -> (K, P); what it is given itself, or a new tensor.
         scale: (K,) as for ``orthonormal``, in the norm of W.
 
     Returns:
@@ -82,11 +102,13 @@ def orthonormal_pair(rows: Tensor, metric: Map, scale: Tensor | None = None) -> 
     floor = _ROUNDING * len(rows) ** 0.5 * torch.finfo(rows.dtype).eps
     basis, dual, factor, hidden = _from_gram(rows, metric, first, scale, floor)
     if hidden and floor < _VISIBLE:  # shorter directions show once the longer ones are taken out
-        rest = rows - factor.mT.to(rows) @ basis
+        rest = torch.addmm(rows, factor.mT.to(rows), basis, alpha=-1)
         again = gram(dual, rest)
-        rest -= again.mT.to(rows) @ basis
+        rest.addmm_(again.mT.to(rows), basis, alpha=-1)
         more, more_dual, more_factor, _ = _from_gram(rest, metric, gram(rest, metric(rest)), scale, floor)
-        basis, dual = torch.cat([basis, more]), torch.cat([dual, more_dual])
+        same = dual is basis
+        basis = torch.cat([basis, more])
+        dual = basis if same else torch.cat([dual, more_dual])
         factor = torch.cat([factor + again, more_factor])
     return basis, dual, factor
 
@@ -104,9 +126,11 @@ def _from_gram(
     # Dividing by short lengths has magnified the rounding errors of the rows: once more, now from nearly orthonormal.
     dual = metric(basis)
     lengths, vectors = _eigen(gram(basis, dual))
-    change = (vectors / lengths) @ vectors.mT
+    change = ((vectors / lengths) @ vectors.mT).to(rows)
     factor = (vectors * lengths) @ vectors.mT @ factor
-    return change.to(rows) @ basis, change.to(rows) @ dual, factor, not bool(kept.all())
+    same = dual is basis
+    basis = turned(change, basis)
+    return basis, basis if same else turned(change, dual), factor, not bool(kept.all())
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -136,10 +136,11 @@ def _with_krylov(task: Task, state: EMState, restore: _Restore, keep: _Keep) -> 
         state = replace(state, space=settled_space(task, state.space, state.model, ratio))
         if not quadratic and state.mode is None:
             state = with_mode(task, state)
+    state = replace(state, last_mode=None)  # what the search for modes has learnt is of no more use, and large
     model, likelihood = state.model, state.model.likelihood
     if factor != 1 and isinstance(likelihood, Gaussian):
         model = model.replaced(likelihood=likelihood.scaled(factor))
-    data_part = task.draw.data_part * factor**0.5
+    data_part = task.draw.data_part if factor == 1 else task.draw.data_part * factor**0.5
     if target is not None:
         data_part = torch.cat([data_part, target * factor])
     rhs = right_hand_side(task, state.prior.diagonal, data_part)

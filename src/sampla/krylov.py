@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sampla._blocks import gram, orthonormal
+from sampla._stack import Stack
 from sampla.model import LinearModel
 from sampla.preconditioners import Sketch
 
@@ -45,8 +46,8 @@ class Quadrature:
 class KrylovSpace:
     """span{X, M X, M^2 X, ...} as far as it has been built, in the coordinates of the features."""
 
-    basis: Tensor
-    """(m, P) V, orthonormal rows."""
+    basis: Stack
+    """(m, P) V, orthonormal rows; a part for every multiplication, behind an empty one."""
     gram: Tensor
     """(m, m) T = V M V', float64."""
     following: Tensor
@@ -112,9 +113,9 @@ class KrylovSpace:
         previous = self.widths[-2]
         return replace(
             self,
-            basis=self.basis[:size],
+            basis=Stack(self.basis.parts[:-1]),
             gram=self.gram[:size, :size],
-            following=self.basis[size:],
+            following=self.basis.parts[-1],
             coupling=self.gram[size - previous : size, size:],
             start=self.start[:size],
             widths=self.widths[:-1],
@@ -127,22 +128,23 @@ class KrylovSpace:
 
     def galerkin(self, right: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
         """The best z in the space for (M + diag(precision)) z = b, and M z; no pass: (K, P) -> (K, P), (K, P)."""
-        inner = self.gram + gram(self.basis * precision, self.basis)
+        inner = self.gram + gram(self.basis, self.basis, precision)
         coordinates = torch.linalg.solve(inner, gram(self.basis, right))
         ahead = self.coupling.mT @ coordinates[len(coordinates) - len(self.coupling) :]
-        image = (self.gram @ coordinates).mT.to(right) @ self.basis + ahead.mT.to(right) @ self.following
-        return coordinates.mT.to(right) @ self.basis, image
+        image = self.basis.combined((self.gram @ coordinates).mT).addmm_(ahead.mT.to(right), self.following)
+        return self.basis.combined(coordinates.mT), image
 
     def grown(self, model: LinearModel) -> "KrylovSpace":
         """One more application of M, for as many products as there are following rows."""
-        pushed = model.curvature_product(self.following)
-        basis = torch.cat([self.basis, self.following])
-        added, size = len(self.following), len(basis)
-        inner = gram(basis, pushed)  # (m, j)
-        rest = pushed - inner.mT.to(pushed) @ basis
-        rest -= gram(basis, rest).mT.to(pushed) @ basis
-        following, coupling = orthonormal(rest, pushed.norm(dim=1))
-        following -= gram(basis, following).mT.to(pushed) @ basis  # short remainders are mostly rounding otherwise,
+        rest = model.curvature_product(self.following)
+        basis = self.basis.added(self.following)
+        added, size, lengths = len(self.following), len(basis), rest.norm(dim=1)
+        inner = gram(basis, rest)  # (m, j)
+        basis.add_to(rest, -inner.mT)
+        basis.add_to(rest, -gram(basis, rest).mT)
+        following, coupling = orthonormal(rest, lengths)
+        del rest
+        basis.add_to(following, -gram(basis, following).mT)  # short remainders are mostly rounding otherwise,
         following, again = orthonormal(following)  # and have become shorter now
         whole = pad(self.gram, (0, added, 0, added))
         whole[:, size - added :] = inner
@@ -157,4 +159,11 @@ def krylov_space(start: Tensor) -> KrylovSpace:
     """The space before the first product, from start vectors X (k, P)."""
     following, factor = orthonormal(start)
     empty = torch.zeros(0, 0, dtype=torch.float64, device=start.device)
-    return KrylovSpace(start[:0], empty, following, empty.new_zeros(0, len(following)), factor.double(), ())
+    return KrylovSpace(
+        Stack([start.new_empty(0, start.shape[1])]),
+        empty,
+        following,
+        empty.new_zeros(0, len(following)),
+        factor.double(),
+        (),
+    )

@@ -21,11 +21,11 @@ _SECANTS = 48
 """Vectors behind the search for the mode: twenty pairs, the point, its gradient and what a step makes of them."""
 _SINGLE = 6
 """Diagonals of M and A, the prior's scale, the network's own values, the mean and a spare."""
-_GROWING = 4
-"""Blocks as wide as the Krylov space grows: M times the next rows, and their orthonormalisation."""
-_SOLVER = 17
-"""Blocks of the final solve, as counted while one ran: the right-hand side in two parts and their sum, the guess with
-its M z, the iterate, residual and direction before and after a step, and what a step needs for itself."""
+_GROWING = 5
+"""Blocks as wide as the Krylov space grows: the next rows, M times these, and their orthonormalisation."""
+_SOLVER = 11
+"""Blocks of the final solve, as counted while one ran: the right-hand side's prior part, the guess with its M z, the
+iterate, residual and direction before and after a step, and what a step needs for itself."""
 _DRAWING = 3
 """Blocks while the noise is drawn: the sum, a block of data, and their products with the scale."""
 
@@ -55,8 +55,6 @@ class MemoryPlan:
     """Vectors in EM's Krylov space that ``parts`` count; 0 if there is none."""
     most_rows: int
     """Vectors that EM allows the space."""
-    row_copies: int
-    """How often each vector of the space is held at the peak."""
     rows: int
     """Data that go through the network together."""
     columns: int
@@ -91,7 +89,7 @@ class MemoryPlan:
     @property
     def at_most(self) -> int:
         """Bytes if EM's Krylov space grows as far as it may."""
-        return self.total + self.row_copies * max(0, self.most_rows - self.krylov_rows) * self.vector
+        return self.total + max(0, self.most_rows - self.krylov_rows) * self.vector
 
     @property
     def fits(self) -> bool | None:
@@ -124,7 +122,7 @@ class MemoryPlan:
         if self.at_most <= self.free:
             return "it fits"
         if self.total <= self.free:
-            rows = self.krylov_rows + (self.free - self.total) // (self.row_copies * self.vector)
+            rows = self.krylov_rows + (self.free - self.total) // self.vector
             return f"it fits as a rule; em=EM(max_rows={rows}) makes sure"
         return f"it does NOT fit: {self._remedy()}"
 
@@ -132,7 +130,7 @@ class MemoryPlan:
         if self.chunk_bytes > self.total / 2:
             rows, columns = max(1, self.rows // 4), max(1, self.columns // 2)
             return f"pass chunks=({rows}, {columns}) or less (a fit that runs out of memory halves them by itself)"
-        wide = self.krylov_rows * self.row_copies > self.vectors / 2
+        wide = self.krylov_rows > self.vectors / 2
         first = "lower EM(max_rows=...)" if wide else "lower num_samples"
         return f"{first}, or choose fewer parameters=[...], such as the last layers"
 
@@ -177,33 +175,31 @@ def plan_memory(
     most = largest if (one_space and learns) or (wanted and not solver.exact_determinant) else 0
     usual = min(most, _USUAL_ROWS, num_data * outputs + num_samples)
     few, means = min(em.num_samples, num_samples), int(isinstance(likelihood, Gaussian))
-    parts, copies = _largest(num_samples, few, means, usual, learns and not likelihood.is_quadratic)
+    parts = _largest(num_samples, few, means, usual, learns and not likelihood.is_quadratic)
     columns = max(map(len, model.chunks.ranges(num_samples + means)))
     rows = min(model.chunks.rows(num_samples + means), first.size)
     return MemoryPlan(
         num_data, outputs, size, num_samples, model.features.like.dtype, model.features.like.device, parts, usual, most,
-        copies, rows, columns, chunk_memory(model.features, first), 8 * min(CHUNK, size * (usual + num_samples)),
+        rows, columns, chunk_memory(model.features, first), 8 * min(CHUNK, size * (usual + num_samples)),
         free_bytes(model.features.like.device),
     )  # fmt: skip
 
 
-def _largest(samples: int, few: int, means: int, space: int, searches: bool) -> tuple[tuple[Part, ...], int]:
-    """What is held when most is held, and how often the Krylov space is then."""
+def _largest(samples: int, few: int, means: int, space: int, searches: bool) -> tuple[Part, ...]:
+    """What is held when most is held."""
     wide = samples + means
     always = (Part("noise of the right-hand sides", samples), Part("diagonals, scales and the mean", _SINGLE))
-    mode = (Part("search for the mode: secant pairs", _SECANTS),) if searches else ()
     drawing = (Part("noise of the right-hand sides as it is drawn", _DRAWING * samples), always[1])
-    growing = (
-        *always, Part("EM's Krylov space, twice while it grows", 2 * space),
-        Part("what makes it grow", _GROWING * (few + means)), *mode,
+    learning = (
+        *always, Part("EM's Krylov space", space), Part("what makes it grow", _GROWING * (few + means)),
+        Part("search for the mode: secant pairs", _SECANTS if searches else 0),
     )  # fmt: skip
     solving = (
         *always, Part("EM's Krylov space, as preconditioner", space),
-        Part("final solve: right-hand side, guess, iterate, residual, directions", _SOLVER * wide), *mode,
+        Part("final solve: right-hand side, guess, iterate, residual, directions", _SOLVER * wide),
     )  # fmt: skip
-    phases = [(drawing, 0), (growing, 2), (solving, 1)]
-    parts, copies = max(phases, key=lambda phase: sum(part.vectors for part in phase[0]))
-    return tuple(part for part in parts if part.vectors), max(copies, 1)
+    parts = max((drawing, learning, solving), key=lambda phase: sum(part.vectors for part in phase))
+    return tuple(part for part in parts if part.vectors)
 
 
 def _size(size: float) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sampla._blocks import gram, orthonormal
 from sampla._checks import require
 from sampla._params import row_dot
+from sampla._stack import Stack
 from sampla.model import LinearModel
 from sampla.noise import PROBE, standard_normal
 
@@ -48,7 +49,7 @@ class Jacobi(Preconditioner):
 class Sketch:
     """M on a few directions: M is near V' T V + c (I - V' V), whatever A is."""
 
-    basis: Tensor
+    basis: Stack
     """(m, P) V, orthonormal rows."""
     gram: Tensor
     """(m, m) T = V M V', float64, positive semi-definite."""
@@ -58,7 +59,7 @@ class Sketch:
     def at(self, precision: Tensor) -> "LowRank":
         """The preconditioner for H = M + diag(precision)."""
         diagonal = precision + self.tail
-        inner = gram(self.basis / diagonal, self.basis)
+        inner = gram(self.basis, self.basis, diagonal.reciprocal())
         identity = torch.eye(len(inner), dtype=torch.float64, device=inner.device)
         core = self.gram.to(inner) - self.tail * identity
         system = identity + core @ inner
@@ -73,15 +74,15 @@ class LowRank(Preconditioner):
 
     diagonal: Tensor
     """(P,) D."""
-    basis: Tensor
+    basis: Stack
     """(m, P) V."""
     middle: Tensor
     """(m, m) (I + S V D^-1 V')^-1 S."""
     determinant: float
 
     def solve(self, vectors: Tensor) -> Tensor:
-        scaled = vectors / self.diagonal
-        return scaled - (scaled @ self.basis.mT @ self.middle @ self.basis) / self.diagonal
+        inside = self.basis.along(vectors / self.diagonal) @ self.middle
+        return self.basis.add_to(vectors.clone(), -inside).div_(self.diagonal)
 
     @property
     def log_determinant(self) -> float:
@@ -113,7 +114,7 @@ def nystrom(model: LinearModel, rank: int, seed: int = 0, stride: int = 1) -> Sk
     basis, factor = orthonormal(root.to(pushed) @ pushed)
     inner = factor @ factor.mT
     smallest = float(torch.linalg.eigvalsh(inner)[0]) if len(inner) else 0.0
-    return Sketch(basis, inner, max(smallest, 0.0))
+    return Sketch(Stack([basis]), inner, max(smallest, 0.0))
 
 
 @dataclass(frozen=True)

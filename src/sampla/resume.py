@@ -10,6 +10,7 @@ from torch import Tensor
 from sampla import checkpoint
 from sampla._checks import require
 from sampla._chunks import Chunks
+from sampla._stack import Stack
 from sampla.em import EMState, EMStep, trace_rows
 from sampla.krylov import KrylovSpace
 from sampla.likelihoods import Gaussian
@@ -17,7 +18,7 @@ from sampla.solvers import Solution, Status
 from sampla.spectral import LogError
 
 _FILE = "em-state.safetensors"
-_SPACE = ("basis", "gram", "following", "coupling", "start")
+_SPACE = ("gram", "following", "coupling", "start")
 _NUMBERS = ("noise_factor", "objective", "mode_error")
 _ERRORS = ("precision_error", "noise_error")
 
@@ -65,6 +66,8 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
         return state
     tensors, facts = checkpoint.load(Path(folder) / _FILE)
     require("trace" in facts, f"an EM state in {folder}", "another file of sampla's", "Use another folder.")
+    known = facts["widths"] is None or "space.basis.0" in tensors
+    require(known, "a state of this version", "one of an earlier version", "Use another folder, or that version.")
     different = sorted(k for k in identity if facts["identity"].get(k) != identity[k])
     require(
         not different,
@@ -84,7 +87,8 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
         solution = Solution(here("value"), here("curvature_value"), Status.MAX_PASSES, 0, float("nan"))
     space = None
     if facts["widths"] is not None:
-        space = KrylovSpace(**{name: here(f"space.{name}") for name in _SPACE}, widths=tuple(facts["widths"]))
+        basis = Stack([here(f"space.basis.{number}") for number in range(1 + len(facts["widths"]))])
+        space = KrylovSpace(basis, **{name: here(f"space.{name}") for name in _SPACE}, widths=tuple(facts["widths"]))
     errors = {name: row and LogError(**row) for name, row in facts["errors"].items()}
     return EMState(
         state.prior.with_precision(here("precision").to(torch.float64)), model, solution,
@@ -101,4 +105,5 @@ def _tensors_of(state: EMState) -> dict[str, Tensor]:
         tensors["mode"] = state.mode
     if state.space is not None:
         tensors |= {f"space.{name}": getattr(state.space, name) for name in _SPACE}
+        tensors |= {f"space.basis.{number}": part for number, part in enumerate(state.space.basis.parts)}
     return tensors

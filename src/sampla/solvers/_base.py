@@ -66,7 +66,7 @@ class LinearSystem:
 
     def product(self, vectors: Tensor) -> Tensor:
         """H v: (K, P) -> (K, P), one pass over the data, or that part of one."""
-        return self.model.curvature_product(vectors, self.stride) + self.precision * vectors
+        return self.model.curvature_product(vectors, self.stride).addcmul_(self.precision, vectors)
 
 
 @dataclass(frozen=True)

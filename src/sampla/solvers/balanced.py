@@ -6,7 +6,6 @@ system may be scaled as one likes, so the mean's is solved at a sample's length.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,25 +46,19 @@ def solve_balanced(
     if count == len(rhs.data_part):
         return solve(solver, system, rhs, guess=guess, **options)
     factor = _factors(system, rhs, guess, mean_size)[:, None].to(rhs.data_part)
-    means = rhs.data_part[count:].clone()
-    rhs.data_part[count:] *= factor  # in place, and back below: a block of K vectors is much memory
+    given = [rhs.data_part] if guess is None else [rhs.data_part, guess.value, guess.curvature_value]
+    means = [block[count:].clone() for block in given]
+    for block in given:
+        block[count:] *= factor  # in place, and back below: a block of K vectors is much memory
     try:
-        found = solve(solver, system, rhs, guess=_times(guess, count, factor), **options)
+        found = solve(solver, system, rhs, guess=guess, **options)
+        solved = [block[count:] / factor for block in (found.value, found.curvature_value)]
     finally:
-        rhs.data_part[count:] = means
-    found.value[count:] /= factor
-    found.curvature_value[count:] /= factor
+        for block, before in zip(given, means, strict=True):
+            block[count:] = before
+    # last, because a solver that has nothing to do may hand the guess's own tensors back
+    found.value[count:], found.curvature_value[count:] = solved
     return found
-
-
-def _times(guess: Solution | None, count: int, factor: Tensor) -> Solution | None:
-    """A copy with scaled means: the solver may hand the very tensors back."""
-    if guess is None:
-        return None
-    value, curvature_value = guess.value.clone(), guess.curvature_value.clone()
-    value[count:] *= factor
-    curvature_value[count:] *= factor
-    return replace(guess, value=value, curvature_value=curvature_value)
 
 
 def _factors(system: LinearSystem, rhs: RightHandSide, guess: Solution | None, mean_size: float) -> Tensor:

@@ -137,7 +137,8 @@ class BlockCG(Solver[BlockCGState]):
         scale = dots(total, inverse.solve(total)).clamp_min(0).sqrt()
         if guess is None:
             return _started(system, rhs, torch.zeros_like(total), total, scale)
-        return _started(system, rhs, guess.value, total - guess.curvature_value - system.precision * guess.value, scale)
+        residual = total.sub_(guess.curvature_value).addcmul_(system.precision, guess.value, value=-1)
+        return _started(system, rhs, guess.value, residual, scale)
 
     def step(self, system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
         if len(state.basis) == 0 and not state.recent:  # the start solves the system
@@ -151,7 +152,9 @@ class BlockCG(Solver[BlockCGState]):
             if complaint or not state.recent:
                 return replace(state, complaint=complaint or INDEFINITE)
             return _recomputed(system, rhs, state)
-        return _moved(system, rhs, state, pushed, bend, root)
+        remainder = torch.addmm(state.basis, torch.cholesky_inverse(root).to(pushed), pushed, alpha=-1)
+        del pushed
+        return _moved(system, rhs, state, remainder, bend, root)
 
     def error(self, state: BlockCGState) -> float:
         if state.complaint:
@@ -202,8 +205,8 @@ class BlockCG(Solver[BlockCGState]):
         return state.complaint
 
     def solution(self, system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> Solution:
-        residual = state.factor.mT.to(state.basis) @ state.basis
-        curvature_value = rhs.total - residual - system.precision * state.value
+        curvature_value = rhs.total.addmm_(state.factor.mT.to(state.basis), state.basis, alpha=-1)
+        curvature_value.addcmul_(system.precision, state.value, value=-1)
         relative = _missing(state) / torch.where(state.size > 0, state.size, torch.ones_like(state.size))
         return Solution(
             state.value, curvature_value, Status.MAX_PASSES, 0, 0.0, errors=state.correction * relative.sqrt(),
@@ -283,28 +286,28 @@ def _started(system: LinearSystem, rhs: RightHandSide, value: Tensor, residual: 
 
 
 def _moved(
-    system: LinearSystem, rhs: RightHandSide, state: BlockCGState, pushed: Tensor, bend: Tensor, root: Tensor
+    system: LinearSystem, rhs: RightHandSide, state: BlockCGState, remainder: Tensor, bend: Tensor, root: Tensor
 ) -> BlockCGState:
-    """One pass of the recurrences."""
+    """One pass of the recurrences, from Q - G^-1 D H, G and its root."""
     weights = torch.cholesky_solve(state.factor, root)  # (m, K)
-    prior = gram(state.direction, state.direction * system.precision)
+    prior = gram(state.direction, state.direction, system.precision)
     energy, prior_energy = (weights * (bend @ weights)).sum(0), (weights * (prior @ weights)).sum(0)
-    if bool((energy - prior_energy < -_rounding(bend, pushed.dtype) * weights.square().sum(0)).any()):
+    if bool((energy - prior_energy < -_rounding(bend, remainder.dtype) * weights.square().sum(0)).any()):
         return replace(state, complaint=INDEFINITE)  # of M, although H may still be positive
-    value = state.value + weights.mT.to(pushed) @ state.direction
-    remainder = state.basis - torch.cholesky_inverse(root).to(pushed) @ pushed
     try:
         basis, dual, change = orthonormal_pair(remainder, system.inverse.solve, torch.ones(len(remainder)))
     except ArithmeticError:
         return replace(state, complaint=NOT_FINITE)
+    direction = torch.addmm(dual, change.to(dual), state.direction)
+    del dual  # a block of K vectors is much memory
     done = Pass(state.factor.square().sum(0), energy, (energy - prior_energy).clamp_min(0))
     moved = replace(
         state,
-        value=value,
+        value=torch.addmm(state.value, weights.mT.to(state.value), state.direction),
         basis=basis,
         factor=change @ state.factor,
-        direction=dual + change.to(dual) @ state.direction,
-        drift=state.drift + _drift(pushed.dtype) * done.residual.sum(),
+        direction=direction,
+        drift=state.drift + _drift(basis.dtype) * done.residual.sum(),
         recent=(*state.recent, done)[-_WINDOW:],
         correction=state.correction**_FADING,
         checked=False,
@@ -316,7 +319,8 @@ def _moved(
 def _recomputed(system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
     """Start again from the true residual; stuck if it has not fallen since it was last computed."""
     curvature = system.model.curvature_product(state.value, system.stride)
-    residual = rhs.total - curvature - system.precision * state.value
+    residual = rhs.total.sub_(curvature).addcmul_(system.precision, state.value, value=-1)
+    del curvature
     again = _started(system, rhs, state.value, residual, state.scale)
     if again.complaint:
         return replace(state, complaint=again.complaint)
@@ -330,8 +334,9 @@ def _recomputed(system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -
 def _measured(system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
     """With |z|_M^2 = z'(b - r - A z), and the bound H^-1 M H^-1 <= A^-1 / 4."""
     overlap = (state.factor * gram(state.basis, state.value)).sum(0)
-    size = dots(state.value, rhs.total - system.precision * state.value) - overlap
-    spread = gram(state.basis, state.basis / system.precision)
+    size = dots(state.value, rhs.data_part) + dots(state.value, rhs.prior_part) - overlap
+    size = size - dots(state.value, state.value, system.precision)
+    spread = gram(state.basis, state.basis, system.precision.reciprocal())
     bound = (state.factor * (spread @ state.factor)).sum(0) / 4
     bound = bound + state.drift / max(len(bound), 1) / (4 * max(_weakest(system), _TINY))
     return replace(state, size=size.clamp_min(0), bound=torch.nan_to_num(bound, nan=torch.inf))
