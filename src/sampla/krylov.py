@@ -44,7 +44,10 @@ class Quadrature:
 
 @dataclass(frozen=True)
 class KrylovSpace:
-    """span{X, M X, M^2 X, ...} as far as it has been built, in the coordinates of the features."""
+    """span{X, M X, M^2 X, ...} as far as it has been built, in the coordinates of the features.
+
+    The small matrices are on the CPU, wherever the vectors are: they are worked on a number at a time.
+    """
 
     basis: Stack
     """(m, P) V, orthonormal rows; a part for every multiplication, behind an empty one."""
@@ -128,8 +131,8 @@ class KrylovSpace:
 
     def galerkin(self, right: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
         """The best z in the space for (M + diag(precision)) z = b, and M z; no pass: (K, P) -> (K, P), (K, P)."""
-        inner = self.gram + gram(self.basis, self.basis, precision)
-        coordinates = torch.linalg.solve(inner, gram(self.basis, right))
+        inner = self.gram + gram(self.basis, self.basis, precision).cpu()
+        coordinates = torch.linalg.solve(inner, gram(self.basis, right).cpu())
         ahead = self.coupling.mT @ coordinates[len(coordinates) - len(self.coupling) :]
         image = self.basis.combined((self.gram @ coordinates).mT).addmm_(ahead.mT.to(right), self.following)
         return self.basis.combined(coordinates.mT), image
@@ -139,7 +142,7 @@ class KrylovSpace:
         rest = model.curvature_product(self.following)
         basis = self.basis.added(self.following)
         added, size, lengths = len(self.following), len(basis), rest.norm(dim=1)
-        inner = gram(basis, rest)  # (m, j)
+        inner = gram(basis, rest).cpu()  # (m, j)
         basis.add_to(rest, -inner.mT)
         basis.add_to(rest, -gram(basis, rest).mT)
         following, coupling = orthonormal(rest, lengths)
@@ -151,19 +154,19 @@ class KrylovSpace:
         whole[size - added :, :] = inner.mT
         start = self.start if self.iterations == 0 else pad(self.start, (0, 0, 0, added))
         return KrylovSpace(
-            basis, (whole + whole.mT) / 2, following, (again @ coupling).mT, start, (*self.widths, added)
+            basis, (whole + whole.mT) / 2, following, (again @ coupling).mT.cpu(), start, (*self.widths, added)
         )  # fmt: skip
 
 
 def krylov_space(start: Tensor) -> KrylovSpace:
     """The space before the first product, from start vectors X (k, P)."""
     following, factor = orthonormal(start)
-    empty = torch.zeros(0, 0, dtype=torch.float64, device=start.device)
+    empty = torch.zeros(0, 0, dtype=torch.float64)
     return KrylovSpace(
         Stack([start.new_empty(0, start.shape[1])]),
         empty,
         following,
         empty.new_zeros(0, len(following)),
-        factor.double(),
+        factor.double().cpu(),
         (),
     )

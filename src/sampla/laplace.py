@@ -66,6 +66,9 @@ class LinearisedLaplace:
         autocast: torch.bfloat16 or torch.float16: products with M in EM and for a first solve are taken under
             torch.autocast; the samples are then finished with products in the network's own type, so that their stated
             error holds without reserve. Where such products are not faster, it costs passes. None: not used.
+        vectors_on: device on which vectors of all parameters live, "cpu" for a network on a GPU whose memory does not
+            hold them: a pass brings the K it multiplies to the network and takes the result back. None: with the
+            network. Needs block conjugate gradients.
         progress: show a bar on anything over two seconds.
 
     Raises:
@@ -100,6 +103,7 @@ class LinearisedLaplace:
         output: OutputName = None,
         chunks: tuple[int, int] | None = None,
         autocast: torch.dtype | None = None,
+        vectors_on: torch.device | str | None = None,
         progress: bool = True,
     ) -> None:
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, "Pass the trained network.")
@@ -113,7 +117,7 @@ class LinearisedLaplace:
         self.names, self.excluded = select_parameters(model, parameters)
         size = sum(p.numel() for name, p in model.named_parameters() if name in set(self.names))
         if solver == "auto":
-            solver = "dense" if size <= _DENSE_UP_TO else "block-cg"
+            solver = "dense" if size <= _DENSE_UP_TO and vectors_on is None else "block-cg"
         self.solver: Solver[Any] = _named(solver, SOLVERS, Solver)
         self.num_samples, self.seed, self.tolerance, self.max_passes = num_samples, seed, tolerance, max_passes
         self.em = em or EM()
@@ -124,6 +128,11 @@ class LinearisedLaplace:
         require(
             reduced, "autocast as torch.bfloat16, torch.float16 or None", f"{autocast}", "None uses full precision."
         )
+        self.vectors_on = None if vectors_on is None else _device(vectors_on)
+        require(
+            vectors_on is None or isinstance(self.solver, BlockCG), "solver='block-cg' with vectors_on",
+            f"{self.solver!r}", "The other solvers take products of a few data at a time, where the vectors are.",
+        )  # fmt: skip
         if chunks is not None:
             right = len(chunks) == 2 and all(isinstance(n, int) and n >= 1 for n in chunks)
             require(right, "chunks as (data, vectors), at least (1, 1)", f"{chunks}", "None measures what is fastest.")
@@ -288,7 +297,9 @@ class LinearisedLaplace:
         """The network as features and its data, both checked on the first batch, and the adjoint error."""
         check_evaluation_mode(self.model)
         device = only_device(self.model)
-        features = NetworkFeatures(self.model, self.names, self.output, autocast=self.autocast)
+        features = NetworkFeatures(
+            self.model, self.names, self.output, autocast=self.autocast, vectors_on=self.vectors_on
+        )
         first = next(iter(CheckedLoader(loader, device, Progress(False))), None)
         assert first is not None, "an empty loader is refused when it is read to its end"
         adjoint = check_network(features, first)
@@ -330,6 +341,17 @@ class LinearisedLaplace:
             "num_samples": self.num_samples,
             "seed": self.seed,
         }
+
+
+def _device(given: torch.device | str) -> torch.device:
+    try:
+        torch.empty(0, device=given)
+        return torch.device(given)
+    except (RuntimeError, AssertionError) as error:
+        text = str(error).partition("\n")[0]
+        raise ValueError(
+            f"expected vectors_on as a device that is here, such as 'cpu', got {given!r}: {text}"
+        ) from error
 
 
 def _named(given: Any, known: dict[str, Any], kind: type) -> Any:

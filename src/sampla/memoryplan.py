@@ -29,6 +29,9 @@ iterate, residual and direction before and after a step, and what a step needs f
 _DRAWING = 3
 """Blocks while the noise is drawn: the sum, a block of data, and their products with the scale."""
 
+_PASSING, _WEIGHTS = 2, 2
+"""Where the network is, if vectors live elsewhere: blocks of a pass, v and M v; the own values and a scale."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -36,6 +39,17 @@ class Part:
 
     what: str
     vectors: int
+
+
+@dataclass(frozen=True)
+class Nearby:
+    """What a pass holds where the network is, if vectors of P live on another device."""
+
+    device: torch.device
+    vectors: int
+    """Vectors of P that are there during a pass."""
+    free: int | None
+    """Bytes that can still be had there; None where the system does not tell."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,8 @@ class MemoryPlan:
     """Bytes of the float64 copies of which Gram matrices are made, a piece at a time."""
     free: int | None
     """Bytes that can still be had; None where the system does not tell."""
+    nearby: Nearby | None = None
+    """Where the network is, if that is not where the vectors are."""
 
     @property
     def vector(self) -> int:
@@ -83,8 +99,14 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Bytes at the peak, as a rule."""
-        return self.vectors * self.vector + self.chunk_bytes + self.scratch
+        """Bytes at the peak, as a rule, where the vectors are."""
+        product = self.chunk_bytes if self.nearby is None else 0
+        return self.vectors * self.vector + product + self.scratch
+
+    @property
+    def nearby_total(self) -> int:
+        """Bytes at the peak where the network is, if vectors are elsewhere; else zero."""
+        return 0 if self.nearby is None else self.nearby.vectors * self.vector + self.chunk_bytes
 
     @property
     def at_most(self) -> int:
@@ -93,8 +115,10 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether ``total`` is free; None where that is not known."""
-        return None if self.free is None else self.total <= self.free
+        """Whether ``total`` is free, and ``nearby_total`` too; None where that is not known."""
+        room = [(self.total, self.free)] + ([] if self.nearby is None else [(self.nearby_total, self.nearby.free)])
+        known = [need <= free for need, free in room if free is not None]
+        return False if not all(known) else True if len(known) == len(room) else None
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
@@ -106,10 +130,19 @@ class MemoryPlan:
             f"a product    of {self.rows} data x {self.columns} vectors: {_size(self.chunk_bytes)}, measured; "
             f"Gram matrices: {_size(self.scratch)}",
             f"at the peak  {_size(self.total)}" + self._more(),
-            f"free         {'not known here' if self.free is None else _size(self.free)}",
+            f"free         {_known(self.free)}",
+            *self._there(),
             f"so           {self._verdict()}",
         ]
         return "\n".join(lines)
+
+    def _there(self) -> list[str]:
+        if self.nearby is None:
+            return []
+        return [
+            f"on {self.nearby.device!s:10}{self.nearby.vectors} vectors of P during a pass, and the product: "
+            f"{_size(self.nearby_total)}; free: {_known(self.nearby.free)}"
+        ]
 
     def _more(self) -> str:
         if self.at_most == self.total:
@@ -117,6 +150,8 @@ class MemoryPlan:
         return f"; {_size(self.at_most)} if EM's Krylov space needs all of its {self.most_rows} vectors"
 
     def _verdict(self) -> str:
+        if self.nearby is not None and self.nearby.free is not None and self.nearby_total > self.nearby.free:
+            return f"it does NOT fit on {self.nearby.device}: {self._remedy(self.nearby_total)}"
         if self.free is None:
             return "compare the peak with what the machine has"
         if self.at_most <= self.free:
@@ -124,14 +159,16 @@ class MemoryPlan:
         if self.total <= self.free:
             rows = self.krylov_rows + (self.free - self.total) // self.vector
             return f"it fits as a rule; em=EM(max_rows={rows}) makes sure"
-        return f"it does NOT fit: {self._remedy()}"
+        return f"it does NOT fit: {self._remedy(self.total)}"
 
-    def _remedy(self) -> str:
-        if self.chunk_bytes > self.total / 2:
+    def _remedy(self, total: int) -> str:
+        if self.chunk_bytes > total / 2:
             rows, columns = max(1, self.rows // 4), max(1, self.columns // 2)
             return f"pass chunks=({rows}, {columns}) or less (a fit that runs out of memory halves them by itself)"
         wide = self.krylov_rows > self.vectors / 2
         first = "lower EM(max_rows=...)" if wide else "lower num_samples"
+        if self.device.type != "cpu":
+            first = f"keep the vectors in the memory of the CPU, vectors_on='cpu', {first}"
         return f"{first}, or choose fewer parameters=[...], such as the last layers"
 
 
@@ -178,10 +215,12 @@ def plan_memory(
     parts = _largest(num_samples, few, means, usual, learns and not likelihood.is_quadratic)
     columns = max(map(len, model.chunks.ranges(num_samples + means)))
     rows = min(model.chunks.rows(num_samples + means), first.size)
+    home, near = model.features.like.device, model.features.device
+    passing = max(_DRAWING * num_samples, _PASSING * (num_samples + means))
     return MemoryPlan(
-        num_data, outputs, size, num_samples, model.features.like.dtype, model.features.like.device, parts, usual, most,
+        num_data, outputs, size, num_samples, model.features.like.dtype, home, parts, usual, most,
         rows, columns, chunk_memory(model.features, first), 8 * min(CHUNK, size * (usual + num_samples)),
-        free_bytes(model.features.like.device),
+        free_bytes(home), None if near == home else Nearby(near, passing + _WEIGHTS, free_bytes(near)),
     )  # fmt: skip
 
 
@@ -200,6 +239,10 @@ def _largest(samples: int, few: int, means: int, space: int, searches: bool) -> 
     )  # fmt: skip
     parts = max((drawing, learning, solving), key=lambda phase: sum(part.vectors for part in phase))
     return tuple(part for part in parts if part.vectors)
+
+
+def _known(size: int | None) -> str:
+    return "not known here" if size is None else _size(size)
 
 
 def _size(size: float) -> str:

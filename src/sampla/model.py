@@ -146,7 +146,7 @@ class LinearModel:
         exact: products with M in full precision even where the features offer cheaper ones.
         """
         if not isinstance(data, Data):
-            data = CheckedLoader(data, features.like.device, Progress(False))
+            data = CheckedLoader(data, features.device, Progress(False))
         self.features, self.likelihood, self.data = features, likelihood, data
         self.ledger, self.chunks, self.exact = ledger or Ledger(), chunks or Chunks(), exact
 
@@ -154,6 +154,14 @@ class LinearModel:
     def num_parameters(self) -> int:
         """P."""
         return self.features.layout.total
+
+    def _near(self, vectors: Tensor) -> Tensor:
+        """Vectors of P where the products are computed, for a pass."""
+        return vectors.to(self.features.device)
+
+    def _home(self, vectors: Tensor) -> Tensor:
+        """Vectors of P back where they live."""
+        return vectors.to(self.features.like.device)
 
     @property
     def reduced(self) -> bool:
@@ -236,7 +244,7 @@ class LinearModel:
 
     def draw_noise(self, seed: int, num_samples: int) -> NoiseDraw:
         """One pass of K vjps: the data part of the right-hand sides and the diagonal of M (method.md 2 and 4)."""
-        total = self.features.like.new_zeros(num_samples, self.num_parameters)
+        total = self._near(self.features.like).new_zeros(num_samples, self.num_parameters)
         diagonal = total.new_zeros(self.num_parameters)
         if self.features.squares_data:
             return self._draw_by_datum(seed, total, diagonal)
@@ -249,7 +257,7 @@ class LinearModel:
                 diagonal += block.square().mean(0)
                 block.zero_()
         self.ledger.products += num_samples / 2
-        return NoiseDraw(total, diagonal)
+        return NoiseDraw(self._home(total), self._home(diagonal))
 
     def _draw_by_datum(self, seed: int, total: Tensor, diagonal: Tensor) -> NoiseDraw:
         """The same where the features square the gradient of each datum for little."""
@@ -259,7 +267,7 @@ class LinearModel:
                 total[samples.start : samples.stop] += batch.features.vjp(noise)
                 diagonal += batch.features.squared_vjp(noise) * (len(samples) / len(total))
         self.ledger.products += len(total) / 2
-        return NoiseDraw(total, diagonal)
+        return NoiseDraw(self._home(total), self._home(diagonal))
 
     def curvature_product(self, vectors: Tensor, stride: int = 1) -> Tensor:
         """M v for K vectors in one pass: (K, P) -> (K, P).
@@ -269,7 +277,7 @@ class LinearModel:
         count, seen = vectors.shape[0], 0
         features, scale = self.features.unscaled()
         features = features if self.exact else features.cheaper()
-        vectors = vectors if scale is None else vectors * scale
+        vectors = self._near(vectors if scale is None else vectors * scale)
         total = torch.zeros_like(vectors)
         rows = self.chunks.rows(count) if stride == 1 else max(1, ENTRIES // max(1, min(count, COLUMNS)))
         for batch in self._pieces(rows, stride, features=features, noisy=False):
@@ -277,6 +285,7 @@ class LinearModel:
             for columns in self.chunks.ranges(count):
                 part = slice(columns.start, columns.stop)
                 total[part] += batch.curvature_product(vectors[part])
+        total = self._home(total)
         total = total if scale is None else total.mul_(scale)
         share = seen / self.data.num_data
         self.ledger.products += count * share
@@ -284,13 +293,14 @@ class LinearModel:
 
     def loss_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """The loss -sum log p(y_n | phi_n theta) and its gradient: (1, P) -> float, (1, P)."""
-        loss, gradient = 0.0, torch.zeros_like(theta)
         features, scale = self.features.unscaled()
-        theta = theta if scale is None else theta * scale
+        theta = self._near(theta if scale is None else theta * scale)
+        loss, gradient = 0.0, torch.zeros_like(theta)
         for batch in self._pieces(self.chunks.rows(1), features=features, noisy=False):
             part, slope = batch.loss_gradient(theta)
             loss += float(part)
             gradient += slope
+        gradient = self._home(gradient)
         gradient = gradient if scale is None else gradient.mul_(scale)
         self.ledger.products += 1
         return loss, gradient
@@ -300,12 +310,13 @@ class LinearModel:
 
         (1, P), (1, P) -> (1, P); the same data in every call, as long as the loader's order is fixed.
         """
+        theta, vector = self._near(theta), self._near(vector)
         total, seen = torch.zeros_like(vector), 0
         for batch in self.batches(2, stride):
             total += batch.newton_product(theta, vector)
             seen += batch.stop - batch.start
         self.ledger.products += 1.5 * seen / self.data.num_data
-        return total * (self.data.num_data / seen)
+        return self._home(total) * (self.data.num_data / seen)
 
     @property
     def hessian_stride(self) -> int:
@@ -315,8 +326,8 @@ class LinearModel:
     def noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Second moments of y - phi mean and of phi z (mean over the K samples), for the noise's M-step."""
         assert isinstance(self.likelihood, Gaussian)
-        columns = torch.cat([mean, samples])
-        residual = function = torch.zeros((), dtype=torch.float64, device=mean.device)
+        columns = self._near(torch.cat([mean, samples]))
+        residual = function = torch.zeros((), dtype=torch.float64, device=columns.device)
         for batch in self._pieces(self.chunks.rows(len(columns)), noisy=False):
             ranges = self.chunks.ranges(len(columns))
             pushed = torch.cat([batch.features.jvp(columns[part.start : part.stop]) for part in ranges])

@@ -51,16 +51,16 @@ class Posterior:
             ValueError: for NaN in the inputs or outputs, or an unknown method.
         """
         size = check_inputs(inputs, "predict")
-        inputs = map_inputs(lambda t: t.to(self.samples.device), inputs)
+        inputs = map_inputs(lambda t: t.to(self.features.device), inputs)
         for tensor in input_tensors(inputs):
             require_finite(tensor, "inputs", "Remove or impute them.")
         rows = max(1, _PIECE // len(self.samples))
-        means, deviations = [], []
+        means, deviations, samples = [], [], self.samples.to(self.features.device)
         for start in range(0, size, rows):
             piece = map_inputs(lambda t, a=start: t[a : a + rows], inputs)
             with torch.no_grad():
                 means.append(self.features.call(self.features.point, piece).detach())
-            deviations.append(self.features.linearise(piece).jvp(self.samples))
+            deviations.append(self.features.linearise(piece).jvp(samples))
         mean = torch.cat(means)
         if not bool(mean.isfinite().all()):
             origin = self.features.where_not_finite(inputs, 0)

@@ -18,7 +18,7 @@ from sampla.solvers import Solution, Status
 from sampla.spectral import LogError
 
 _FILE = "em-state.safetensors"
-_SPACE = ("gram", "following", "coupling", "start")
+_SMALL = ("gram", "coupling", "start")
 _NUMBERS = ("noise_factor", "objective", "mode_error")
 _ERRORS = ("precision_error", "noise_error")
 
@@ -88,7 +88,8 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
     space = None
     if facts["widths"] is not None:
         basis = Stack([here(f"space.basis.{number}") for number in range(1 + len(facts["widths"]))])
-        space = KrylovSpace(basis, **{name: here(f"space.{name}") for name in _SPACE}, widths=tuple(facts["widths"]))
+        small = {name: tensors[f"space.{name}"] for name in _SMALL}
+        space = KrylovSpace(basis, following=here("space.following"), **small, widths=tuple(facts["widths"]))
     errors = {name: row and LogError(**row) for name, row in facts["errors"].items()}
     return EMState(
         state.prior.with_precision(here("precision").to(torch.float64)), model, solution,
@@ -104,6 +105,6 @@ def _tensors_of(state: EMState) -> dict[str, Tensor]:
     if state.mode is not None:
         tensors["mode"] = state.mode
     if state.space is not None:
-        tensors |= {f"space.{name}": getattr(state.space, name) for name in _SPACE}
+        tensors |= {f"space.{name}": getattr(state.space, name) for name in (*_SMALL, "following")}
         tensors |= {f"space.basis.{number}": part for number, part in enumerate(state.space.basis.parts)}
     return tensors

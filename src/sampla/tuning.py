@@ -101,7 +101,7 @@ class _Search:
         self._most_columns = min(num_vectors, model.chunks.columns)
         self._vectors = _vectors(self._features, self._most_columns)
         self._memory = chunk_memory(self._features, batch)
-        self._free = free_bytes(self._features.like.device)
+        self._free = free_bytes(self._features.device)
         self._times: dict[tuple[int, int], float] = {}
         self._spent = 0.0
 
@@ -164,4 +164,4 @@ class _Search:
 
 
 def _vectors(features: Features, count: int) -> Tensor:
-    return standard_normal(0, PROBE, range(count), 0, (features.layout.total,), features.like)
+    return standard_normal(0, PROBE, range(count), 0, (features.layout.total,), features.like.to(features.device))

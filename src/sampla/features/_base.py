@@ -56,7 +56,12 @@ class Features(ABC):
     layout: ParameterLayout
     """Names and shapes of the P parameters."""
     like: Tensor
-    """An empty tensor with the dtype and device in which the products are computed."""
+    """An empty tensor with the dtype of the products, on the device where vectors of P live."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the products are computed: a pass brings its vectors there, and the result back to where they live."""
+        return self.like.device
 
     @abstractmethod
     def linearise(self, inputs: Inputs) -> Linearisation:

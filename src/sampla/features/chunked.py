@@ -105,7 +105,7 @@ class Chunked(Linearisation):
         """To be called outside of the handler, whose traceback would keep the tensors of the failed product alive."""
         self._whole = None
         collect()
-        if self._features.like.is_cuda:
+        if self._features.device.type == "cuda":
             torch.cuda.empty_cache()
         self._chunks.halve(rows, columns, words)
 

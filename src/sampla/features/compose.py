@@ -1,5 +1,6 @@
 """Feature maps made from feature maps."""
 
+import torch
 from torch import Tensor
 
 from sampla._typing import Inputs
@@ -13,9 +14,14 @@ class ScaledFeatures(Features):
         self.layout, self.like = base.layout, base.like
         self.absorbed, self.squares_data = base.absorbed, base.squares_data
         self._base, self._scale = base, scale
+        self._near = scale.to(base.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._base.device
 
     def linearise(self, inputs: Inputs) -> Linearisation:
-        return _Scaled(self._base.linearise(inputs), self._scale)
+        return _Scaled(self._base.linearise(inputs), self._near)
 
     def unscaled(self) -> tuple[Features, Tensor | None]:
         base, inner = self._base.unscaled()
@@ -33,14 +39,18 @@ class OutputsAt(Features):
     def __init__(self, base: Features, theta: Tensor) -> None:
         self.layout, self.like = base.layout, base.like
         self.absorbed, self.squares_data = base.absorbed, base.squares_data
-        self._base, self._theta = base, theta
+        self._base, self._theta = base, theta.to(base.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._base.device
 
     def linearise(self, inputs: Inputs) -> Linearisation:
         return _At(self._base.linearise(inputs), self._theta)
 
     def unscaled(self) -> tuple[Features, Tensor | None]:
         base, scale = self._base.unscaled()
-        return (self, None) if scale is None else (OutputsAt(base, self._theta * scale), scale)
+        return (self, None) if scale is None else (OutputsAt(base, self._theta * scale.to(base.device)), scale)
 
     def cheaper(self) -> Features:
         base = self._base.cheaper()

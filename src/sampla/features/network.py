@@ -59,6 +59,7 @@ class NetworkFeatures(Features):
             floating-point tensor, or the entry "logits".
         products: how the products are taken; ``settle`` finds out.
         autocast: type in which ``cheaper`` lets torch.autocast compute; None: as the network is.
+        vectors_on: device on which vectors of P live; None: where the network is.
 
     Raises:
         TypeError: if the network does not return a floating-point tensor, or several without a choice.
@@ -72,6 +73,7 @@ class NetworkFeatures(Features):
         output: OutputName = None,
         products: Products | None = None,
         autocast: torch.dtype | None = None,
+        vectors_on: torch.device | None = None,
     ) -> None:
         self.autocast, self._reduced = autocast, False
         self._inside = _Inside(model)
@@ -86,8 +88,17 @@ class NetworkFeatures(Features):
         self._point = {name: state.pop(name) for name in names}
         self._rest = state
         self.layout = ParameterLayout(tuple(names), tuple(tuple(p.shape) for p in self._point.values()))
-        self.like = next(iter(self._point.values())).new_empty(0)
-        self._native_rnn = self.like.is_cuda and any(isinstance(m, nn.RNNBase) for m in model.modules())
+        self.like = self._near.to(vectors_on or self.device)
+        self._native_rnn = self.device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules())
+
+    @property
+    def _near(self) -> Tensor:
+        """An empty tensor where the network is."""
+        return next(iter(self._point.values())).new_empty(0)
+
+    @property
+    def device(self) -> torch.device:
+        return self._near.device
 
     def linearise(self, inputs: Inputs) -> Linearisation:
         if self.products.mode == FORWARD:
@@ -106,7 +117,7 @@ class NetworkFeatures(Features):
         """The result of work done while the network has these parameters and only operations with derivatives."""
         values = {**self._rest, **point}
         state = {f"model.{slot}": values[name] for slot, name in self._slots.items()}
-        device, dtype = self.like.device.type, self.autocast
+        device, dtype = self.device.type, self.autocast
         reduced = torch.autocast(device, dtype) if self._reduced else nullcontext()
         with differentiable(self._native_rnn), constant_padding(self._padding), reduced:
             result: Result = functional_call(self._inside, state, (work,), tie_weights=False)
@@ -149,7 +160,7 @@ class NetworkFeatures(Features):
         if failure is not None:
             raise RuntimeError(
                 f"expected a network whose products work under torch.autocast to {self.autocast} on "
-                f"{self.like.device.type}, got: {failure} Leave autocast out for this network or this device."
+                f"{self.device.type}, got: {failure} Leave autocast out for this network or this device."
             ) from failure
 
     def other_way(self) -> Features | None:
@@ -319,7 +330,7 @@ def _failure(features: NetworkFeatures, inputs: Inputs) -> Exception | None:
             warnings.filterwarnings("ignore", "There is a performance drop")  # vmap loops over an operation: it works
             at = features.linearise(inputs)
             at.vjp(at.outputs.new_ones(2, *at.outputs.shape))
-            at.jvp(features.like.new_ones(2, size))
+            at.jvp(features._near.new_ones(2, size))
     except (RuntimeError, NotImplementedError) as error:
         if is_out_of_memory(error):
             raise
@@ -330,7 +341,7 @@ def _failure(features: NetworkFeatures, inputs: Inputs) -> Exception | None:
 def _shares_forward(features: NetworkFeatures, inputs: Inputs) -> bool:
     """Whether one forward can serve both products: reverse mode must go through what forward mode did."""
     try:
-        features.linearise(inputs).product(features.like.new_ones(2, features.layout.total), lambda _, pushed: pushed)
+        features.linearise(inputs).product(features._near.new_ones(2, features.layout.total), lambda _, pushed: pushed)
     except (RuntimeError, NotImplementedError) as error:
         if is_out_of_memory(error):
             raise
@@ -361,7 +372,7 @@ def _check_differences(features: NetworkFeatures, inputs: Inputs) -> None:
         ValueError: if they differ by more than curvature, kinks and rounding explain.
     """
     point, total = features.point, features.layout.total
-    v = standard_normal(0, ADJOINT, range(1), 0, (total,), features.like)
+    v = standard_normal(0, ADJOINT, range(1), 0, (total,), features._near)
     eps = torch.finfo(v.dtype).eps
     weights = torch.cat([p.flatten() for p in point.values()])
     step = eps ** (1 / 3) * float(weights.norm() or 1.0) / float(v.norm())
