@@ -5,13 +5,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint figures benchmark-solvers benchmark-linear-models benchmark-engine uci calibration peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device lint figures benchmark-solvers benchmark-linear-models benchmark-engine uci calibration peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
 
 test: $(INSTALLED)
 	$(BIN)/pytest
+
+# Fits on a second device, which is compiled first (a C++ compiler and ninja): finds what is on the wrong device.
+test-second-device: $(INSTALLED)
+	PATH=$(abspath $(BIN)):$$PATH SAMPLA_SECOND_DEVICE=1 $(BIN)/pytest tests/test_second_device.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -14,7 +14,7 @@ from helpers import assert_unchanged, class_batches, classifier, laplace, normal
 from sampla import _blocks, memoryplan
 from sampla._batches import Batch
 from sampla._memory import LivePeak, free_bytes
-from sampla.memoryplan import MemoryPlan, Part
+from sampla.memoryplan import MemoryPlan, Nearby, Part
 from sampla.tuning import ChunkMemory, chunk_memory
 
 GIB = 2**30
@@ -105,6 +105,18 @@ def test_the_arithmetic() -> None:
     assert a_plan(dtype=torch.float64).vector == 2 * GIB
 
 
+GPU = torch.device("cuda:0")
+
+
+def test_whether_it_fits_on_two_devices() -> None:
+    assert a_plan().fits
+    assert a_plan(free=None).fits is None
+    for nearby, fits in ((Nearby(GPU, 17, 19 * GIB), True), (Nearby(GPU, 17, 18 * GIB), False)):
+        assert a_plan(nearby=nearby).fits is fits
+        assert a_plan(nearby=nearby, free=40 * GIB).fits is False
+    assert a_plan(nearby=Nearby(GPU, 17, None)).fits is None
+
+
 SAID = [
     ({}, r"a fit of 268,435,456 parameters \(P\) to 1,000 data \(N\) of 10 outputs \(C\), with 8 samples \(K\)"),
     ({}, r"one vector   of P in float32 on cpu: 1 GiB"),
@@ -114,9 +126,18 @@ SAID = [
     ({}, r"so           it fits as a rule; em=EM\(max_rows=50\) makes sure"),
     ({"free": 500 * GIB}, r"so           it fits$"),
     ({"free": None}, r"free         not known here"),
-    ({"free": 40 * GIB}, r"it does NOT fit: lower EM\(max_rows=...\), or choose fewer parameters"),
+    ({"free": 40 * GIB}, r"it does NOT fit: lower EM\(max_rows=...\), or fewer parameters"),
     ({"free": 40 * GIB, "krylov_rows": 0}, r"it does NOT fit: lower num_samples"),
     ({"free": GIB, "chunk": ChunkMemory(0, 9 * GIB, 0, 0)}, r"it does NOT fit: pass chunks=\(8, 4\)"),
+    ({"device": GPU}, r"it fits as a rule"),
+    (
+        {"device": GPU, "free": 40 * GIB},
+        r"NOT fit: vectors_on='cpu', lower EM",
+    ),
+    ({"nearby": Nearby(GPU, 17, 30 * GIB)}, r"on cuda:0    17 vectors of P .* product: 19 GiB; free: 30 GiB"),
+    ({"nearby": Nearby(GPU, 17, 30 * GIB)}, r"at the peak  48 GiB"),
+    ({"nearby": Nearby(GPU, 17, 10 * GIB)}, r"it does NOT fit on cuda:0: lower num_samples"),
+    ({"nearby": Nearby(GPU, 1, 2 * GIB)}, r"it does NOT fit on cuda:0: pass chunks=\(8, 4\)"),
     ({"most_rows": 40}, r"at the peak  50 GiB$"),
 ]
 

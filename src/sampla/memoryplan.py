@@ -164,12 +164,12 @@ class MemoryPlan:
     def _remedy(self, total: int) -> str:
         if self.chunk_bytes > total / 2:
             rows, columns = max(1, self.rows // 4), max(1, self.columns // 2)
-            return f"pass chunks=({rows}, {columns}) or less (a fit that runs out of memory halves them by itself)"
-        wide = self.krylov_rows > self.vectors / 2
+            return f"pass chunks=({rows}, {columns}) or less (a fit that runs out halves them by itself)"
+        wide = self.krylov_rows > self.vectors / 2 and total == self.total
         first = "lower EM(max_rows=...)" if wide else "lower num_samples"
         if self.device.type != "cpu":
-            first = f"keep the vectors in the memory of the CPU, vectors_on='cpu', {first}"
-        return f"{first}, or choose fewer parameters=[...], such as the last layers"
+            first = f"vectors_on='cpu', {first}"
+        return f"{first}, or fewer parameters=[...], such as the last layers"
 
 
 def plan_memory(

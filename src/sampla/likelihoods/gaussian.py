@@ -39,7 +39,7 @@ class Gaussian(Likelihood):
         self.noise_precision: Tensor | None = None
         self.structure: Structure = structure
         if noise_precision is not None:
-            self.noise_precision = torch.as_tensor(noise_precision, dtype=torch.float64)
+            self.noise_precision = torch.as_tensor(noise_precision, dtype=torch.float64, device="cpu")
             self.structure = ("scalar", "diagonal", "full")[min(self.noise_precision.ndim, 2)]
             self._root = _root(self.noise_precision)
 
@@ -129,8 +129,9 @@ class Gaussian(Likelihood):
             return self
         mean_square = residual / (entries if self.structure == "scalar" else entries / residual.shape[-1])
         if mean_square.ndim == 2:
-            mean_square = mean_square + 1e-6 * mean_square.diagonal().mean() * torch.eye(len(mean_square))
-            return Gaussian(torch.linalg.inv(mean_square.cpu()), learn=self.learns_noise)
+            matrix = mean_square.cpu()
+            matrix = matrix + 1e-6 * matrix.diagonal().mean() * torch.eye(len(matrix))
+            return Gaussian(torch.linalg.inv(matrix), learn=self.learns_noise)
         return Gaussian(mean_square.clamp_min(1e-12).reciprocal().cpu(), learn=self.learns_noise)
 
     def config(self) -> dict[str, Any]:

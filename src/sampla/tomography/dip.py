@@ -9,7 +9,6 @@ by Adam on |T f - y|^2 / (2 sigma^2) + lambda TV(f), where log lambda falls whil
 while it is too small (dual ascent). So there is no strength of regularisation to tune.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass, field
 from math import exp, inf, log
 from time import perf_counter
@@ -160,7 +159,11 @@ class _Watch:
         """Take note of one more step; whether there was no gain for too long."""
         self.running = merit if self.running == inf else _MEMORY * self.running + (1 - _MEMORY) * merit
         if self.running < self.best_merit - self.recipe.gain:
-            self.best_merit, self.best, self.idle = self.running, deepcopy(self.network.state_dict()), 0
+            self.best_merit, self.best, self.idle = self.running, _copied(self.network), 0
         else:
             self.idle += 1
         return self.idle >= self.recipe.patience
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
