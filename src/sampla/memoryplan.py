@@ -169,7 +169,7 @@ class MemoryPlan:
         first = "lower EM(max_rows=...)" if wide else "lower num_samples"
         if self.device.type != "cpu":
             first = f"vectors_on='cpu', {first}"
-        return f"{first}, or fewer parameters=[...], such as the last layers"
+        return f"{first}, or fewer parameters=[...]"
 
 
 def plan_memory(
