@@ -34,9 +34,10 @@ benchmark-solvers: $(INSTALLED)
 benchmark-linear-models: $(INSTALLED)
 	$(BIN)/python benchmarks/linear_models.py
 
-# benchmarks/engine.md: JAX, the python of an environment with JAX in it, may be left out. A quarter of an hour.
+# benchmarks/engine.md and vocabulary.md: JAX, the python of an environment with JAX in it, may be left out. A quarter of an hour.
 benchmark-engine: $(INSTALLED)
 	$(BIN)/python benchmarks/engine.py $(if $(JAX),--jax $(JAX))
+	$(BIN)/python benchmarks/vocabulary.py
 
 # experiments/uci/results.md: ROOT holds the npz files. A run that is cut off goes on where it stopped.
 uci: $(INSTALLED)

@@ -52,7 +52,8 @@ class Categorical(Likelihood):
 
     def curvature_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
         p = self.probabilities(outputs).to(vectors)
-        return _mapped(vectors, lambda v: (v - self._along(p, v)) * p)
+        result = p * vectors
+        return result.addcmul_(p, result.sum(self.class_axis, keepdim=True), value=-1)
 
     def curvature_root_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
         root = self.probabilities(outputs).to(vectors).sqrt()
