@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # Fits on a second device, which is compiled first (a C++ compiler and ninja): finds what is on the wrong device.
 test-second-device: $(INSTALLED)

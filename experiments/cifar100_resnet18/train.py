@@ -1,6 +1,6 @@
 """Train the ResNet-18 for CIFAR-100 in the usual way, on a GPU where there is one.
 
-    python experiments/cifar100_resnet18/train.py --root DIR --checkpoints DIR [--epochs 30] [--images 49000] [--bfloat16] [--quick]
+    python experiments/cifar100_resnet18/train.py --root DIR --checkpoints DIR [--epochs 30] [--images 49000] [--quick]
 
 SGD with Nesterov momentum, a one-cycle schedule, random shifts and flips, on the first images of the order that run.py
 uses. Writes DIR/resnet18_cifar100.safetensors after every epoch, with what it was trained on and its test accuracy.
