@@ -199,3 +199,38 @@ def test_an_interrupted_fit_goes_on_to_the_same_samples(
 def test_log_prob_of_a_coin_is_log_one_half():
     pred = sampla.Predictive(torch.zeros(3, 2).double(), torch.zeros(2, 3, 2).double(), sampla.Categorical())
     torch.testing.assert_close(pred.log_prob(torch.tensor([0, 1, 0])), torch.full((3,), -log(2)).double())
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_scaled_error_bars_are_those_of_the_scaled_covariance(noise):
+    pred, targets = predictive(sampla.Gaussian(NOISE[noise])), randn(NUM_DATA, 3, seed=3)
+    torch.testing.assert_close(pred.scaled(0.3).variance, 0.09 * pred.variance)
+    expected = sampla.Predictive(pred.mean, 0.3 * pred.deviations, pred.likelihood).joint_log_prob(targets, GROUP)
+    torch.testing.assert_close(pred.scaled(0.3).joint_log_prob(targets, GROUP), expected)
+    assert pred.scaled(1.0).std.equal(pred.std)
+
+
+@pytest.mark.parametrize("truth", [0.2, 1.0, 3.0])
+def test_the_best_scale_is_found(truth):
+    """Targets of another width than the functions': 3,000 data tell the factor to a few per cent."""
+    deviations = randn(50, 3000, 1, seed=2)
+    targets = truth * randn(3000, 1, seed=4) + 0.05 * randn(3000, 1, seed=5)
+    pred = sampla.Predictive(torch.zeros(3000, 1).double(), deviations, sampla.Gaussian(400.0))
+    found = pred.best_scale(targets)
+    assert abs(found / truth - 1) < 0.06
+    worse = [float(pred.scaled(found * shift).log_prob(targets).mean()) for shift in (0.9, 1.1)]
+    assert float(pred.scaled(found).log_prob(targets).mean()) > max(worse)
+
+
+def test_overconfident_classes_get_wider_functions():
+    """Half of the confident labels are wrong."""
+    mean, labels = torch.tensor([[3.0, 0.0]]).repeat(200, 1), torch.arange(200) % 2
+    pred = sampla.Predictive(mean, 0.5 * randn(20, 200, 2).float(), sampla.Categorical())
+    assert pred.best_scale(labels) > 2
+    assert pred.best_scale(torch.zeros(200, dtype=torch.long)) < 0.1
+
+
+@pytest.mark.parametrize("factor", [-1.0, float("nan"), float("inf")])
+def test_factors_that_make_no_sense(factor):
+    with pytest.raises(ValueError, match="expected a factor of at least 0, got"):
+        predictive(sampla.Gaussian(1.0)).scaled(factor)

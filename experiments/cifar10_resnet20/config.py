@@ -72,7 +72,8 @@ EXPERIMENT = Experiment(
     shifts=shifts,
     methods=(
         "network", "temperature", "swag", "laplace-diag", "laplace-kron", "laplace-kron-layers", "laplace-last",
-        "laplace-full", "laplace-ella", "sampla-isotropic", "sampla-g", "sampla-isotropic-mode",
+        "laplace-full", "laplace-ella", "sampla-isotropic", "sampla-g", "sampla-g-scaled",
+        "sampla-isotropic-mode",
     ),
     full=FULL,
     quick=QUICK,

@@ -76,8 +76,10 @@ def swag(task: Task) -> Fitted:
     return Fitted(lambda x: {MAIN: of_logits(torch.stack([logits(network, x) for network in networks]))})
 
 
-def sampled(prior: str, curvature_at: CurvatureAt = "network", reference: bool = False) -> Callable[[Task], Fitted]:
-    """sampla with this prior; as a reference with more samples and a small tolerance."""
+def sampled(
+    prior: str, curvature_at: CurvatureAt = "network", reference: bool = False, scaled: bool = False
+) -> Callable[[Task], Fitted]:
+    """sampla with this prior; as a reference with more samples and a small tolerance; scaled on held-out images."""
 
     def fit(task: Task) -> Fitted:
         settings = task.settings
@@ -103,7 +105,12 @@ def sampled(prior: str, curvature_at: CurvatureAt = "network", reference: bool =
             "trace": report.trace,
             "certificate": str(report),
         }
-        return Fitted(lambda x: of_predictive(la.predict(x, num_draws=settings.draws)), facts)
+        factor = 1.0
+        if scaled:
+            few = task.data.held_out.rows(slice(500))  # as many as ELLA's prior is chosen on
+            factor = la.predict(few.inputs, num_draws=settings.draws).best_scale(few.labels)
+            facts["scale"] = factor
+        return Fitted(lambda x: of_predictive(la.predict(x, num_draws=settings.draws).scaled(factor)), facts)
 
     return fit
 

@@ -43,6 +43,9 @@ METHODS = {
     "laplace-ella": Method("laplace-torch, ELLA", peers.ella, LAPLACE),
     "sampla-isotropic": Method("sampla, isotropic", methods.sampled("isotropic"), SAMPLA),
     "sampla-g": Method("sampla, g-prior", methods.sampled("g-prior"), SAMPLA),
+    "sampla-g-scaled": Method(
+        "sampla, g-prior, scaled on held-out images", methods.sampled("g-prior", scaled=True), SAMPLA
+    ),
     "sampla-isotropic-mode": Method(
         "sampla, isotropic, at the linear mode", methods.sampled("isotropic", "linear-mode"), SAMPLA
     ),

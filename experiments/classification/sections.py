@@ -194,6 +194,7 @@ def scaling(methods: dict[str, dict[str, Any]], order: tuple[str, ...], images: 
 def _learnt(facts: dict[str, Any]) -> str:
     if "gamma" in facts:
         settled = "" if facts["settled"] else ", EM NOT settled"
+        settled += f", scaled by {facts['scale']:.3f}" if "scale" in facts else ""
         return (
             f"alpha {_several(facts['alpha'])}, gamma {facts['gamma']:.1f} ± {facts['gamma_error']:.1f}, "
             f"{facts['passes']:.1f} passes, error {facts['solve_error']:.2%}{settled}"

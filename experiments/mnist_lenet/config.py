@@ -66,8 +66,8 @@ EXPERIMENT = Experiment(
     shifts=shifts,
     methods=(
         "network", "temperature", "swag", "ensemble", "laplace-diag", "laplace-kron", "laplace-kron-layers",
-        "laplace-last", "laplace-full", "laplace-ella", "sampla-isotropic", "sampla-g", "sampla-isotropic-mode",
-        "sampla-g-mode", "sampla-reference",
+        "laplace-last", "laplace-full", "laplace-ella", "sampla-isotropic", "sampla-g", "sampla-g-scaled",
+        "sampla-isotropic-mode", "sampla-g-mode", "sampla-reference",
     ),
     full=FULL,
     quick=QUICK,
