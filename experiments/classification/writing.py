@@ -58,7 +58,8 @@ def _sizes(settings: Settings, kept: Kept) -> str:
     said = "; ".join(f"{name}: {_number(value)}" for name, value in facts.items())
     return (
         f"Posteriors are fitted to {settings.images:,} training images, without weights or augmentation. "
-        f"{settings.held_out:,} other images (never scored) set the temperature, ELLA's prior and the factor of rows that are scaled. Scores: "
+        f"{settings.held_out:,} other images (never scored) set the temperature, ELLA's prior and "
+        "the factor of rows that are scaled. Scores: "
         f"{settings.test:,} test images; {shifted}foreign sets: "
         f"{settings.foreign:,} images each. K = {settings.samples} samples of every method that samples; Monte Carlo "
         f"averages over linearised networks take {settings.draws} draws from the Gaussian with these samples' "
