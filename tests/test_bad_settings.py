@@ -40,6 +40,8 @@ from helpers import (
         ({"prior": 3}, TypeError, "expected a sampla.Prior or one of 'g-prior', 'isotropic', 'layerwise', got 3"),
         ({"solver": "block_cg"}, ValueError, "unknown solver 'block_cg': expected one of 'auto'.*mean 'block-cg'?"),
         ({"vectors_on": "gpu"}, ValueError, "expected vectors_on as a device that is here, such as 'cpu', got 'gpu'"),
+        ({"vectors_on": "meta"}, ValueError, "expected vectors_on as a device with memory, got 'meta'"),
+        ({"vectors_on": 3.5}, ValueError, "expected vectors_on as a device that is here.*got 3.5"),
         ({"vectors_on": "cuda:77"}, ValueError, "expected vectors_on as a device that is here.*got 'cuda:77'"),
         ({"vectors_on": "cpu", "solver": "sgd"}, ValueError, r"expected solver='block-cg' with vectors_on, got SGD\("),
         ({"parameters": ["0.wieght"]}, ValueError, "unknown parameter '0.wieght'.*Did you mean '0.weight'?"),

@@ -66,13 +66,13 @@ def test_a_stack_is_the_matrix_of_its_parts(sizes):
     whole, vectors = randn(5, 300), randn(3, 300, seed=1)
     stack = Stack(whole.split(sizes))
     assert (len(stack), stack.shape) == (5, (5, 300))
-    torch.testing.assert_close(stack.whole, whole, rtol=0, atol=0)
+    torch.testing.assert_close(stack.columns(slice(None)), whole, rtol=0, atol=0)
     torch.testing.assert_close(stack.along(vectors), vectors @ whole.mT)
     mix, total = randn(3, 5, seed=2), vectors.clone()
     torch.testing.assert_close(stack.combined(mix), mix @ whole)
     assert stack.add_to(total, mix) is total
     torch.testing.assert_close(total, vectors + mix @ whole)
-    torch.testing.assert_close(stack.added(vectors).whole, torch.cat([whole, vectors]), rtol=0, atol=0)
+    torch.testing.assert_close(stack.added(vectors).columns(slice(None)), torch.cat([whole, vectors]), rtol=0, atol=0)
     assert len(stack) == 5, "the stack itself has not grown"
 
 

@@ -38,11 +38,6 @@ class Stack:
         """Of every part."""
         return self.parts[0].device
 
-    @property
-    def whole(self) -> Tensor:
-        """(m, P), a copy."""
-        return torch.cat(self.parts)
-
     def added(self, rows: Tensor) -> "Stack":
         """These rows and, below them, (k, P) others."""
         return Stack((*self.parts, rows))

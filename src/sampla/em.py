@@ -168,7 +168,7 @@ def _with_samples(task: Task, state: EMState, restore: _Restore, keep: _Keep, mo
         state = loop.run(state, keep)
         if not state.settled:
             warn_unsettled(task.em, state)
-    state = loop.at_mode(state, "final: ")
+    state = replace(loop.at_mode(state, "final: "), last_mode=None)
     if len(loop.draw.data_part) < task.num_samples:
         loop.redraw(state, task.num_samples)
     rhs = loop.right_hand_side(state, task.num_samples)

@@ -34,8 +34,8 @@ _DENSE_UP_TO = 500
 """P at which solver="auto" changes from dense to block conjugate gradients."""
 _LESS_MEMORY = (
     "The products have been made as small as that helps; what is left are blocks of num_samples vectors of all "
-    "parameters: take a smaller num_samples or EM(max_rows=...), or fewer parameters=[...]. la.plan(loader) "
-    "counts them."
+    "parameters: take a smaller num_samples or EM(max_rows=...), fewer parameters=[...], or on a GPU vectors_on='cpu'. "
+    "la.plan(loader) counts them."
 )
 
 
@@ -72,7 +72,8 @@ class LinearisedLaplace:
         progress: show a bar on anything over two seconds.
 
     Raises:
-        ValueError: for unknown names, K < 2, or a model in train mode.
+        ValueError: for unknown names, K < 2, a model in train mode, a device that is not there, or vectors_on with
+            another solver than block conjugate gradients.
 
     Example:
         >>> import torch, sampla
@@ -277,17 +278,30 @@ class LinearisedLaplace:
         self._fitted().save(path)
 
     @classmethod
-    def load(cls, path: str | Path, model: nn.Module, likelihood: Likelihood | None = None) -> "LinearisedLaplace":
+    def load(
+        cls,
+        path: str | Path,
+        model: nn.Module,
+        likelihood: Likelihood | None = None,
+        vectors_on: torch.device | str | None = None,
+    ) -> "LinearisedLaplace":
         """A fitted LinearisedLaplace from its file and the network it was fitted to.
+
+        Args:
+            path: of the file.
+            model: the same network with the same weights.
+            likelihood: needed only for one of your own.
+            vectors_on: where the samples are kept; every prediction takes them to the network. None: with the network.
 
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged, foreign, or belongs to another network or other weights.
         """
-        posterior = load_posterior(path, model, likelihood)
+        place = None if vectors_on is None else _device(vectors_on)
+        posterior = load_posterior(path, model, likelihood, place)
         loaded = cls(
             model, posterior.likelihood, parameters=list(posterior.layout.names), num_samples=len(posterior.samples),
-            output=posterior.features.output,
+            output=posterior.features.output, vectors_on=place,
         )  # fmt: skip
         loaded.excluded = posterior.facts["excluded_parameters"]
         loaded._posterior = posterior
@@ -345,13 +359,14 @@ class LinearisedLaplace:
 
 def _device(given: torch.device | str) -> torch.device:
     try:
-        torch.empty(0, device=given)
-        return torch.device(given)
-    except (RuntimeError, AssertionError) as error:
+        place = torch.empty(0, device=given).device
+    except (RuntimeError, AssertionError, TypeError) as error:
         text = str(error).partition("\n")[0]
         raise ValueError(
             f"expected vectors_on as a device that is here, such as 'cpu', got {given!r}: {text}"
         ) from error
+    require(place.type != "meta", "vectors_on as a device with memory", "'meta'", "'cpu' is usual.")
+    return place
 
 
 def _named(given: Any, known: dict[str, Any], kind: type) -> Any:

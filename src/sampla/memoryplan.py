@@ -12,7 +12,7 @@ from sampla.em_krylov import shares_one_space
 from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
 from sampla.priors import Prior
-from sampla.solvers import Solver
+from sampla.solvers import BlockCG, Solver
 from sampla.tuning import ChunkMemory, chunk_memory
 
 _USUAL_ROWS = 64
@@ -26,8 +26,11 @@ _GROWING = 5
 _SOLVER = 11
 """Blocks of the final solve, as counted while one ran: the right-hand side's prior part, the guess with its M z, the
 iterate, residual and direction before and after a step, and what a step needs for itself."""
+_DRAWN, _WHITENED = 1, 4
+"""Blocks beside a final solve without a shared Krylov space: noise of its own, and for the evidence right-hand sides
+and guess in whitened coordinates."""
 _DRAWING = 3
-"""Blocks while the noise is drawn: the sum, a block of data, and their products with the scale."""
+"""Blocks where the network is while the noise is drawn: the sum, a block of data, and its square."""
 
 _PASSING, _WEIGHTS = 2, 2
 """Where the network is, if vectors live elsewhere: blocks of a pass, v and M v; the own values and a scale."""
@@ -81,6 +84,8 @@ class MemoryPlan:
     """Bytes that can still be had; None where the system does not tell."""
     nearby: Nearby | None = None
     """Where the network is, if that is not where the vectors are."""
+    movable: bool = False
+    """Whether the solver lets vectors live elsewhere."""
 
     @property
     def vector(self) -> int:
@@ -116,9 +121,21 @@ class MemoryPlan:
     @property
     def fits(self) -> bool | None:
         """Whether ``total`` is free, and ``nearby_total`` too; None where that is not known."""
-        room = [(self.total, self.free)] + ([] if self.nearby is None else [(self.nearby_total, self.nearby.free)])
-        known = [need <= free for need, free in room if free is not None]
-        return False if not all(known) else True if len(known) == len(room) else None
+        if self._short is not None:
+            return False
+        return None if any(place.free is None for place in self._places) else True
+
+    @property
+    def _places(self) -> list["_Place"]:
+        if self.nearby is None:
+            return [_Place("", self.total, self.chunk_bytes, self.free)]
+        near = _Place(f" on {self.nearby.device}", self.nearby_total, self.chunk_bytes, self.nearby.free)
+        return [near, _Place("", self.total, 0, self.free)]
+
+    @property
+    def _short(self) -> "_Place | None":
+        """The first place where there is not enough, as far as is known."""
+        return next((place for place in self._places if place.free is not None and place.need > place.free), None)
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
@@ -140,7 +157,7 @@ class MemoryPlan:
         if self.nearby is None:
             return []
         return [
-            f"on {self.nearby.device!s:10}{self.nearby.vectors} vectors of P during a pass, and the product: "
+            f"on {self.nearby.device!s:9} {self.nearby.vectors} vectors of P during a pass, and the product: "
             f"{_size(self.nearby_total)}; free: {_known(self.nearby.free)}"
         ]
 
@@ -150,26 +167,34 @@ class MemoryPlan:
         return f"; {_size(self.at_most)} if EM's Krylov space needs all of its {self.most_rows} vectors"
 
     def _verdict(self) -> str:
-        if self.nearby is not None and self.nearby.free is not None and self.nearby_total > self.nearby.free:
-            return f"it does NOT fit on {self.nearby.device}: {self._remedy(self.nearby_total)}"
-        if self.free is None:
+        if self._short is not None:
+            return f"it does NOT fit{self._short.where}: {self._remedy(self._short)}"
+        if self.free is None or self.fits is None:
             return "compare the peak with what the machine has"
         if self.at_most <= self.free:
             return "it fits"
-        if self.total <= self.free:
-            rows = self.krylov_rows + (self.free - self.total) // self.vector
-            return f"it fits as a rule; em=EM(max_rows={rows}) makes sure"
-        return f"it does NOT fit: {self._remedy(self.total)}"
+        rows = self.krylov_rows + (self.free - self.total) // self.vector
+        return f"it fits as a rule; em=EM(max_rows={rows}) makes sure"
 
-    def _remedy(self, total: int) -> str:
-        if self.chunk_bytes > total / 2:
+    def _remedy(self, place: "_Place") -> str:
+        if place.product > place.need / 2:
             rows, columns = max(1, self.rows // 4), max(1, self.columns // 2)
             return f"pass chunks=({rows}, {columns}) or less (a fit that runs out halves them by itself)"
-        wide = self.krylov_rows > self.vectors / 2 and total == self.total
+        wide = self.krylov_rows > self.vectors / 2 and not place.where
         first = "lower EM(max_rows=...)" if wide else "lower num_samples"
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" and self.movable:
             first = f"vectors_on='cpu', {first}"
         return f"{first}, or fewer parameters=[...]"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A memory: what of it is needed, how much of that by a product, and what is free."""
+
+    where: str
+    need: int
+    product: int
+    free: int | None
 
 
 def plan_memory(
@@ -212,7 +237,9 @@ def plan_memory(
     most = largest if (one_space and learns) or (wanted and not solver.exact_determinant) else 0
     usual = min(most, _USUAL_ROWS, num_data * outputs + num_samples)
     few, means = min(em.num_samples, num_samples), int(isinstance(likelihood, Gaussian))
-    parts = _largest(num_samples, few, means, usual, learns and not likelihood.is_quadratic)
+    searches = learns and not likelihood.is_quadratic
+    beside = 0 if one_space else _WHITENED if wanted and not solver.exact_determinant else _DRAWN
+    parts = _largest(num_samples, few, means, usual, searches, beside)
     columns = max(map(len, model.chunks.ranges(num_samples + means)))
     rows = min(model.chunks.rows(num_samples + means), first.size)
     home, near = model.features.like.device, model.features.device
@@ -221,14 +248,14 @@ def plan_memory(
         num_data, outputs, size, num_samples, model.features.like.dtype, home, parts, usual, most,
         rows, columns, chunk_memory(model.features, first), 8 * min(CHUNK, size * (usual + num_samples)),
         free_bytes(home), None if near == home else Nearby(near, passing + _WEIGHTS, free_bytes(near)),
+        isinstance(solver, BlockCG),
     )  # fmt: skip
 
 
-def _largest(samples: int, few: int, means: int, space: int, searches: bool) -> tuple[Part, ...]:
+def _largest(samples: int, few: int, means: int, space: int, searches: bool, beside: int) -> tuple[Part, ...]:
     """What is held when most is held."""
     wide = samples + means
     always = (Part("noise of the right-hand sides", samples), Part("diagonals, scales and the mean", _SINGLE))
-    drawing = (Part("noise of the right-hand sides as it is drawn", _DRAWING * samples), always[1])
     learning = (
         *always, Part("EM's Krylov space", space), Part("what makes it grow", _GROWING * (few + means)),
         Part("search for the mode: secant pairs", _SECANTS if searches else 0),
@@ -236,8 +263,9 @@ def _largest(samples: int, few: int, means: int, space: int, searches: bool) -> 
     solving = (
         *always, Part("EM's Krylov space, as preconditioner", space),
         Part("final solve: right-hand side, guess, iterate, residual, directions", _SOLVER * wide),
+        Part("beside it: noise drawn again, right-hand sides in other coordinates", beside * wide),
     )  # fmt: skip
-    parts = max((drawing, learning, solving), key=lambda phase: sum(part.vectors for part in phase))
+    parts = max(learning, solving, key=lambda phase: sum(part.vectors for part in phase))
     return tuple(part for part in parts if part.vectors)
 
 

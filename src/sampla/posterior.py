@@ -82,13 +82,19 @@ class Posterior:
         checkpoint.save(path, tensors, facts)
 
 
-def load_posterior(path: str | Path, network: nn.Module, likelihood: Likelihood | None = None) -> Posterior:
+def load_posterior(
+    path: str | Path,
+    network: nn.Module,
+    likelihood: Likelihood | None = None,
+    vectors_on: torch.device | None = None,
+) -> Posterior:
     """Read a posterior and put it on the network it was fitted to.
 
     Args:
         path: a file written by ``Posterior.save``.
         network: the same network with the same weights.
         likelihood: needed only for a likelihood of your own.
+        vectors_on: device of the samples; None: where the network is.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -112,7 +118,7 @@ def load_posterior(path: str | Path, network: nn.Module, likelihood: Likelihood 
         "Load the network's own state_dict first: a posterior is about one set of trained weights.",
     )
     products = Products(**facts.get("products", {}))
-    features = NetworkFeatures(network, names, facts.get("output"), products)
+    features = NetworkFeatures(network, names, facts.get("output"), products, vectors_on=vectors_on)
     samples = tensors["samples"].to(features.like)
     return Posterior(
         features, likelihood or _rebuilt(facts["likelihood"], path), samples, facts["fit"], facts["network"]

@@ -60,7 +60,8 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
     """The stored state if the folder holds one, else the given one.
 
     Raises:
-        ValueError: if the stored state belongs to another network, prior, seed or number of samples.
+        ValueError: if the stored state belongs to another network, prior, seed or number of samples, or was written
+            by an earlier version.
     """
     if folder is None or not (Path(folder) / _FILE).exists():
         return state

@@ -6,6 +6,7 @@ system may be scaled as one likes, so the mean's is solved at a sample's length.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,13 +53,17 @@ def solve_balanced(
         block[count:] *= factor  # in place, and back below: a block of K vectors is much memory
     try:
         found = solve(solver, system, rhs, guess=guess, **options)
-        solved = [block[count:] / factor for block in (found.value, found.curvature_value)]
+        # copies, where a solver that has nothing to do hands the guess's own tensors back
+        value, curvature_value = (
+            block.clone() if any(block is each for each in given) else block
+            for block in (found.value, found.curvature_value)
+        )
+        value[count:] /= factor
+        curvature_value[count:] /= factor
     finally:
         for block, before in zip(given, means, strict=True):
             block[count:] = before
-    # last, because a solver that has nothing to do may hand the guess's own tensors back
-    found.value[count:], found.curvature_value[count:] = solved
-    return found
+    return replace(found, value=value, curvature_value=curvature_value)
 
 
 def _factors(system: LinearSystem, rhs: RightHandSide, guess: Solution | None, mean_size: float) -> Tensor:
