@@ -30,8 +30,9 @@ from sampla.model import LinearModel
 _BATCH = 32
 _PASSES = (8, 15, 30)
 """Products of the whole fit: between a g-prior that EM settles quickly and one at the linear mode."""
-_BLOCKS = 8
-"""(K, P) blocks of block conjugate gradients: samples, residual, directions, their products, right-hand sides."""
+_BLOCKS = 12
+"""(K, P) blocks of block conjugate gradients, as ``la.plan`` counts them: noise, right-hand side, guess, iterate,
+residual, directions, and what a step needs for itself."""
 _SPACE = 64
 """Krylov vectors of EM."""
 _GIB = 2**30
