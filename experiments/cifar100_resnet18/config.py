@@ -61,9 +61,9 @@ def shifts(settings: Settings) -> tuple[Shift, ...]:
 EXPERIMENT = Experiment(
     title="CIFAR-100, ResNet-18: sampla beside its peers",
     introduction=(
-        "11 million parameters and 100 outputs. laplace-torch's approximations for all weights form Jacobians of 100 x "
-        "11 million numbers for each image, and are left out; the last layer's full matrix of 51,300 weights does not "
-        "fit either, so that its Kronecker approximation stands for it. Foreign: CIFAR-10. Parameters of BatchNorm are "
+        "11 million parameters and 100 outputs. laplace-torch's diagonal forms Jacobians of 100 x 11 million numbers "
+        "for each image, and is left out; the full matrices, of all weights and of the last layer's 51,300, do not fit, "
+        "so that the last layer's Kronecker approximation stands for it. Foreign: CIFAR-10. Parameters of BatchNorm are "
         "fixed for every posterior. plan.md says what a run on all images would take."
     ),
     folder=Path(__file__).resolve().parent,
@@ -71,7 +71,7 @@ EXPERIMENT = Experiment(
     architecture=cifar100_network,
     trained=trained,
     shifts=shifts,
-    methods=("network", "temperature", "laplace-last-kron", "swag", "sampla-g", "sampla-isotropic"),
+    methods=("network", "temperature", "swag", "laplace-kron", "laplace-last-kron", "sampla-g", "sampla-isotropic"),
     full=FULL,
     quick=QUICK,
     classes=100,
