@@ -361,12 +361,3 @@ def test_live_peak_counts_what_is_alive() -> None:
         torch.zeros(250)
     assert alive.peak == 8000
     assert c.shape == (5, 100)
-
-
-def test_vectors_where_the_network_is_already_change_nothing() -> None:
-    """Two devices: make test-second-device."""
-    model, loader = classifier(), class_batches()
-    plain, told = (laplace(model, solver="block-cg", vectors_on=on).fit(loader) for on in (None, "cpu"))
-    assert laplace(model, vectors_on="cpu").plan(loader).nearby is None
-    for name, samples in plain.samples_.items():
-        assert torch.equal(told.samples_[name], samples)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import sampla
+from networks import Cube
 from sampla.tomography import FunctionOperator, Recipe, ray_transform
 from tomography_case import SIDE, digit, noisy, parallel, small_dip
 
@@ -65,17 +66,6 @@ class Words(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.layer(self.embedding(tokens)).mean(1))
-
-
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return 3 * ctx.saved_tensors[0] ** 2 * slope
 
 
 class Custom(nn.Module):

@@ -25,14 +25,14 @@ from config import FULL
 from sampla._allocator import freed_memory_kept
 from sampla.features import NetworkFeatures, select_parameters
 from sampla.likelihoods import Categorical
+from sampla.memoryplan import SOLVER_BLOCKS
 from sampla.model import LinearModel
 
 _BATCH = 32
 _PASSES = (8, 15, 30)
 """Products of the whole fit: between a g-prior that EM settles quickly and one at the linear mode."""
-_BLOCKS = 12
-"""(K, P) blocks of block conjugate gradients, as ``la.plan`` counts them: noise, right-hand side, guess, iterate,
-residual, directions, and what a step needs for itself."""
+_BLOCKS = SOLVER_BLOCKS + 1
+"""(K, P) blocks of the final solve and its noise, as ``la.plan`` counts them."""
 _SPACE = 64
 """Krylov vectors of EM."""
 _GIB = 2**30

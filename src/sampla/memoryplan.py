@@ -23,9 +23,9 @@ _SINGLE = 6
 """Diagonals of M and A, the prior's scale, the network's own values, the mean and a spare."""
 _GROWING = 5
 """Blocks as wide as the Krylov space grows: the next rows, M times these, and their orthonormalisation."""
-_SOLVER = 11
-"""Blocks of the final solve, as counted while one ran: the right-hand side's prior part, the guess with its M z, the
-iterate, residual and direction before and after a step, and what a step needs for itself."""
+SOLVER_BLOCKS = 11
+"""Blocks of K vectors of the final solve beside the noise, as counted while one ran: the right-hand side's prior part,
+the guess with its M z, the iterate, residual and direction before and after a step, and what a step needs."""
 _DRAWN, _WHITENED = 1, 4
 """Blocks beside a final solve without a shared Krylov space: noise of its own, and for the evidence right-hand sides
 and guess in whitened coordinates."""
@@ -262,7 +262,7 @@ def _largest(samples: int, few: int, means: int, space: int, searches: bool, bes
     )  # fmt: skip
     solving = (
         *always, Part("EM's Krylov space, as preconditioner", space),
-        Part("final solve: right-hand side, guess, iterate, residual, directions", _SOLVER * wide),
+        Part("final solve: right-hand side, guess, iterate, residual, directions", SOLVER_BLOCKS * wide),
         Part("beside it: noise drawn again, right-hand sides in other coordinates", beside * wide),
     )  # fmt: skip
     parts = max(learning, solving, key=lambda phase: sum(part.vectors for part in phase))

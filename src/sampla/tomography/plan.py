@@ -3,14 +3,13 @@
 from dataclasses import dataclass, replace
 
 from sampla.em import EM
+from sampla.memoryplan import SOLVER_BLOCKS
 from sampla.tomography.operators import MatrixOperator, Operator
 
-_SPACE_BYTES = 3 * 2**30
-"""Memory that EM's Krylov space of M may take, its copy while it grows included."""
+_SPACE_BYTES = 3 * 2**29
+"""Memory that EM's Krylov space of M may take."""
 _FEWEST_ROWS = 64
 _MORE_STEPS = 10
-_SOLVER_VECTORS = 8
-"""Blocks of K vectors that block CG, the right-hand sides and the products hold at once (counted in the code)."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,10 @@ def plan(num_parameters: int, operator: Operator, num_samples: int, em: EM | Non
         em = replace(em, max_rows=rows)
     else:
         rule = EM()
-        affordable = _SPACE_BYTES // (2 * element * num_parameters)
+        affordable = _SPACE_BYTES // (element * num_parameters)
         rows = max(_FEWEST_ROWS, min(affordable, measurements + rule.num_samples + 1))
         em = replace(rule, max_rows=rows, max_steps=rows // (min(rule.num_samples, num_samples) + 1) + _MORE_STEPS)
-    blocks = _SOLVER_VECTORS * (num_samples + 1)
-    vectors = 2 * rows + blocks
+    vectors = rows + (SOLVER_BLOCKS + 1) * (num_samples + 1)
     return Plan(
         em, num_parameters, measurements, vectors * num_parameters * element,
         (vectors * measurements + num_samples * num_parameters) * element,
