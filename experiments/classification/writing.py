@@ -47,8 +47,9 @@ def _provenance(kept: Kept, out: Path, experiment: Experiment) -> str:
     )
     states = {entry["source"] for entry in kept.methods.values() if "source" in entry}
     if states - {fingerprint()}:
-        count = f"{len(states)} states" if len(states) > 1 else "one state"
-        words += f"\n\n**Results of {count} of the library's source, not{' all of them' * (len(states) > 1)} the present one.**"
+        what = f"{len(states)} states of the library's source, not all of them"
+        what = what if len(states) > 1 else "one state of the library's source, not"
+        words += f"\n\n**Results of {what} the present one.**"
     return words if out == experiment.folder else words + "\n\nA run with other settings than the folder's own."
 
 
