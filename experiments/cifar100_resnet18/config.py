@@ -62,8 +62,7 @@ EXPERIMENT = Experiment(
     title="CIFAR-100, ResNet-18: sampla beside its peers",
     introduction=(
         "11 million parameters and 100 outputs. laplace-torch's diagonal forms Jacobians of 100 x 11 million numbers "
-        "for each image, and is left out; its Kronecker approximation of all weights forms none, and has not been run "
-        "here; the full matrices, of all weights and of the last layer's 51,300, do not "
+        "for each image, and is left out; the full matrices, of all weights and of the last layer's 51,300, do not "
         "fit, so that the last layer's Kronecker approximation stands for it. Foreign: CIFAR-10. Parameters of "
         "BatchNorm are fixed for every posterior. plan.md says what a run on all images would take."
     ),
@@ -72,7 +71,7 @@ EXPERIMENT = Experiment(
     architecture=cifar100_network,
     trained=trained,
     shifts=shifts,
-    methods=("network", "temperature", "swag", "laplace-last-kron", "sampla-g", "sampla-isotropic"),
+    methods=("network", "temperature", "swag", "laplace-kron", "laplace-last-kron", "sampla-g", "sampla-isotropic"),
     full=FULL,
     quick=QUICK,
     classes=100,
