@@ -1,79 +1,14 @@
-"""What must be true of the user's network before a fit, and that it comes back as it was."""
+"""What must be true of the user's network on its first batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sampla._batches import Batch, Data, describe_inputs
 from sampla._checks import require
 from sampla.features import NetworkFeatures, check_adjoint
-
-_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", *_BACKWARD_HOOKS)
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Give the network back exactly as it was, whatever happens inside: also after an exception or Ctrl-C.
-
-    Forward hooks stay active, since they may be part of the function (weight normalisation); backward hooks are about
-    the user's own training, and torch.func cannot run them: they are put aside meanwhile.
-    """
-    modules = [
-        (m, m.training, dict(m._parameters), dict(m._buffers), {kind: dict(getattr(m, kind)) for kind in _HOOKS})
-        for m in model.modules()
-    ]
-    leaves = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    try:
-        for module in model.modules():
-            for kind in _BACKWARD_HOOKS:
-                getattr(module, kind).clear()
-        yield
-    finally:
-        for module, training, parameters, buffers, hooks in modules:
-            module.training = training
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
-            for kind, kept in hooks.items():
-                getattr(module, kind).clear()
-                getattr(module, kind).update(kept)
-        for parameter, requires_grad, grad in leaves:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
-
-
-def check_evaluation_mode(model: nn.Module) -> None:
-    """Refuse a network whose output is not a function of its input alone.
-
-    Raises:
-        ValueError: if any module is in train mode.
-    """
-    training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
-    require(
-        not training,
-        "a model in evaluation mode",
-        f"{len(training)} module(s) in train mode, such as {training[0] if training else ''!r}",
-        "Call model.eval() first: dropout and batch statistics would change the function between passes.",
-    )
-
-
-def only_device(model: nn.Module) -> torch.device:
-    """The device of all weights and buffers.
-
-    Raises:
-        ValueError: if they lie on several, or have no values yet.
-    """
-    where = {tensor.device: name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    devices = ", ".join(f"{name!r} on {device}" for device, name in where.items())
-    require(
-        len(where) == 1 and next(iter(where)).type != "meta",
-        "a model with all its weights and buffers on one device",
-        devices,
-        "Move it with model.to(device); the data follow by themselves. A model on 'meta' has no weights yet.",
-    )
-    return next(iter(where))
 
 
 def check_network(features: NetworkFeatures, batch: Batch) -> float:
