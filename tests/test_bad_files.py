@@ -85,7 +85,7 @@ def test_foreign_safetensors_file(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
     match = (
-        "expected a file of format 'sampla-1', got None in .*written by another program or another version of sampla"
+        "expected a file of format 'sampla-2', got None in .*written by another program or another version of sampla"
     )
     load_refused(path, classifier(), ValueError, match)
 
