@@ -1,4 +1,4 @@
-"""Freed memory is kept inside a fit, and the C library's defaults come back afterwards, whatever happens."""
+"""Freed memory is kept inside a fit; afterwards the C library works as it does by itself at best, whatever happens."""
 
 import pytest
 
@@ -23,13 +23,15 @@ class Recorder:
 def library(monkeypatch):
     recorder = Recorder()
     monkeypatch.setattr(_allocator, "_glibc", lambda: recorder)
+    for name in (*_allocator._SETTINGS, _allocator._OPTION, "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
     return recorder
 
 
-DEFAULTS = [(-3, 128 * 1024), (-4, 65536), (-1, 128 * 1024), ("trim", 0)]
+AFTERWARDS = [(-4, 65536), (-1, 64 * 2**20), ("trim", 0)]
 
 
-def test_defaults_come_back_also_after_an_error(library):
+def test_it_ends_also_after_an_error(library):
     def interrupted():
         with freed_memory_kept():
             assert library.calls == [(-3, 32 * 2**20), (-4, 0), (-1, 2**31 - 1)]
@@ -37,7 +39,7 @@ def test_defaults_come_back_also_after_an_error(library):
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert library.calls[3:] == DEFAULTS
+    assert library.calls[3:] == AFTERWARDS
 
 
 def test_only_the_outermost_use_counts(library):
@@ -45,7 +47,7 @@ def test_only_the_outermost_use_counts(library):
         with freed_memory_kept():
             pass
         assert len(library.calls) == 3
-    assert library.calls[3:] == DEFAULTS
+    assert library.calls[3:] == AFTERWARDS
 
 
 def test_other_systems_are_left_alone(monkeypatch):
@@ -53,3 +55,14 @@ def test_other_systems_are_left_alone(monkeypatch):
     assert _allocator._glibc() is None
     with freed_memory_kept():
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MALLOC_TRIM_THRESHOLD_", "1"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=9"), ("SAMPLA_KEEP_FREED_MEMORY", "0")],
+)
+def test_settings_of_the_environment_are_left_alone(library, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with freed_memory_kept():
+        pass
+    assert library.calls == []
