@@ -12,7 +12,7 @@ from sklearn.utils.validation import _check_sample_weight, check_array, check_co
 from torch import Tensor
 
 from sampla._checks import require
-from sampla.linear.sources import ChunkSource, Source, open_source
+from sampla.linear.sources import ChunkSource, Source, as_scipy, as_tensor, open_source
 
 
 def is_chunks(rows: Any, targets: Any) -> bool:
@@ -34,6 +34,9 @@ def chunk_source(estimator: BaseEstimator, chunks: Iterable[Any], weights: Any) 
 
 def checked_rows(estimator: BaseEstimator, rows: Any, reset: bool) -> Any:
     """X as it is, checked as scikit-learn does; memmaps and torch tensors without reading them."""
+    rows = as_scipy(rows)
+    if isinstance(rows, np.ma.MaskedArray):
+        as_tensor(rows, "X")  # refuses masked entries, which scikit-learn's checks do not see
     if isinstance(rows, (Tensor, np.memmap)):
         shape = tuple(rows.shape)
         got = f"{shape}" if len(shape) != 1 else f"{shape}. Reshape your data with X.reshape(-1, 1) or X.reshape(1, -1)"
@@ -46,11 +49,11 @@ def checked_rows(estimator: BaseEstimator, rows: Any, reset: bool) -> Any:
 def numeric_targets(estimator: BaseEstimator, targets: Any) -> Tensor:
     """y (n,) or (n, C) of numbers, finite; not copied where it need not be."""
     _require_targets(estimator, targets)
-    if isinstance(targets, Tensor):
-        return targets.detach()
-    array = check_array(targets, ensure_2d=False, dtype="numeric", input_name="y", ensure_all_finite=True)
-    require(array.ndim in (1, 2), "y of shape (n,) or (n, C)", f"{array.shape}", "Reshape it.")
-    return _tensor(array)
+    if not isinstance(targets, (Tensor, np.ma.MaskedArray)):
+        targets = check_array(targets, ensure_2d=False, dtype="numeric", input_name="y", ensure_all_finite=True)
+    tensor = as_tensor(targets, "y")
+    require(tensor.ndim in (1, 2), "y of shape (n,) or (n, C)", f"{tuple(tensor.shape)}", "Reshape it.")
+    return tensor
 
 
 def class_targets(estimator: BaseEstimator, targets: Any) -> np.ndarray:
@@ -80,15 +83,10 @@ def array_source(
             weights.cpu().numpy() if isinstance(weights, Tensor) else weights,
             np.empty((rows.shape[0], 1)), dtype=np.float64, ensure_non_negative=True,
         )  # fmt: skip
-        weight = _tensor(checked)
+        weight = as_tensor(checked, "sample weights")
     return open_source(rows, targets, weight, device)
 
 
 def seed_of(random_state: Any) -> int:
     """A seed for the library's own noise from scikit-learn's random_state."""
     return int(check_random_state(random_state).randint(2**31 - 1))
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    usable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
-    return torch.from_numpy(array if usable else array.copy())

@@ -41,17 +41,19 @@ class ColumnGroups(Prior):
     Args:
         group: (D,) int64, numbered from 0.
         precision: alpha, kept; None: learnt.
+        unit: (G,) what the given alpha is multiplied with for each group.
     """
 
-    def __init__(self, group: Tensor, precision: float | None) -> None:
+    def __init__(self, group: Tensor, precision: float | None, unit: Tensor) -> None:
         super().__init__(precision, learn=precision is None)
-        self.group = group
+        self.group, self.unit = group, unit
 
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         outputs = layout.total // len(self.group)
         group = self.group.repeat_interleave(outputs).to(curvature_diagonal.device)
         names = tuple(f"group {g}" for g in range(int(self.group.max()) + 1))
-        return self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, names)
+        bound = self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, names)
+        return bound if self.learn else bound.with_precision(bound.precision * self.unit.to(bound.precision))
 
 
 def iterative_fit(

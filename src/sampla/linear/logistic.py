@@ -1,5 +1,6 @@
 """Bayesian logistic regression, binary and multi-class, as a scikit-learn estimator."""
 
+from dataclasses import replace
 from math import log, pi
 from time import perf_counter
 from typing import Any
@@ -21,7 +22,7 @@ from sampla.likelihoods import Bernoulli, Categorical, Likelihood
 from sampla.linear.inputs import array_source, checked_rows, chunk_source, class_targets, is_chunks, seed_of
 from sampla.linear.moments import measure
 from sampla.linear.newton import closed_laplace
-from sampla.linear.reporting import LinearReport
+from sampla.linear.reporting import LinearReport, in_users_units
 from sampla.linear.rows import RowData, columns_of
 from sampla.linear.settings import Settings, Way
 from sampla.linear.sources import Source
@@ -34,6 +35,8 @@ _EXACT_UP_TO = 1000
 """P at which solver="auto" changes from the closed form to block conjugate gradients."""
 _INTERCEPT = 1e-6
 """Prior precision of the constants: next to none."""
+_WIDE = 3.0
+"""Standard deviation of a logit from which its average is taken over levels instead of deviations."""
 
 
 class WithIntercept(Prior):
@@ -43,11 +46,12 @@ class WithIntercept(Prior):
         group: (D,) int64, numbered from 0.
         precision: alpha, kept; None: learnt.
         constants: how many parameters at the end are constants of the outputs.
+        unit: (G,) what the given alpha is multiplied with for each group.
     """
 
-    def __init__(self, group: Tensor, precision: float | None, constants: int) -> None:
+    def __init__(self, group: Tensor, precision: float | None, constants: int, unit: Tensor) -> None:
         super().__init__(precision, learn=precision is None)
-        self.group, self.constants = group, constants
+        self.group, self.constants, self.unit = group, constants, unit
 
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         outputs = layout.shapes[0][1]
@@ -57,9 +61,11 @@ class WithIntercept(Prior):
             group = torch.cat([group, torch.full((self.constants,), count)])
             names.append("intercept")
         bound = self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, tuple(names))
-        if not self.constants:
-            return bound
         precision = bound.precision.clone()
+        if not self.learn:
+            precision[:count] *= self.unit.to(precision)
+        if not self.constants:
+            return bound if self.learn else bound.with_precision(precision)
         precision[count] = _INTERCEPT
         return BoundPrior(precision, bound.scale, bound.group, bound.names, bound.learn, fixed=("intercept",))
 
@@ -78,7 +84,8 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         fit_intercept: an intercept with next to no prior.
         standardize: divide columns by their standard deviation, without touching X ("g-prior" implies it).
         solver: "exact", H formed and all in closed form; "block-cg", products alone; "auto": exact up to P = 1,000.
-        predictive: how probabilities are averaged over the posterior: "monte-carlo" or "probit".
+        predictive: how probabilities are averaged over the posterior: "monte-carlo" (an integral without draws for two
+            classes) or "probit".
         num_samples: K posterior samples, at least 2.
         tol: relative change at which EM has settled; a tenth of it is the error allowed for mode and samples.
         max_iter: EM steps at most.
@@ -162,7 +169,9 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             progress.enter("moments")
             moments = measure(source)
             settings.check_sizes(source.num_columns, outputs, moments.total)
-            columns = columns_of(moments, self.fit_intercept, self.standardize or self.prior == "g-prior")
+            standardize = self.standardize or self.prior == "g-prior"
+            group = settings.group(source.num_columns).to(source.device)
+            columns = replace(columns_of(moments, self.fit_intercept, standardize, group), target_unit=1.0)
             data = RowData(source, self._targets, progress)
             constants = _constants(outputs) if self.fit_intercept else None
             self._columns, self._design = columns, columns.design(source, outputs, constants)
@@ -181,7 +190,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, C) class probabilities, averaged over the posterior."""
         check_is_fitted(self)
-        probabilities = np.concatenate([p.probs.double().cpu().numpy() for p in self._predictives(X)])
+        probabilities = np.concatenate([self._averaged(p).double().cpu().numpy() for p in self._predictives(X)])
         return np.hstack([1 - probabilities, probabilities]) if len(self.classes_) == 2 else probabilities
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
@@ -242,9 +251,12 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         return codes.to(values) if len(self.classes_) == 2 else codes[:, 0]
 
     def _exactly(self, data: RowData, settings: Settings) -> LinearReport:
-        outputs, like = self._design.shape[1], self._design.like
-        ones = torch.ones(self._design.layout.total, dtype=torch.float64, device=like.device)
-        prior = self._prior(settings).bind(self._design.layout, ones)
+        outputs = self._design.shape[1]
+        # EM starts where the prior weighs as much as the data; ``Prior.starting`` leaves room for solvers that iterate.
+        share = 1 / (2 * max(2, outputs)) * self._columns.total / 30
+        level = torch.full((self._design.layout.total,), share, dtype=torch.float64, device=self._design.like.device)
+        level[: self._columns.power.numel() * outputs] *= self._columns.power.repeat_interleave(outputs)
+        prior = self._prior(settings).bind(self._design.layout, level)
         found = closed_laplace(data, self._columns, prior, outputs, self._directions, settings.tol, settings.max_iter)
         samples = found.samples(settings.num_samples, seed_of(self.random_state))
         self._keep(found.prior.precision, found.effective_dimension, found.mode, samples, found.steps)
@@ -267,15 +279,21 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         self._keep(found.prior.precision, found.effective_dimension, found.mean, found.samples, len(found.trace))
         self._keep_evidence(float("nan") if found.log_evidence is None else found.log_evidence.value)
         certificate = build_report(found, data, {}, 0.0, perf_counter() - start, settings.tol / 10)
-        return LinearReport.of_iterative(certificate, self.log_marginal_likelihood_)
+        return LinearReport.of_iterative(in_users_units(certificate, self._columns), self.log_marginal_likelihood_)
 
     def _prior(self, settings: Settings) -> WithIntercept:
-        return WithIntercept(settings.group(self._design.shape[0]), settings.precision, len(self._directions))
+        return WithIntercept(
+            settings.group(self._design.shape[0]),
+            settings.precision,
+            len(self._directions),
+            self._columns.precision_unit,
+        )
 
     def _keep(self, precision: Tensor, gamma: Tensor, mode: Tensor, samples: Tensor, steps: int) -> None:
         """What both ways find: alpha and gamma (G,), mode (P,), samples (K, P); the intercept's group goes."""
         groups = len(precision) - self.fit_intercept
-        alpha, determined = precision[:groups].cpu().numpy(), gamma[:groups].cpu().numpy()
+        alpha = (precision[:groups].cpu() / self._columns.precision_unit.cpu()).numpy()
+        determined = gamma[:groups].cpu().numpy()
         self.prior_precision_ = float(alpha[0]) if groups == 1 else alpha
         self.effective_dimension_ = float(determined[0]) if groups == 1 else determined
         self._mean, self._samples = mode.to(self._design.like), samples.to(self._design.like)
@@ -315,6 +333,19 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             found.append(Predictive(pushed[0], pushed[1:], self._likelihood, self.predictive))
         return found
 
+    def _averaged(self, predictive: Predictive) -> Tensor:
+        """(n, C) class probabilities, averaged over the Gaussian of the functions' values.
+
+        Two classes ask for an integral in one dimension, which needs no draws; for more, draws come in pairs that lie
+        opposite each other at the mode: their own mean would otherwise outweigh a mode that is small beside them.
+        """
+        if self.predictive == "probit":
+            return predictive.probs
+        if len(self.classes_) == 2:
+            return expected_sigmoid(predictive.mean.double(), predictive.std.double())
+        pairs = replace(predictive, num_draws=predictive.num_draws // 2)
+        return (pairs.probs + replace(pairs, deviations=-pairs.deviations).probs) / 2
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
@@ -324,6 +355,22 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
 def _constants(outputs: int) -> Tensor:
     """(J, C): the one logit's own, or orthonormal contrasts, which is all that a softmax sees of C constants."""
     return torch.ones(1, 1) if outputs == 1 else torch.from_numpy(helmert(outputs))
+
+
+def expected_sigmoid(mean: Tensor, std: Tensor) -> Tensor:
+    """E sigmoid(mean + std z), z standard normal, to eleven digits and on the mean's side of a half.
+
+    By the trapezoidal rule, which converges exponentially for integrands that are analytic in a strip (Trefethen and
+    Weideman 2014): over z where std is small; else over l with the logistic density of Phi((mean - l) / std).
+    """
+    z = torch.linspace(-9.0, 9.0, 101, dtype=mean.dtype, device=mean.device)
+    weights = (-0.5 * z.square()).exp()
+    narrow = torch.tensordot((mean[..., None] + std[..., None].clamp_max(_WIDE) * z).sigmoid(), weights, dims=1)
+    level = torch.linspace(-39.0, 39.0, 131, dtype=mean.dtype, device=mean.device)
+    density = level.sigmoid() * (-level).sigmoid()
+    inside = torch.special.ndtr((mean[..., None] - level) / std[..., None].clamp_min(_WIDE))
+    wide = torch.tensordot(inside, density, dims=1)
+    return torch.where(std > _WIDE, wide / density.sum(), narrow / weights.sum())
 
 
 class _AsRegression:

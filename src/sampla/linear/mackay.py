@@ -17,7 +17,8 @@ from sampla._checks import ConvergenceWarning
 from sampla.linear.spectrum import Spectrum
 
 Noise = Literal["shared", "diagonal", "full"]
-_BOUNDS = 1e-12, 1e12
+_BOUNDS = 1e-30, 1e30
+"""Of alpha, in the units of the columns and targets: only where there is nothing to be learnt."""
 _SMALLEST = 1e-14
 """Noise variance over the variance of the targets, at least: beyond, rounding decides."""
 _TIGHT = 1e-6
@@ -74,8 +75,8 @@ class Learn:
     """(D,) int64."""
     degrees: float
     """Observations of each output: the sum of the weights, one less with an intercept."""
-    precision: float | None = None
-    """alpha, where it is fixed."""
+    precision: Tensor | None = None
+    """(G,) alpha, where it is fixed."""
     covariance: Tensor | None = None
     """(), (C,) or (C, C) noise covariance, where it is fixed."""
     tolerance: float = 1e-2
@@ -147,8 +148,9 @@ def _start(spectrum: Spectrum, learn: Learn, groups: int) -> Hyperparameters:
     else:
         variances, axes = power.mean().expand_as(power) if learn.noise == "shared" else power, None
     level = float(like.mean() / max(learn.degrees, 1.0)) if len(like) else 1.0
-    alpha = learn.precision or min(max(level / float(power.mean()), _BOUNDS[0]), _BOUNDS[1])
-    return Hyperparameters(torch.full((groups,), alpha).to(like), variances.to(like), axes)
+    alpha = min(max(level / float(power.mean()), _BOUNDS[0]), _BOUNDS[1])
+    start = like.new_full((groups,), alpha) if learn.precision is None else learn.precision.to(like)
+    return Hyperparameters(start, variances.to(like), axes)
 
 
 def _axes_of(covariance: Tensor, outputs: int) -> tuple[Tensor, Tensor | None]:

@@ -1,13 +1,13 @@
 """The first pass over the rows: how many, their means and variances, and whether all numbers are finite."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sampla._checks import require, require_finite
 from sampla.features import Rows
-from sampla.linear.sources import Chunk, Source
+from sampla.linear.sources import Chunk, Source, as_tensor
 
 _CONSTANT = 1e3
 """A column whose standard deviation is at most so many rounding errors of its largest entry is constant."""
@@ -30,6 +30,9 @@ class Moments:
     target_mean: Tensor | None
     """(C,) weighted."""
     target_variance: Tensor | None
+    """(C,) weighted, around the mean."""
+    target_square: Tensor | None
+    """(C,) weighted mean of y^2."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,19 @@ def measure(source: Source) -> Moments:
             targets = part if targets is None else targets.joined(part)
     require(rows > 0, "at least one row with a positive weight", "none", "Give data, or other weights.")
     assert columns is not None
+    _check_range(largest, source.dtype)
     variance = columns.spread / columns.total
     variance[variance.sqrt() <= _CONSTANT * torch.finfo(source.dtype).eps * largest] = 0
+    if targets is not None:
+        still = (targets.spread / targets.total).sqrt() <= _CONSTANT * torch.finfo(
+            torch.float64
+        ).eps * targets.mean.abs()
+        targets = replace(targets, spread=torch.where(still, 0.0, targets.spread))
     return Moments(
         rows, columns.total, columns.mean, variance, columns.spread / columns.total + columns.mean.square(),
         None if targets is None else targets.mean,
         None if targets is None else targets.spread / targets.total,
+        None if targets is None else targets.spread / targets.total + targets.mean.square(),
     )  # fmt: skip
 
 
@@ -96,7 +106,8 @@ def _of_rows(rows: Rows, weights: Tensor) -> tuple[_Part, Tensor]:
     total, flat = float(weights.sum()), weights.numpy()
     mean = torch.from_numpy(rows.T @ flat) / max(total, 1e-300)
     square = torch.from_numpy(rows.power(2).T @ flat)
-    most = torch.from_numpy(abs(rows).max(axis=0).toarray().ravel()).double()
+    sizes, places = as_tensor(rows.data, "X").abs().double(), as_tensor(rows.indices, "X").long()
+    most = torch.zeros(rows.shape[1], dtype=torch.float64).scatter_reduce(0, places, sizes, "amax")
     return _Part(total, mean, (square - total * mean.square()).clamp_min(0)), most
 
 
@@ -108,7 +119,7 @@ def _of_dense(rows: Tensor, weights: Tensor) -> _Part:
 
 def _check(chunk: Chunk) -> None:
     rows, targets, weights = chunk
-    stored = rows if isinstance(rows, Tensor) else torch.from_numpy(rows.data)
+    stored = rows if isinstance(rows, Tensor) else as_tensor(rows.data, "X")
     require_finite(stored, "entries of X (no NaN, no infinity)", "Remove or impute them.")
     if targets is not None:
         require_finite(targets, "entries of y (no NaN, no infinity)", "Remove or impute them.")
@@ -116,3 +127,11 @@ def _check(chunk: Chunk) -> None:
         require_finite(weights, "sample weights", "Remove or impute them.")
         low = float(weights.min())
         require(low >= 0, "sample weights of at least zero", f"{low:g}", "A weight says how often a row counts.")
+
+
+def _check_range(largest: Tensor, dtype: torch.dtype) -> None:
+    """Refuse numbers whose squares the type of the products cannot hold."""
+    kind, most = torch.finfo(dtype), float(largest.max())
+    inside = most == 0 or kind.tiny**0.5 < most < 1e-3 * kind.max**0.5
+    allowed = f"entries of X between {kind.tiny**0.5:.0e} and {1e-3 * kind.max**0.5:.0e} in size ({dtype})"
+    require(inside, allowed, f"{most:.3g} as the largest", "Use other units, or float64.")

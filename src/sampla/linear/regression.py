@@ -1,5 +1,6 @@
 """Bayesian linear regression for large designs, as a scikit-learn estimator."""
 
+from dataclasses import replace
 from math import log, pi
 from time import perf_counter
 from typing import Any
@@ -19,12 +20,12 @@ from sampla.linear.inputs import array_source, checked_rows, chunk_source, is_ch
 from sampla.linear.iterative import ColumnGroups, iterative_fit
 from sampla.linear.mackay import Learn, exact_em
 from sampla.linear.moments import measure
-from sampla.linear.reporting import LinearReport
+from sampla.linear.reporting import LinearReport, in_users_units
 from sampla.linear.rows import Columns, columns_of
 from sampla.linear.settings import Settings, Way, chosen_way
 from sampla.linear.sources import Source, as_matrix
 from sampla.linear.spectrum import dual_spectrum, primal_spectrum
-from sampla.priors import Isotropic
+from sampla.priors import Isotropic, Prior
 
 _STRUCTURES = {"shared": "scalar", "diagonal": "diagonal", "full": "full"}
 
@@ -134,8 +135,13 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
             assert moments.target_mean is not None
             outputs = len(moments.target_mean)
             settings.check_sizes(source.num_columns, outputs, moments.total, self.fit_intercept, learns_noise=True)
-            columns = columns_of(moments, self.fit_intercept, self.standardize or self.prior == "g-prior")
+            standardize = self.standardize or self.prior == "g-prior"
+            group = settings.group(source.num_columns).to(source.device)
+            columns = columns_of(moments, self.fit_intercept, standardize, group)
             way = chosen_way(settings, moments.num_rows, source.num_columns, outputs)
+            power = moments.target_variance if self.fit_intercept else moments.target_square
+            assert power is not None
+            settings.check_varying(power, way)
             if way.exact:
                 report = self._exactly(source, columns, settings, way, progress)
             else:
@@ -237,26 +243,29 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         full = settings.noise == "full" or (settings.covariance is not None and settings.covariance.ndim == 2)
         decompose = dual_spectrum if way.world == "dual" else primal_spectrum
         spectrum = decompose(source, columns, full, progress)
+        alpha, unit = columns.precision_unit, columns.target_unit
         learn = Learn(
             settings.noise, settings.group(source.num_columns).to(source.device),
             columns.total - (columns.centre is not None),
-            settings.precision, settings.covariance, settings.tol, settings.max_iter,
+            None if settings.precision is None else settings.precision * alpha,
+            None if settings.covariance is None else settings.covariance / unit**2, settings.tol, settings.max_iter,
         )  # fmt: skip
         fit = exact_em(spectrum, learn)
-        self._posterior: CoefficientPosterior = ClosedForm(fit, columns)
-        self._keep(fit.found.precision, fit.found.covariance.cpu(), fit.effective_dimension, fit.mean)
+        self._posterior: CoefficientPosterior = ClosedForm(replace(fit, prior_scale=fit.prior_scale * unit), columns)
+        covariance = fit.found.covariance.cpu() * unit**2
+        self._keep(fit.found.precision / alpha, covariance, fit.effective_dimension, fit.mean * unit)
         self.n_iter_ = max(1, len(fit.trace))
-        self.log_marginal_likelihood_ = fit.log_evidence - self._intercept_volume(columns, fit.mean.shape[1])
-        return LinearReport.of_exact(fit, spectrum.passes + 1)
+        self.log_marginal_likelihood_ = fit.log_evidence - self._volume(columns, fit.mean.shape[1])
+        return LinearReport.of_exact(fit, spectrum.passes + 1, self.log_marginal_likelihood_)
 
     def _iteratively(
         self, source: Source, columns: Columns, outputs: int, settings: Settings, progress: Progress
     ) -> LinearReport:
-        noise = Gaussian(settings.noise_precision, _STRUCTURES[settings.noise])  # type: ignore[arg-type]
-        alpha = settings.precision
-        prior = Isotropic(alpha, learn=alpha is None)
+        unit, given, alpha = columns.target_unit, settings.noise_precision, settings.precision
+        noise = Gaussian(None if given is None else given * unit**2, _STRUCTURES[settings.noise])  # type: ignore[arg-type]
+        prior: Prior = Isotropic(alpha and alpha * float(columns.precision_unit[0]), learn=alpha is None)
         if settings.groups is not None:
-            prior = ColumnGroups(settings.group(source.num_columns), alpha)  # type: ignore[assignment]
+            prior = ColumnGroups(settings.group(source.num_columns), alpha, columns.precision_unit)
         fit = iterative_fit(
             source, columns, outputs, prior, noise,
             num_samples=settings.num_samples, seed=seed_of(self.random_state), tolerance=settings.tol / 10,
@@ -266,23 +275,29 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
             ),
             progress=progress,
         )  # fmt: skip
-        self._posterior = Sampled(fit.samples, columns.design(source, outputs))
+        self._posterior = Sampled(fit.samples * unit, columns.design(source, outputs))
         found = fit.inference
         precision = found.model.likelihood.noise_precision.double().cpu()  # type: ignore[attr-defined]
         covariance = torch.linalg.inv(precision) if precision.ndim == 2 else precision.reciprocal().expand(outputs)
-        self._keep(found.prior.precision, covariance, found.effective_dimension, fit.mean)
+        learnt = found.prior.precision / columns.precision_unit.to(found.prior.precision)
+        self._keep(learnt, covariance * unit**2, found.effective_dimension, fit.mean * unit)
         self.n_iter_ = max(1, len(found.trace))
         evidence = float("nan")
         if found.log_evidence is not None:
             spread = torch.linalg.slogdet(covariance)[1] if covariance.ndim == 2 else covariance.log().sum()
             absorbed = 0.5 * float(outputs * log(2 * pi) + spread) if columns.centre is not None else 0.0
-            evidence = found.log_evidence.value + absorbed - self._intercept_volume(columns, outputs)
+            evidence = found.log_evidence.value + absorbed - self._volume(columns, outputs)
         self.log_marginal_likelihood_ = evidence
-        return LinearReport.of_iterative(fit.report, evidence)
+        return LinearReport.of_iterative(in_users_units(fit.report, columns), evidence)
 
-    def _intercept_volume(self, columns: Columns, outputs: int) -> float:
-        """What integrating a flat intercept leaves beside the density of the contrasts: log N / 2 for each output."""
-        return 0.0 if columns.centre is None else 0.5 * outputs * log(columns.total)
+    def _volume(self, columns: Columns, outputs: int) -> float:
+        """What the log density of the contrasts is less for: the targets' unit, and an intercept that is integrated.
+
+        Each of N (with an intercept N - 1) numbers of an output has log unit, and a flat intercept leaves log N / 2.
+        """
+        centred = columns.centre is not None
+        unit = (columns.total - centred) * log(columns.target_unit)
+        return outputs * (unit + (0.5 * log(columns.total) if centred else 0.0))
 
     def _keep(self, precision: Tensor, covariance: Tensor, gamma: Tensor, mean: Tensor) -> None:
         """What both ways find: alpha (G,), the noise covariance (C,) or (C, C), gamma (G,), the mean (D, C)."""

@@ -1,9 +1,14 @@
 """What a fit of a linear model did, cost and reached, in numbers and in words."""
 
 from dataclasses import dataclass, replace
+from math import isnan
+from typing import Any
+
+import torch
 
 from sampla.fitreport import FitReport
 from sampla.linear.mackay import ExactFit
+from sampla.linear.rows import Columns
 from sampla.linear.settings import Way
 
 
@@ -32,14 +37,15 @@ class LinearReport:
     seconds: float = 0.0
 
     @classmethod
-    def of_exact(cls, fit: ExactFit, passes: int) -> "LinearReport":
-        """From a closed-form fit."""
-        return cls(passes, fit.settled, len(fit.trace), float(fit.effective_dimension.sum()), fit.log_evidence)
+    def of_exact(cls, fit: ExactFit, passes: int, evidence: float) -> "LinearReport":
+        """From a closed-form fit, and log p(y)."""
+        return cls(passes, fit.settled, len(fit.trace), float(fit.effective_dimension.sum()), evidence)
 
     @classmethod
     def of_iterative(cls, fit: FitReport, evidence: float) -> "LinearReport":
         """From the matrix-free way's certificate."""
         settled = fit.settled and fit.solve_error <= fit.tolerance
+        fit = replace(fit, log_evidence=None if isnan(evidence) else evidence)
         return cls(fit.passes, settled, len(fit.trace), sum(fit.effective_dimension), evidence, fit)
 
     def finished(self, rows: int, columns: int, outputs: int, way: Way, seconds: float) -> "LinearReport":
@@ -69,3 +75,29 @@ class LinearReport:
                 f"evidence     log p(y) = {self.log_evidence:,.1f} nats",
             ]
         )
+
+
+def in_users_units(report: FitReport, columns: Columns) -> FitReport:
+    """The certificate with precisions in the units of X and y instead of the model's."""
+    alpha, noise = columns.precision_unit.cpu(), columns.target_unit**-2
+
+    def restored(values: list[float]) -> list[float]:
+        known: list[float] = (torch.tensor(values[: len(alpha)], dtype=torch.float64) / alpha).tolist()
+        return known + values[len(alpha) :]
+
+    def noisy(values: Any) -> Any:
+        return None if values is None else (torch.tensor(values, dtype=torch.float64) * noise).tolist()
+
+    trace = [
+        {
+            **row,
+            "precision": restored(row["precision"]),
+            "updated_precision": restored(row["updated_precision"]),
+            "noise_precision": noisy(row["noise_precision"]),
+        }
+        for row in report.trace
+    ]
+    return replace(
+        report, trace=trace, prior_precision=restored(report.prior_precision),
+        noise_precision=noisy(report.noise_precision),
+    )  # fmt: skip

@@ -100,6 +100,13 @@ class Settings:
             size, fix = self.noise_precision.shape[-1], "Give a number, a vector (C,) or a matrix (C, C)."
             require(size == outputs, f"a noise precision for {outputs} outputs", f"one for {size}", fix)
 
+    def check_varying(self, power: Tensor, way: Way) -> None:
+        """Raise ValueError where noise is to be learnt from outputs (C,) without any, and not in closed form."""
+        varied = bool((power > 0).any() if self.noise == "shared" else (power > 0).all())
+        fix = "Give a noise_precision, or solver='exact', whose noise has a floor."
+        known = varied or way.exact or self.noise_precision is not None
+        require(known, "targets that vary, to learn the noise from", "constants", fix)
+
 
 def chosen_way(settings: Settings, rows: int, columns: int, outputs: int) -> Way:
     """Exact or matrix-free, primal or dual, by what each would cost.

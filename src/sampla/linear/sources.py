@@ -8,7 +8,9 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from mmap import mmap
+from pathlib import Path
 from typing import Any, TypeAlias
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ _ENTRIES = 2**22
 """Stored entries of a chunk: 32 MiB in float64."""
 _ROUNDING = 1e-6
 """Relative difference of the sum of all entries that another order of the chunks explains."""
+_MAPS = Path("/proc/self/maps")
+"""Linux's list of what is mapped into memory, with device and inode of each file."""
 
 
 class Source(ABC):
@@ -42,6 +46,8 @@ class Source(ABC):
 
 class ArraySource(Source):
     """A NumPy array, a SciPy sparse matrix or a torch tensor, cut into views.
+
+    Of a sparse matrix in which places come more than once, each chunk is a copy in which they are added up.
 
     Args:
         rows: (N, D).
@@ -63,19 +69,27 @@ class ArraySource(Source):
         self._rows = rows.tocsr() if sparse.issparse(rows) else rows
         stored = self._rows.nnz if sparse.issparse(rows) else rows.shape[0] * rows.shape[1]
         self._step = max(1, _ENTRIES * rows.shape[0] // max(1, stored))
+        self._repeats = sparse.issparse(rows) and not self._rows.has_canonical_format
+        self._repeats = self._repeats and self._has_repeats()
         self._targets = None if targets is None else targets.to(self.device)
         self._weights = None if weights is None else weights.to(self.device)
 
     def chunks(self, rows: int | None = None) -> Iterator[Chunk]:
-        assert self.num_rows is not None
-        step = rows or self._step
-        for start in range(0, self.num_rows, step):
-            part = slice(start, min(start + step, self.num_rows))
+        for part in self._parts(rows or self._step):
+            piece = self._piece(part)
             yield (
-                as_rows(self._piece(part), self.dtype, self.device),
+                as_rows(without_repeats(piece) if self._repeats else piece, self.dtype, self.device),
                 None if self._targets is None else self._targets[part].to(self.dtype),
                 None if self._weights is None else self._weights[part].to(self.dtype),
             )
+
+    def _parts(self, step: int) -> list[slice]:
+        assert self.num_rows is not None
+        return [slice(start, min(start + step, self.num_rows)) for start in range(0, self.num_rows, step)]
+
+    def _has_repeats(self) -> bool:
+        """Whether a sparse matrix has places that come more than once, whose entries add up."""
+        return any(without_repeats(p).nnz < p.nnz for p in map(self._piece, self._parts(self._step)))
 
     def _piece(self, part: slice) -> Any:
         if not sparse.issparse(self._rows):
@@ -85,11 +99,15 @@ class ArraySource(Source):
         piece = sparse.csr_array((part.stop - part.start, self.num_columns), dtype=matrix.dtype)
         # SciPy's slices, and its constructor, would copy the entries.
         piece.data, piece.indices, piece.indptr = matrix.data[inside], matrix.indices[inside], ends - ends[0]
+        # No repeats, or they are added up in a copy: without this SciPy would sort the user's own arrays in place.
+        piece.has_canonical_format = not self._repeats
         return piece
 
 
 class FileSource(Source):
     """A np.memmap, read from its file into one buffer: pages of a mapping would count as the process's memory.
+
+    ``open_source`` asks ``of`` for one, which declines where the file may hold something else than the array.
 
     Args:
         rows: (N, D), each row contiguous.
@@ -97,32 +115,51 @@ class FileSource(Source):
         weights: (N,) or None.
     """
 
-    def __init__(self, rows: np.memmap, targets: Tensor | None = None, weights: Tensor | None = None) -> None:
+    def __init__(self, rows: np.memmap, file: int, targets: Tensor | None, weights: Tensor | None) -> None:
         self.num_rows, self.num_columns = rows.shape
         self.dtype, self.device = _compute_dtype(rows.dtype), torch.device("cpu")
         self._path, self._offset, self._stride = str(rows.filename), _offset_of(rows), rows.strides[0]
         self._numpy_dtype, self._targets, self._weights = rows.dtype, targets, weights
+        self._file = file
+        finalize(self, os.close, file)
+
+    @classmethod
+    def of(cls, rows: np.memmap, targets: Tensor | None = None, weights: Tensor | None = None) -> "FileSource | None":
+        """None if rows are not contiguous, changes stay in memory (copy on write), or the file is another by now."""
+        root, path = _root_of(rows), rows.filename
+        in_file = isinstance(root.base, mmap) and root.mode != "c"
+        if path is None or not (
+            in_file and rows.ndim == 2 and rows.strides[1] == rows.dtype.itemsize and rows.strides[0] > 0
+        ):
+            return None
+        try:
+            file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError:
+            return None
+        if _is_mapped(file, rows.__array_interface__["data"][0]):
+            return cls(rows, file, targets, weights)
+        os.close(file)
+        return None
 
     def chunks(self, rows: int | None = None) -> Iterator[Chunk]:
         assert self.num_rows is not None
         step = rows or max(1, _ENTRIES // self.num_columns)
         buffer = np.empty((min(step, self.num_rows), self.num_columns), self._numpy_dtype)
-        with open(self._path, "rb", buffering=0) as file:
-            for start in range(0, self.num_rows, step):
-                count = min(step, self.num_rows - start)
-                self._read(file.fileno(), start, buffer[:count])
-                yield (
-                    as_rows(buffer[:count], self.dtype, self.device),
-                    None if self._targets is None else self._targets[start : start + count].to(self.dtype),
-                    None if self._weights is None else self._weights[start : start + count].to(self.dtype),
-                )
+        for start in range(0, self.num_rows, step):
+            count = min(step, self.num_rows - start)
+            self._read(start, buffer[:count])
+            yield (
+                as_rows(buffer[:count], self.dtype, self.device),
+                None if self._targets is None else self._targets[start : start + count].to(self.dtype),
+                None if self._weights is None else self._weights[start : start + count].to(self.dtype),
+            )
 
-    def _read(self, file: int, start: int, into: np.ndarray) -> None:
+    def _read(self, start: int, into: np.ndarray) -> None:
         whole = self._stride == self.num_columns * self._numpy_dtype.itemsize
         for row, part in [(start, into)] if whole else [(start + i, into[i]) for i in range(len(into))]:
-            view, place = memoryview(part.data).cast("B"), self._offset + row * self._stride
+            view, place = memoryview(part.reshape(-1).view(np.uint8).data), self._offset + row * self._stride
             while len(view):
-                got = os.preadv(file, [view], place)
+                got = os.preadv(self._file, [view], place)
                 require(
                     got > 0,
                     f"{self.num_rows:,} rows in {self._path}",
@@ -179,7 +216,7 @@ class ChunkSource(Source):
         for index, item in enumerate(self._chunks):
             if not (isinstance(item, (tuple, list)) and len(item) in (2, 3)):
                 raise TypeError(f"chunk {index}: expected (X, Y) or (X, Y, weights), got {type(item).__name__}.")
-            rows, targets = item[:2]
+            rows, targets = as_scipy(item[0]), item[1]
             weights = item[2] if len(item) == 3 else None
             shape: tuple[int, ...] = tuple(getattr(rows, "shape", ()))
             expected = f"X of shape (n, {columns or 'D'})"
@@ -196,7 +233,9 @@ class ChunkSource(Source):
                 f"{lengths}",
                 "Give one for each row.",
             )
-            weight = None if weights is None else torch.as_tensor(np.asarray(weights)).to(device, dtype)
+            weight = None if weights is None else as_tensor(weights, "sample weights").to(device, dtype)
+            if sparse.issparse(rows) and not (rows := rows.tocsr()).has_canonical_format:
+                rows = without_repeats(rows)
             yield as_rows(rows, dtype, device), target, weight
 
 
@@ -205,8 +244,9 @@ def open_source(
 ) -> Source:
     """The source that suits an array-like with a shape."""
     here = device in (None, torch.device("cpu"))
-    if isinstance(rows, np.memmap) and rows.ndim == 2 and _rows_contiguous(rows) and here:
-        return FileSource(rows, targets, weights)
+    from_file = FileSource.of(rows, targets, weights) if isinstance(rows, np.memmap) and here else None
+    if from_file is not None:
+        return from_file
     return ArraySource(rows, targets, weights, device)
 
 
@@ -219,21 +259,87 @@ def as_rows(rows: Any, dtype: torch.dtype, device: torch.device) -> Rows:
         return csr
     if isinstance(rows, Tensor):
         return rows.detach().to(device, dtype)
-    array = np.asarray(rows)
+    return as_tensor(rows, "X").to(device, dtype)
+
+
+def as_tensor(array: Any, what: str) -> Tensor:
+    """An array of real numbers as a tensor; a view where torch has its type and can read it in place.
+
+    Raises:
+        ValueError: for complex numbers, dates, text, masked entries, and tensors that are not dense.
+    """
+    if isinstance(array, Tensor):
+        fix = f"Give {what} as a dense tensor (tensor.to_dense())."
+        require(array.layout == torch.strided, f"a dense tensor as {what}", f"layout {array.layout}", fix)
+        _compute_dtype(array.dtype, what)
+        return array.detach()
+    masked = int(np.ma.getmaskarray(array).sum()) if isinstance(array, np.ma.MaskedArray) else 0
+    require(masked == 0, f"known numbers in {what}", f"{masked} masked entries", "Remove or impute them.")
+    array = np.asarray(array)
+    _compute_dtype(array.dtype, what)
+    if array.dtype.kind == "O" or array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()  # of one chunk: torch has no read-only tensors
-    return torch.from_numpy(array).to(device, dtype)
+        array = array.copy()  # torch has no read-only tensors
+    return torch.from_numpy(array)
 
 
 def as_matrix(targets: Any) -> Tensor:
     """(n,) or (n, C) targets as (n, C)."""
-    tensor = targets.detach() if isinstance(targets, Tensor) else torch.as_tensor(np.array(targets))
+    tensor = as_tensor(targets, "y")
     require(tensor.ndim in (1, 2), "targets (n,) or (n, C)", f"{tuple(tensor.shape)}", "Reshape them.")
     return tensor[:, None] if tensor.ndim == 1 else tensor
 
 
-def _compute_dtype(dtype: Any) -> torch.dtype:
-    return torch.float32 if str(dtype).removeprefix("torch.") in ("float32", "float16", "bfloat16") else torch.float64
+def as_scipy(rows: Any) -> Any:
+    """A sparse torch tensor on the CPU as SciPy's matrix with the same numbers, not copied if by rows; else as it is.
+
+    Raises:
+        ValueError: for sparse tensors elsewhere or in blocks.
+    """
+    if not isinstance(rows, Tensor) or rows.layout == torch.strided:
+        return rows
+    got = f"{rows.layout} on {rows.device}"
+    known = rows.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_coo) and rows.device.type == "cpu"
+    require(known, "X dense, or a sparse tensor on the CPU by rows, columns or places", got, "Convert it.")
+    _compute_dtype(rows.dtype, "X")
+    rows, shape = rows.detach(), tuple(rows.shape)
+    if rows.layout == torch.sparse_coo:
+        rows = rows.coalesce()
+        return sparse.coo_array((rows.values().numpy(), tuple(rows.indices().numpy())), shape)
+    by_rows = rows.layout == torch.sparse_csr
+    places = (rows.col_indices(), rows.crow_indices()) if by_rows else (rows.row_indices(), rows.ccol_indices())
+    make = sparse.csr_array if by_rows else sparse.csc_array
+    return make((rows.values().numpy(), *(place.numpy() for place in places)), shape)
+
+
+def without_repeats(piece: Any) -> Any:
+    """A copy of a matrix that is sparse by rows, in order and with entries of the same place added up."""
+    copied = piece.copy()
+    copied.sum_duplicates()
+    return copied
+
+
+def _compute_dtype(dtype: Any, what: str = "X") -> torch.dtype:
+    """In which type products are made.
+
+    Raises:
+        ValueError: for numbers that are not real, dates and text.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if isinstance(dtype, torch.dtype):
+        real = not dtype.is_complex and "qint" not in name and "bits" not in name
+    else:
+        real = dtype.kind in "biufO"
+    fix = (
+        "Complex data not supported: give real and imaginary part as columns."
+        if "complex" in name
+        else ("Convert to numbers first, dates by subtracting one and dividing by np.timedelta64(1, 'D').")
+    )
+    require(real, f"real numbers in {what}", name, fix)
+    single = not isinstance(dtype, torch.dtype) and dtype.kind == "f" and dtype.itemsize <= 4
+    return torch.float32 if single or name in ("float32", "float16", "bfloat16") else torch.float64
 
 
 def _offset_of(rows: np.memmap) -> int:
@@ -242,10 +348,20 @@ def _offset_of(rows: np.memmap) -> int:
     return int(root.offset + rows.__array_interface__["data"][0] - root.__array_interface__["data"][0])
 
 
-def _rows_contiguous(rows: np.memmap) -> bool:
-    root = _root_of(rows)
-    in_file = isinstance(root.base, mmap) and rows.filename is not None
-    return in_file and rows.strides[1] == rows.dtype.itemsize and rows.strides[0] > 0
+def _is_mapped(file: int, address: int) -> bool:
+    """Whether the open file is the one that is mapped at the address; False where that cannot be told."""
+    facts = os.fstat(file)
+    device = f"{os.major(facts.st_dev):02x}:{os.minor(facts.st_dev):02x}"
+    try:
+        lines = _MAPS.read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        span, _, _, where, inode = line.split(maxsplit=5)[:5]
+        first, last = (int(end, 16) for end in span.split("-"))
+        if first <= address < last:
+            return where == device and int(inode) == facts.st_ino
+    return False
 
 
 def _root_of(rows: np.memmap) -> Any:

@@ -116,6 +116,7 @@ def _prepared(chunk: Chunk, columns: Columns) -> tuple[Tensor, Tensor]:
     design, y = standardised(dense(rows), columns), targets.double()
     if columns.target_centre is not None:
         y = y - columns.target_centre
+    y = y / columns.target_unit
     if weights is None:
         return design, y
     root, kept = weights.double().sqrt()[:, None], weights > 0
