@@ -11,7 +11,7 @@ import torch
 
 from sampla import NetworkFeatures
 from sampla._allocator import freed_memory_kept
-from sampla.demo.networks import lenet
+from sampla.apps.demo.networks import lenet
 
 REPEATS, ROUNDS, IMAGES, SAMPLES = 8, 6, 32, 16
 

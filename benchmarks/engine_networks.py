@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sampla.demo.networks import lenet
+from sampla.apps.demo.networks import lenet
 from sampla.tomography.unet import INPUT_CHANNELS, unet_for
 
 

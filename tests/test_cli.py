@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from sampla import LinearisedLaplace, checkpoint
-from sampla.cli import app
-from sampla.demo import evaluate
-from sampla.demo.data import digits
-from sampla.demo.evaluate import AT_NETWORK, METHODS
-from sampla.demo.networks import network_for
+from sampla.apps.commands import app
+from sampla.apps.demo import evaluate
+from sampla.apps.demo.data import digits
+from sampla.apps.demo.evaluate import AT_NETWORK, METHODS
+from sampla.apps.demo.networks import network_for
 
 PICTURES = {"overview", "examples", "reliability", "rotation", "em_trace", "convergence"}
 TINY = ["--samples", "3", "--epochs", "8", "--images", "80"]

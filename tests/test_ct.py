@@ -11,9 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from sampla import checkpoint
-from sampla.cli import app
-from sampla.ct import demo_scan, from_counts, read_scan
-from sampla.ct.illustrate import coverage
+from sampla.apps.commands import app
+from sampla.apps.ct import demo_scan, from_counts, read_scan
+from sampla.apps.ct.illustrate import coverage
 from sampla.tomography import Geometry
 
 PICTURES = {"overview", "samples", "calibration"}

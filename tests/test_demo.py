@@ -10,9 +10,9 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from sampla import Categorical, Predictive
-from sampla.demo import data as demo_data
-from sampla.demo.data import ImageSet, digits, mnist, noisy, pure_noise, read_idx, rotated
-from sampla.demo.evaluate import (
+from sampla.apps.demo import data as demo_data
+from sampla.apps.demo.data import ImageSet, digits, mnist, noisy, pure_noise, read_idx, rotated
+from sampla.apps.demo.evaluate import (
     AT_NETWORK,
     METHODS,
     MONTE_CARLO,
@@ -24,10 +24,10 @@ from sampla.demo.evaluate import (
     SetScores,
     scores,
 )
-from sampla.demo.evaluate import _aurocs as aurocs
-from sampla.demo.networks import count_parameters, network_for
-from sampla.demo.table import as_markdown, as_text, table, verdicts
-from sampla.demo.training import Recipe, train
+from sampla.apps.demo.evaluate import _aurocs as aurocs
+from sampla.apps.demo.networks import count_parameters, network_for
+from sampla.apps.demo.table import as_markdown, as_text, table, verdicts
+from sampla.apps.demo.training import Recipe, train
 
 
 def idx(array):

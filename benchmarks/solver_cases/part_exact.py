@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sampla.demo.data import digits
-from sampla.demo.networks import Standardise
-from sampla.demo.training import RECIPES, train
+from sampla.apps.demo.data import digits
+from sampla.apps.demo.networks import Standardise
+from sampla.apps.demo.training import RECIPES, train
 from sampla.em import EM, Inference, infer
 from sampla.features import Features, NetworkFeatures, select_parameters
 from sampla.features.matrix import DesignMatrix

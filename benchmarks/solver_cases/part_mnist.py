@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sampla.demo.data import mnist
-from sampla.demo.networks import network_for
-from sampla.demo.training import RECIPES, train
+from sampla.apps.demo.data import mnist
+from sampla.apps.demo.networks import network_for
+from sampla.apps.demo.training import RECIPES, train
 from sampla.features import NetworkFeatures, ScaledFeatures
 from sampla.likelihoods import Categorical
 from sampla.model import Ledger, LinearModel

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from classification.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated
-from sampla.demo.data import mnist, read_idx
+from sampla.apps.demo.data import mnist, read_idx
 
 _STRIP = 100
 """Images in one strip."""

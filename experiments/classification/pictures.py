@@ -9,7 +9,7 @@ from classification.data import CLEAN, Shift
 from classification.metrics import JOINT_NLL, NLL
 from classification.registry import LAPLACE, SAMPLA
 from classification.rows import Row
-from sampla.report import STYLE, new_figure, png
+from sampla.apps.figures import STYLE, new_figure, png
 
 _COLOURS = {
     SAMPLA: ("#0072b2", "#56b4e9", "#003f6b", "#7fa8c9", "#9ab8cf"),

@@ -8,9 +8,9 @@ from classification.data import Data, Shift, corruptions, mnist_data, rotations
 from classification.settings import Experiment, Settings, Swag
 from torch import nn
 
-from sampla.demo.data import ImageSet
-from sampla.demo.networks import count_parameters, lenet
-from sampla.demo.training import RECIPES, train
+from sampla.apps.demo.data import ImageSet
+from sampla.apps.demo.networks import count_parameters, lenet
+from sampla.apps.demo.training import RECIPES, train
 
 ANGLES = (15, 30, 45, 60, 75, 90, 120, 150, 180)
 SWAG = Swag(epochs=5, learning_rate=0.01)

@@ -18,7 +18,7 @@ from skimage.io import imread
 from skimage.transform import resize
 from torch import Tensor
 
-from sampla.ct.illustrate import calibration_figure, images_figure
+from sampla.apps.ct.illustrate import calibration_figure, images_figure
 from sampla.features import NetworkFeatures, select_parameters
 from sampla.tomography import (
     PATCH_SIZES,

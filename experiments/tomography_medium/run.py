@@ -11,9 +11,9 @@ from time import perf_counter
 
 import torch
 
-from sampla.ct import Result, Settings, demo_scan, reconstruct
-from sampla.ct.illustrate import calibration_figure, images_figure
-from sampla.ct.run import pictures
+from sampla.apps.ct import Result, Settings, demo_scan, reconstruct
+from sampla.apps.ct.illustrate import calibration_figure, images_figure
+from sampla.apps.ct.run import pictures
 from sampla.tomography import (
     PATCH_SIZES,
     ImagePredictive,

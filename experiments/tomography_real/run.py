@@ -12,8 +12,8 @@ from pathlib import Path
 
 from scans import CASES, load
 
-from sampla.ct import Settings, reconstruct
-from sampla.ct.run import pictures, summarise
+from sampla.apps.ct import Settings, reconstruct
+from sampla.apps.ct.run import pictures, summarise
 from sampla.tomography import PATCH_SIZES
 
 

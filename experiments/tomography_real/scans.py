@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sampla.ct import Scan, from_counts
+from sampla.apps.ct import Scan, from_counts
 from sampla.tomography import Geometry
 
 PHANTOMS, VIEWS, DOSES, PEPPER_VIEWS = ("ta", "tb", "07b"), (60, 30, 15), ("high", "low"), 60

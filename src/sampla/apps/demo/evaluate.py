@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from sampla import LinearisedLaplace, Predictive
-from sampla.demo.data import ImageSet, noisy, pure_noise, rotated
+from sampla.apps.demo.data import ImageSet, noisy, pure_noise, rotated
 from sampla.metrics import dyadic_log_likelihood, expected_calibration_error
 
 NETWORK, MONTE_CARLO, PROBIT = "network alone", "sampla (Monte Carlo)", "sampla (probit)"

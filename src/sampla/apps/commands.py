@@ -1,4 +1,4 @@
-"""The command line: `sampla demo`, `sampla ct`."""
+"""The commands: `sampla demo`, `sampla ct`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -39,7 +39,7 @@ def demo(
     images: Annotated[int | None, typer.Option(hidden=True, min=20)] = None,
 ) -> None:
     """Train a small network, give it error bars, and compare the two on images neither has seen."""
-    from sampla.demo import Settings, load_data, run_demo  # seconds of imports, needed only here
+    from sampla.apps.demo import Settings, load_data, run_demo  # seconds of imports, needed only here
 
     settings = Settings(str(data), root, out, seed, samples, quiet, epochs, images, images)
     try:
@@ -66,7 +66,7 @@ def ct(
     pixels: Annotated[int | None, typer.Option(hidden=True, min=8)] = None,
 ) -> None:
     """Reconstruct an image from a sinogram, with a standard deviation for every pixel and joint samples."""
-    from sampla.ct import Settings, demo_scan, read_scan, run_ct  # seconds of imports, needed only here
+    from sampla.apps.ct import Settings, demo_scan, read_scan, run_ct  # seconds of imports, needed only here
 
     if demo == (sinogram is not None):
         raise typer.BadParameter("expected a sinogram or --demo, and not both.", param_hint="SINOGRAM")
@@ -80,7 +80,3 @@ def ct(
         run_ct(Settings(out, seed, samples, quiet, steps), scan, say)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise typer.BadParameter(str(error), param_hint="SINOGRAM") from error
-
-
-if __name__ == "__main__":
-    app()

@@ -1,17 +1,15 @@
-"""The demo's pictures: which data go into which drawing of ``sampla.report``, and the caption under it."""
+"""The demo's pictures: which data go into which drawing of ``sampla.apps.figures``, and the caption under it."""
 
 from torch import Tensor
 
-from sampla.demo.data import ImageSet
-from sampla.demo.evaluate import AT_NETWORK, MONTE_CARLO, NETWORK, PROBIT, Evaluation, SetScores
-from sampla.fitreport import FitReport
-from sampla.report import (
+from sampla.apps.demo.data import ImageSet
+from sampla.apps.demo.evaluate import AT_NETWORK, MONTE_CARLO, NETWORK, PROBIT, Evaluation, SetScores
+from sampla.apps.figures import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     Example,
-    Picture,
     Series,
     convergence_figure,
     curves_figure,
@@ -22,6 +20,8 @@ from sampla.report import (
     reliability_figure,
     surest_and_least_sure,
 )
+from sampla.apps.page import Picture
+from sampla.fitreport import FitReport
 
 COLOURS = {NETWORK: GREY, MONTE_CARLO: BLUE, PROBIT: GREEN, AT_NETWORK: ORANGE}
 

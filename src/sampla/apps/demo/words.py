@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from sampla.demo.evaluate import AT_NETWORK, MONTE_CARLO, NETWORK
-from sampla.demo.table import Row, Verdict, as_markdown
-from sampla.report import Page, Picture
+from sampla.apps.demo.evaluate import AT_NETWORK, MONTE_CARLO, NETWORK
+from sampla.apps.demo.table import Row, Verdict, as_markdown
+from sampla.apps.page import Page, Picture
 
 
 def page(

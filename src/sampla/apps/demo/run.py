@@ -21,14 +21,14 @@ from torch import nn
 
 import sampla
 from sampla import checkpoint
-from sampla.demo import table as tables
-from sampla.demo.data import DemoData, digits, mnist
-from sampla.demo.evaluate import ANGLES, NOISE_STDS, OOD_ANGLE, Evaluation, evaluate
-from sampla.demo.illustrate import pictures
-from sampla.demo.networks import count_parameters, network_for
-from sampla.demo.training import RECIPES, Recipe, Training, train
-from sampla.demo.words import page, results_markdown
-from sampla.report import write_html
+from sampla.apps.demo import table as tables
+from sampla.apps.demo.data import DemoData, digits, mnist
+from sampla.apps.demo.evaluate import ANGLES, NOISE_STDS, OOD_ANGLE, Evaluation, evaluate
+from sampla.apps.demo.illustrate import pictures
+from sampla.apps.demo.networks import count_parameters, network_for
+from sampla.apps.demo.training import RECIPES, Recipe, Training, train
+from sampla.apps.demo.words import page, results_markdown
+from sampla.apps.page import write_html
 
 DATA_SETS = ("digits", "mnist")
 _BATCH = 500

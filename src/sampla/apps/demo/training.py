@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from sampla.demo.data import ImageSet
+from sampla.apps.demo.data import ImageSet
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,8 @@ import re
 import pytest
 import torch
 
-from sampla.report import (
+from sampla.apps.figures import (
     Example,
-    Page,
-    Picture,
     Series,
     convergence_figure,
     curves_figure,
@@ -16,8 +14,8 @@ from sampla.report import (
     examples_figure,
     reliability_curve,
     surest_and_least_sure,
-    write_html,
 )
+from sampla.apps.page import Page, Picture, write_html
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TRACE = [

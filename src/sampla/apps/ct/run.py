@@ -12,10 +12,10 @@ from torch import Tensor
 
 import sampla
 from sampla import checkpoint
-from sampla.ct.data import Scan
-from sampla.ct.illustrate import calibration_figure, images_figure, samples_panels
-from sampla.ct.words import page
-from sampla.report import Picture, write_html
+from sampla.apps.ct.data import Scan
+from sampla.apps.ct.illustrate import calibration_figure, images_figure, samples_panels
+from sampla.apps.ct.words import page
+from sampla.apps.page import Picture, write_html
 from sampla.tomography import (
     PATCH_SIZES,
     ImagePredictive,

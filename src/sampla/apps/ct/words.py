@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sampla.report import Page, Picture
+from sampla.apps.page import Page, Picture
 
 _CALIBRATED = {1: 0.683, 2: 0.954, 3: 0.997}
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 from torch import Tensor
 
-from sampla.report import BLUE, GREY, STYLE, new_figure, png
+from sampla.apps.figures import BLUE, GREY, STYLE, new_figure, png
 from sampla.tomography import ImagePredictive
 
 _ACROSS = 4

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sampla.demo.evaluate import MONTE_CARLO, NETWORK, Evaluation, Scores, SetScores
+from sampla.apps.demo.evaluate import MONTE_CARLO, NETWORK, Evaluation, Scores, SetScores
 
 CLEAN_NLL_ALLOWANCE = 1.05
 """sampla's NLL on clean images may be this many times the network's."""

@@ -1,17 +1,14 @@
-"""Pictures and words: what a fit did and what it is worth, as figures and as one self-contained page.
+"""Figures of what a fit did and what it is worth.
 
 Every ``draw_...`` puts one thing on given axes, so that the same drawing serves a file of its own and an overview.
 """
 
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -68,58 +65,6 @@ class Example:
     probability: float
     entropy: float
     mutual_information: float
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG on a page."""
-
-    name: str
-    """File name without ending."""
-    title: str
-    caption: str
-    png: bytes
-
-    @property
-    def width(self) -> int:
-        """At which a page shows it, in pixels: its own width at 100 dots per inch."""
-        return int(int.from_bytes(self.png[16:20], "big") * STYLE["figure.dpi"] / STYLE["savefig.dpi"])
-
-    @property
-    def data_uri(self) -> str:
-        """The picture itself, to be put where an address would stand."""
-        return "data:image/png;base64," + b64encode(self.png).decode()
-
-
-@dataclass(frozen=True)
-class Page:
-    """What the HTML report says, in the order in which it says it."""
-
-    title: str
-    summary: str
-    story: Sequence[str]
-    """Paragraphs in plain words."""
-    verdicts: Sequence[Any]
-    """With target, met and detail."""
-    columns: Sequence[str]
-    rows: Sequence[Any]
-    """With measure, cells() and verdict()."""
-    notes: Sequence[str]
-    """How to read the table."""
-    certificate: str
-    pictures: Sequence[Picture]
-    costs: Mapping[str, str]
-    excluded: Mapping[str, str]
-    """Parameter -> why it is not in the posterior."""
-    footer: str = field(default="")
-
-
-def write_html(page: Page, path: Path) -> None:
-    """Write the page with everything it needs inside it."""
-    environment = Environment(
-        loader=PackageLoader("sampla", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    path.write_text(environment.get_template("report.html").render(page=page), encoding="utf-8")
 
 
 def new_figure(width: float, height: float) -> Figure:
