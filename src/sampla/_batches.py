@@ -108,7 +108,12 @@ def _as_batch(item: Any, index: int, position: int, device: torch.device) -> Bat
         f"{tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__,
         "Give one target per datum.",
     )
-    return Batch(map_inputs(lambda t: t.to(device), inputs), targets.to(device), position, size)
+    return Batch(map_inputs(lambda t: brought(t, device), inputs), brought(targets, device), position, size)
+
+
+def brought(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor where it is needed, and one that derivatives may go through, which those of inference mode are not."""
+    return tensor.to(device).clone() if tensor.is_inference() else tensor.to(device)
 
 
 class Data(ABC):

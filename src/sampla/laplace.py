@@ -8,16 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from sampla._allocator import freed_memory_kept
-from sampla._batches import CheckedLoader, fingerprint
+from sampla._batches import CheckedLoader
 from sampla._checks import require, require_known
 from sampla._chunks import Chunks
 from sampla._memory import memory_explained
 from sampla._progress import Progress
 from sampla._typing import Inputs, Loader
 from sampla.em import EM, CurvatureAt, Inference, infer
-from sampla.features import NetworkFeatures, OutputName, Selection, select_parameters
+from sampla.features import (
+    NetworkFeatures,
+    OutputName,
+    Selection,
+    network_dtypes,
+    network_fingerprint,
+    plain_parameters,
+    select_parameters,
+)
 from sampla.fitreport import FitReport, build_report
-from sampla.guards import check_evaluation_mode, check_network, located, only_device, untouched
+from sampla.guards import check_evaluation_mode, check_modules, check_network, located, only_device, untouched
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.memoryplan import MemoryPlan, plan_memory
 from sampla.model import LinearModel
@@ -107,7 +115,8 @@ class LinearisedLaplace:
         vectors_on: torch.device | str | None = None,
         progress: bool = True,
     ) -> None:
-        require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, "Pass the trained network.")
+        fix = "Pass the trained network (of an ExportedProgram its module())."
+        require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, fix)
         enough = isinstance(num_samples, int) and num_samples >= 2
         require(enough, "num_samples as an integer of at least 2", f"{num_samples}", "16 to 64 are usual.")
         require(0 < tolerance < 1, "a tolerance in (0, 1)", f"{tolerance}", "The default is 0.02.")
@@ -116,7 +125,8 @@ class LinearisedLaplace:
         self.likelihood = _named(likelihood, LIKELIHOODS, Likelihood)
         self.prior = _named(prior, PRIORS, Prior)
         self.names, self.excluded = select_parameters(model, parameters)
-        size = sum(p.numel() for name, p in model.named_parameters() if name in set(self.names))
+        check_modules(model, self.names)
+        size = sum(p.numel() for name, p in plain_parameters(model).items() if name in set(self.names))
         if solver == "auto":
             solver = "dense" if size <= _DENSE_UP_TO and vectors_on is None else "block-cg"
         self.solver: Solver[Any] = _named(solver, SOLVERS, Solver)
@@ -187,7 +197,8 @@ class LinearisedLaplace:
             inference.model.likelihood,
             inference.samples,
             report.to_dict(),
-            fingerprint(self.model.state_dict()),
+            network_fingerprint(self.model),
+            network_dtypes(self.model),
         )
         return self
 
@@ -298,7 +309,8 @@ class LinearisedLaplace:
             ValueError: if the file is damaged, foreign, or belongs to another network or other weights.
         """
         place = None if vectors_on is None else _device(vectors_on)
-        posterior = load_posterior(path, model, likelihood, place)
+        with torch.inference_mode(False):
+            posterior = load_posterior(path, model, likelihood, place)
         loaded = cls(
             model, posterior.likelihood, parameters=list(posterior.layout.names), num_samples=len(posterior.samples),
             output=posterior.features.output, vectors_on=place,
@@ -343,7 +355,7 @@ class LinearisedLaplace:
     def _identity(self, data: CheckedLoader) -> dict[str, Any]:
         """What must be equal for a checkpoint to belong to this fit."""
         return {
-            "network": fingerprint(self.model.state_dict()),
+            "network": network_fingerprint(self.model),
             "data": data.fingerprint,
             "parameters": self.names,
             "output": self.output,

@@ -8,11 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from sampla import checkpoint
-from sampla._batches import check_inputs, fingerprint, input_tensors, map_inputs
+from sampla._batches import brought, check_inputs, input_tensors, map_inputs
 from sampla._checks import require, require_finite
 from sampla._params import ParameterLayout
 from sampla._typing import Inputs
-from sampla.features import NetworkFeatures, Products
+from sampla.features import (
+    NetworkFeatures,
+    Products,
+    network_dtypes,
+    network_fingerprint,
+    plain_names,
+    plain_parameters,
+)
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.predictive import Predictive
 
@@ -33,6 +40,8 @@ class Posterior:
     """What else is known of the fit: JSON only."""
     network: str
     """Fingerprint of the network's weights when it was fitted."""
+    dtypes: dict[str, str]
+    """Type of each of its floating-point weights and buffers then."""
 
     @property
     def layout(self) -> ParameterLayout:
@@ -51,15 +60,14 @@ class Posterior:
             ValueError: for NaN in the inputs or outputs, or an unknown method.
         """
         size = check_inputs(inputs, "predict")
-        inputs = map_inputs(lambda t: t.to(self.features.device), inputs)
+        inputs = map_inputs(lambda t: brought(t, self.features.device), inputs)
         for tensor in input_tensors(inputs):
             require_finite(tensor, "inputs", "Remove or impute them.")
         rows = max(1, _PIECE // len(self.samples))
         means, deviations, samples = [], [], self.samples.to(self.features.device)
         for start in range(0, size, rows):
             piece = map_inputs(lambda t, a=start: t[a : a + rows], inputs)
-            with torch.no_grad():
-                means.append(self.features.call(self.features.point, piece).detach())
+            means.append(self.features.evaluate(piece))
             deviations.append(self.features.linearise(piece).jvp(samples))
         mean = torch.cat(means)
         if not bool(mean.isfinite().all()):
@@ -75,6 +83,7 @@ class Posterior:
             "shapes": self.layout.shapes,
             "likelihood": self.likelihood.config(),
             "network": self.network,
+            "dtypes": self.dtypes,
             "output": self.features.output,
             "products": asdict(self.features.products),
             "fit": self.facts,
@@ -102,8 +111,10 @@ def load_posterior(
     """
     tensors, facts = checkpoint.load(path)
     require("names" in facts, f"a posterior in {path}", "another file of sampla's", "Give a file written by save().")
-    names, shapes = tuple(facts["names"]), tuple(tuple(s) for s in facts["shapes"])
-    own = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    written, shapes = facts["names"], tuple(tuple(s) for s in facts["shapes"])
+    plain = plain_names(network)  # a file of an earlier version may have the names of a wrapped network
+    names = tuple(plain.get(name, name.replace("_orig_mod.", "")) for name in written)
+    own = {name: tuple(p.shape) for name, p in plain_parameters(network).items()}
     wrong = [name for name, shape in zip(names, shapes, strict=True) if own.get(name) != shape]
     require(
         not wrong,
@@ -111,17 +122,36 @@ def load_posterior(
         f"another one: {wrong[0]!r} is {own.get(wrong[0], 'missing')} here" if wrong else "",
         "Build the same architecture before loading.",
     )
-    require(
-        fingerprint(network.state_dict()) == facts["network"],
-        f"the weights that {path} was fitted to",
-        "the same architecture with other weights",
-        "Load the network's own state_dict first: a posterior is about one set of trained weights.",
-    )
+    dtypes = facts.get("dtypes") or dict.fromkeys(network_dtypes(network), str(tensors["samples"].dtype))
+    _require_weights(path, network, facts["network"], dtypes)
     products = Products(**facts.get("products", {}))
     features = NetworkFeatures(network, names, facts.get("output"), products, vectors_on=vectors_on)
     samples = tensors["samples"].to(features.like)
     return Posterior(
-        features, likelihood or _rebuilt(facts["likelihood"], path), samples, facts["fit"], facts["network"]
+        features, likelihood or _rebuilt(facts["likelihood"], path), samples, facts["fit"], facts["network"], dtypes
+    )
+
+
+def _require_weights(path: str | Path, network: nn.Module, expected: str, dtypes: dict[str, str]) -> None:
+    """Refuse a network with other weights than the file's; compared in the file's types, so that a copy.double() does.
+
+    Raises:
+        ValueError: naming the types where they differ.
+    """
+    here = network_dtypes(network)
+    kinds = [sorted({kind.removeprefix("torch.") for kind in each.values()}) for each in (here, dtypes)]
+    other = f" in {' and '.join(kinds[0])}, where the file's are in {' and '.join(kinds[1])}" if here != dtypes else ""
+    require(
+        expected
+        in (
+            network_fingerprint(network),
+            network_fingerprint(network, dtypes),
+            network_fingerprint(network, wrapped=True),
+        ),
+        f"the weights that {path} was fitted to",
+        f"the same architecture with other weights{other}",
+        "Load the network's own state_dict first: a posterior is about one set of trained weights"
+        + (", and a type with fewer digits rounds them." if other else "."),
     )
 
 

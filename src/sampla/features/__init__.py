@@ -1,13 +1,20 @@
 """Feature maps phi: anything that can say phi v (jvp) and phi' u (vjp) for one batch of inputs."""
 
 from sampla.features._base import Features, Linearisation, adjoint_error, check_adjoint
+from sampla.features._names import (
+    functional_state,
+    network_dtypes,
+    network_fingerprint,
+    plain_names,
+    plain_parameters,
+)
 from sampla.features._outputs import OutputName
 from sampla.features._products import Products
 from sampla.features._selection import Selection, select_parameters
 from sampla.features.chunked import Chunked
 from sampla.features.compose import OutputsAt, ScaledFeatures
 from sampla.features.matrix import DesignMatrix, Rows
-from sampla.features.network import NetworkFeatures, functional_state
+from sampla.features.network import NetworkFeatures
 
 __all__ = [
     "Chunked",
@@ -24,5 +31,9 @@ __all__ = [
     "adjoint_error",
     "check_adjoint",
     "functional_state",
+    "network_dtypes",
+    "network_fingerprint",
+    "plain_names",
+    "plain_parameters",
     "select_parameters",
 ]

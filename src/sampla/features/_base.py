@@ -125,6 +125,6 @@ def check_adjoint(linearisation: Linearisation, num_parameters: int) -> float:
         raise ValueError(
             f"expected <phi v, u> = <v, phi' u> up to rounding ({bound:.0e} relative in {dtype}), got a relative "
             f"difference of {error:.1e}. Some operation has a wrong derivative (a custom autograd function, "
-            "a detach() or an in-place change); the posterior would be wrong."
+            "a detach(), torch.no_grad or an in-place change); the posterior would be wrong."
         )
     return error

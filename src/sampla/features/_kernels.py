@@ -1,11 +1,13 @@
 """What stands in the way of derivatives inside torch's own kernels, put aside while a network runs."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -28,21 +30,59 @@ def _folding(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return folded
 
 
+def _dense(embed: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """torch's embedding, whose gradient is a dense tensor and the derivative: the same numbers.
+
+    A sparse gradient goes through neither torch.func nor a second backward, and one that is divided by how often an
+    entry occurs (scale_grad_by_freq) is for optimisers.
+    """
+    kinds = signature(embed)
+
+    def dense(*args: Any, **kwargs: Any) -> Tensor:
+        bound = kinds.bind(*args, **kwargs)
+        bound.arguments |= {"sparse": False, "scale_grad_by_freq": False}
+        result: Tensor = embed(*bound.args, **bound.kwargs)
+        return result
+
+    return dense
+
+
 @contextmanager
-def differentiable(native_rnn: bool) -> Iterator[None]:
+def _replaced(changes: Mapping[str, Callable[[Callable[..., Tensor]], Callable[..., Tensor]]]) -> Iterator[None]:
+    """Functions of torch.nn.functional by what is made of them."""
+    before = {name: getattr(torch.nn.functional, name) for name in changes}
+    try:
+        for name, change in changes.items():
+            setattr(torch.nn.functional, name, change(before[name]))
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(torch.nn.functional, name, function)
+
+
+@contextmanager
+def differentiable(native_rnn: bool, compiled: bool) -> Iterator[None]:
     """Fused kernels put aside that have no derivatives: attention, encoder layers and cuDNN's recurrent layers.
 
-    And linear layers folded: see ``_folding``.
+    And linear layers folded, embeddings with dense gradients (see ``_folding`` and ``_dense``), and compiled modules in
+    eager mode: torch.func goes through them so in any case, and a second backward not at all otherwise.
+
+    Args:
+        native_rnn: whether recurrent layers are to be kept from cuDNN.
+        compiled: whether there are compiled modules (or else the 2 ms that this takes are saved).
     """
-    fast, linear = torch.backends.mha.get_fastpath_enabled(), torch.nn.functional.linear
+    fast = torch.backends.mha.get_fastpath_enabled()
     cudnn = torch.backends.cudnn.enabled and not native_rnn
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        torch.nn.functional.linear = _folding(linear)
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=cudnn):
+        replaced, flags = (
+            _replaced({"linear": _folding, "embedding": _dense}),
+            torch.backends.cudnn.flags(enabled=cudnn),
+        )
+        eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        with replaced, flags, eager, sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.nn.functional.linear = linear
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
@@ -73,4 +113,23 @@ class Attention(TorchFunctionMode):
         options = kwargs or {}
         fused = func is multi_head_attention_forward and not options.get("need_weights", True)
         self.seen = self.seen or fused or func is scaled_dot_product_attention
+        return func(*args, **options)
+
+
+class OnceOnly(TorchFunctionMode):
+    """Sees what cannot be differentiated again: gradients that the network takes, and flex attention.
+
+    Raises:
+        RuntimeError: where flex attention gets what depends on the parameters.
+    """
+
+    cut = False
+    """Whether the network takes gradients without create_graph=True."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        self.cut = self.cut or (func is torch.autograd.grad and not options.get("create_graph", False))
+        flex = isinstance(func, HigherOrderOperator) and func.name() == "flex_attention"
+        if flex and any(isinstance(each, Tensor) and each.requires_grad for each in args):
+            raise RuntimeError("FlexAttention has no forward derivative, and its backward has none.")
         return func(*args, **options)

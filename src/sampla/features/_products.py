@@ -14,6 +14,7 @@ _REASONS = (
     ("setup_context", "an autograd.Function has no setup_context"),
     ("the jvp function", "an autograd.Function has no jvp"),
     ("generate_vmap_rule", "an autograd.Function has no rule for vmap"),
+    ("Tensor.requires_grad_", "it takes gradients of its own"),
     ("saved tensor hooks", "torch.utils.checkpoint does not go with torch.func"),
     ("derivative for '?([\\w:]+)'? is not implemented", "{} has no derivative"),
     ("once_differentiable", "an autograd.Function may be differentiated once only"),

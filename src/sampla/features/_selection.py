@@ -7,6 +7,7 @@ from typing import TypeAlias
 from torch import nn
 
 from sampla._checks import require_known
+from sampla.features._names import plain_names, plain_parameters
 
 Selection: TypeAlias = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
 
@@ -37,7 +38,7 @@ def select_parameters(model: nn.Module, selection: Selection = None) -> tuple[li
     Raises:
         ValueError: if a name or pattern matches nothing, or nothing is left.
     """
-    every = dict(model.named_parameters())
+    every = plain_parameters(model)
     if selection == LAST_LAYER:
         selection = _last_layer(model)
     if selection is None:
@@ -70,8 +71,8 @@ def _last_layer(model: nn.Module) -> list[str]:
     ]
     if not layers:
         return []
-    own = model.get_submodule(layers[-1]).named_parameters(recurse=False)
-    return [f"{layers[-1]}.{name}".lstrip(".") for name, p in own if p.requires_grad]
+    own, plain = model.get_submodule(layers[-1]).named_parameters(layers[-1], recurse=False), plain_names(model)
+    return [plain[name] for name, p in own if p.requires_grad]
 
 
 def _matching(model: nn.Module, every: Mapping[str, nn.Parameter], selection: Selection) -> set[str]:
@@ -79,7 +80,8 @@ def _matching(model: nn.Module, every: Mapping[str, nn.Parameter], selection: Se
         return {name for name, parameter in every.items() if selection(name, parameter)}
     assert selection is not None
     first = {id(p): name for name, p in every.items()}
-    aliases = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    written = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    aliases = {**{plain_names(model)[name]: own for name, own in written.items()}, **written}
     chosen: set[str] = set()
     for pattern in [selection] if isinstance(selection, str) else selection:
         found = {own for name, own in aliases.items() if fnmatchcase(name, pattern)}

@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 
 from sampla._batches import check_inputs, describe_inputs, map_inputs
+from sampla._checks import require
 from sampla._memory import is_out_of_memory
 from sampla._params import ParameterLayout
 from sampla._typing import Inputs
 from sampla.features._base import Bend, Features, Linearisation
-from sampla.features._kernels import Attention, constant_padding, differentiable
+from sampla.features._differences import check_differences
+from sampla.features._kernels import Attention, OnceOnly, constant_padding, differentiable
 from sampla.features._modules import Alone, Call, describe_module, floating, watched
+from sampla.features._names import functional_state, is_compiled, slots
 from sampla.features._outputs import OutputName, pick_output
 from sampla.features._products import DOUBLE_REVERSE, FORWARD, Products, short_reason
 from sampla.features._reverse import ReverseAt
-from sampla.noise import ADJOINT, standard_normal
 
 Result = TypeVar("Result")
 
@@ -31,6 +33,21 @@ _NO_FORWARD_MODE = (
     "mode: write it with ordinary torch operations, or give the autograd.Function setup_context, jvp and "
     "generate_vmap_rule = True."
 )
+_CUT = (
+    "The network takes gradients by torch.autograd.grad without create_graph=True, so that they are constants: pass "
+    "create_graph=True in evaluation mode too (often it is create_graph=self.training)."
+)
+_WRITE = (
+    "Write that operation with ordinary torch operations, or detach what it returns and choose parameters that come "
+    "after it."
+)
+_INSTEAD = {
+    "(EmbeddingBag)": "Put nn.Embedding with the same weight in the place of nn.EmbeddingBag, and .mean(1) or .sum(1) "
+    "after it.",
+    "through the graph a second time": _CUT,
+    "parse": "Leave sparse=True out: the weights and the outputs are the same.",
+}
+"""What the reasons contain -> what to do where neither way works."""
 _NO_CURE = ("mutate a captured Tensor", "called random operation")
 _REMEDIES = {
     "must have the same dtype": "Convert the inputs to the dtype of the network, x.to(next(model.parameters()).dtype).",
@@ -40,13 +57,12 @@ _REMEDIES = {
     "generate_vmap_rule": _NO_FORWARD_MODE,
     "mutate a captured Tensor": "The network changes one of its buffers in place in evaluation mode: leave that out.",
     "called random operation": "The network must be deterministic in evaluation mode: take the random operation out.",
+    "FlexAttention": "Use torch.nn.functional.scaled_dot_product_attention with attn_mask=... in its place "
+    "(the same numbers; in Hugging Face attn_implementation='sdpa'), or choose parameters that come after it.",
+    "Guard failed": "An exported program takes the sizes it was exported for: export it with dynamic_shapes for the "
+    "first axis, or pass the nn.Module it was made from.",
 }
 """What torch's message contains -> what to do."""
-
-
-def functional_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and buffers: a posterior stays about them, even if the network is trained on."""
-    return {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
 class NetworkFeatures(Features):
@@ -77,12 +93,13 @@ class NetworkFeatures(Features):
     ) -> None:
         self.autocast, self._reduced = autocast, False
         self._inside = _Inside(model)
-        self._slots = _slots(model)
+        self._slots = slots(model)
         self._padding = [
             (m, m.weight[m.padding_idx].detach().clone())
             for m in model.modules()
             if isinstance(m, nn.Embedding) and m.padding_idx is not None
         ]
+        self._compiled = is_compiled(model)
         self.output, self.products = output, products or Products()
         state = functional_state(model)
         self._point = {name: state.pop(name) for name in names}
@@ -107,11 +124,17 @@ class NetworkFeatures(Features):
 
     def call(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """f(point, inputs), leaving the user's module as it is."""
-        args, kwargs = _call_arguments(inputs)
+        args, kwargs = _call_arguments(
+            map_inputs(torch.Tensor.detach, inputs)
+        )  # it may ask for gradients by its inputs
         with _explained(inputs):
             outputs = self.within(point, lambda: self._inside.model(*args, **kwargs))
         picked = pick_output(outputs, self.output)
         return picked.to(self.like.dtype) if self._reduced else picked
+
+    def evaluate(self, inputs: Inputs) -> Tensor:
+        """The outputs at the trained weights, without a graph."""
+        return self.call(self.point, inputs).detach()
 
     def within(self, point: Mapping[str, Tensor], work: Callable[[], Result]) -> Result:
         """The result of work done while the network has these parameters and only operations with derivatives."""
@@ -119,9 +142,28 @@ class NetworkFeatures(Features):
         state = {f"model.{slot}": values[name] for slot, name in self._slots.items()}
         device, dtype = self.device.type, self.autocast
         reduced = torch.autocast(device, dtype) if self._reduced else nullcontext()
-        with differentiable(self._native_rnn), constant_padding(self._padding), reduced:
+        gradients = torch.enable_grad()  # which the network may take by its inputs, as of an energy
+        with gradients, differentiable(self._native_rnn, self._compiled), constant_padding(self._padding), reduced:
             result: Result = functional_call(self._inside, state, (work,), tie_weights=False)
         return result
+
+    def look(self, inputs: Inputs) -> None:
+        """Refuse, before anything long is compiled, what one call in eager mode shows; what else fails is for others.
+
+        Raises:
+            ValueError: if the outputs are gradients that the network takes and torch does not record.
+            RuntimeError: for flex attention of what depends on the chosen parameters.
+        """
+        leaves = {name: value.detach().requires_grad_() for name, value in self.point.items()}
+        try:
+            with OnceOnly() as seen, torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+                outputs = self.call(leaves, inputs)
+        except (RuntimeError, TypeError) as error:
+            if is_out_of_memory(error) or "FlexAttention" in str(error):
+                raise
+            return
+        require(outputs.requires_grad or not seen.cut, "outputs in torch's graph of the parameters", "none", _CUT)
 
     def settle(self, inputs: Inputs) -> Products:
         """Try once, on a few inputs, how the products can be taken, and keep it: forward mode if it works.
@@ -130,13 +172,13 @@ class NetworkFeatures(Features):
             RuntimeError: if neither forward nor double reverse mode works, naming the module that stands in the way.
             ValueError: if the derivative of double reverse mode is not that of the outputs.
         """
-        with Attention() as attention, torch.no_grad():
-            self.call(self.point, inputs)
+        with Attention() as attention:
+            self.evaluate(inputs)
         self.products = Products()
         failure = _failure(self, inputs)
         if failure is not None:
             self.products = self._reverse_products(inputs, failure)
-            _check_differences(self, inputs)
+            check_differences(self, inputs)
         else:
             works = _shares_forward(self, inputs)
             self.products = Products(shared=works, both=works)
@@ -188,10 +230,11 @@ class NetworkFeatures(Features):
             if second is None:
                 return products
         assert second is not None
+        instead = next((fix for clue, fix in _INSTEAD.items() if clue in f"{reason} {second}"), _WRITE)
         raise RuntimeError(
             f"neither way to take the network's derivatives works. Forward mode: {reason}. Double reverse mode: "
-            f"{short_reason(second)} in {self._where(inputs, products)}. Write that operation with ordinary torch "
-            "operations, or detach what it returns and choose parameters that come after it."
+            f"{short_reason(second)} in {self._where(inputs, products)}. "
+            f"{instead}"
         ) from second
 
     def where_not_finite(self, inputs: Inputs, position: int) -> str:
@@ -212,15 +255,15 @@ class NetworkFeatures(Features):
                 if not all(bool(t.isfinite().all()) for t in floating(tree)):
                     found.append(f"{describe_module(call.name, call.module)} {verb}")
 
-        with watched(self._inside.model, leave), torch.no_grad():
-            self.call(self.point, inputs)
+        with watched(self._inside.model, leave):
+            self.evaluate(inputs)
         return found
 
     def _where(self, inputs: Inputs, products: Products) -> str:
         """The innermost module that has no products of this kind, in words."""
         calls: list[Call] = []
-        with watched(self._inside.model, calls.append), torch.no_grad():
-            self.call(self.point, inputs)
+        with watched(self._inside.model, calls.append):
+            self.evaluate(inputs)
         for call in calls:
             alone = Alone(call)
             names = [name for name, p in alone.named_parameters() if p.is_floating_point()]
@@ -232,20 +275,6 @@ class NetworkFeatures(Features):
     def point(self) -> dict[str, Tensor]:
         """The trained values of the chosen parameters."""
         return self._point
-
-
-def _slots(model: nn.Module) -> dict[str, str]:
-    """Every place where a module keeps a parameter or buffer -> the name of the tensor, one for all places it is in.
-
-    functional_call's own way with tied weights leaves a module that has two names with the wrong parameters.
-    """
-    names = {id(tensor): name for name, tensor in reversed([*model.named_parameters(), *model.named_buffers()])}
-    return {
-        f"{prefix}.{name}".lstrip("."): names[id(tensor)]
-        for prefix, module in model.named_modules()
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]
-        if tensor is not None
-    }
 
 
 class _Inside(nn.Module):
@@ -313,7 +342,7 @@ def _call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _explained(inputs: Inputs) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, IndexError, ValueError, AssertionError) as error:
         if is_out_of_memory(error):  # smaller chunks may do
             raise
         remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), _CALL_IT)
@@ -363,31 +392,3 @@ def _refuse_hopeless(error: Exception, where: str) -> None:
             f"torch.utils.checkpoint with use_reentrant=True, in {where}, cannot be differentiated twice and loses "
             "gradients: call it with use_reentrant=False, or without checkpointing."
         ) from error
-
-
-def _check_differences(features: NetworkFeatures, inputs: Inputs) -> None:
-    """phi v against a difference of outputs: in double reverse mode both products come from one backward.
-
-    Raises:
-        ValueError: if they differ by more than curvature, kinks and rounding explain.
-    """
-    point, total = features.point, features.layout.total
-    v = standard_normal(0, ADJOINT, range(1), 0, (total,), features._near)
-    eps = torch.finfo(v.dtype).eps
-    weights = torch.cat([p.flatten() for p in point.values()])
-    step = eps ** (1 / 3) * float(weights.norm() or 1.0) / float(v.norm())
-    views = features.layout.views(v)
-    with torch.no_grad():
-        ahead, behind = (
-            features.call({n: p + sign * step * views[n][0] for n, p in point.items()}, inputs) for sign in (1, -1)
-        )
-    found, expected = features.linearise(inputs).jvp(v)[0], (ahead - behind) / (2 * step)
-    rounding = 10 * eps * float(ahead.norm()) / step
-    error = float((found - expected).norm()) - rounding
-    bound = 20 * eps ** (1 / 3) * float(expected.norm())
-    if not error <= bound:
-        raise ValueError(
-            f"expected phi v to be the change of the outputs up to {bound:.1e}, got a difference of {error:.1e}. Some "
-            "operation has a wrong derivative (a custom autograd function, a detach() or an in-place change); the "
-            "posterior would be wrong."
-        )

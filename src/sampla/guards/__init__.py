@@ -1,7 +1,7 @@
 """What must be true of the user's network, which comes back as it was."""
 
-from sampla.guards.modules import check_evaluation_mode, only_device
+from sampla.guards.modules import check_evaluation_mode, check_modules, only_device
 from sampla.guards.network import check_network, located
 from sampla.guards.untouched import untouched
 
-__all__ = ["check_evaluation_mode", "check_network", "located", "only_device", "untouched"]
+__all__ = ["check_evaluation_mode", "check_modules", "check_network", "located", "only_device", "untouched"]

@@ -1,0 +1,100 @@
+"""The names of a network's tensors, whatever is wrapped around it, and what tells its weights from others."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from sampla._batches import fingerprint
+
+COMPILED = "_orig_mod"
+"""The name under which what torch.compile returns holds the module."""
+
+
+def plain_names(model: nn.Module) -> dict[str, str]:
+    """Name of each parameter and buffer (of tied ones every name) -> the name it has without wrappers.
+
+    torch.compile adds "_orig_mod." wherever a module was compiled, DataParallel and DistributedDataParallel "module.".
+    """
+    wrapped = _wrapped(model)
+    every = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {name: _without(name, wrapped) for name, _ in every}
+
+
+def plain_parameters(model: nn.Module, remove_duplicate: bool = True) -> dict[str, nn.Parameter]:
+    """The parameters under their names without wrappers."""
+    plain = plain_names(model)
+    return {plain[name]: p for name, p in model.named_parameters(remove_duplicate=remove_duplicate)}
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile made any of its modules."""
+    return any(COMPILED in module._modules for module in model.modules())
+
+
+def functional_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers: a posterior stays about them, even if the network is trained on."""
+    plain = plain_names(model)
+    every = [*model.named_parameters(), *model.named_buffers()]
+    return {plain[name]: tensor.detach().clone() for name, tensor in every}
+
+
+def slots(model: nn.Module) -> dict[str, str]:
+    """Every place where a module keeps a parameter or buffer -> the name of the tensor, one for all places it is in.
+
+    functional_call's own way with tied weights leaves a module that has two names with the wrong parameters. What
+    torch.jit has compiled keeps its tensors to itself.
+    """
+    plain = plain_names(model)
+    names = {id(tensor): plain[name] for name, tensor in reversed([*model.named_parameters(), *model.named_buffers()])}
+    return {
+        f"{prefix}.{name}".lstrip("."): names[id(tensor)]
+        for prefix, module in model.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None
+    }
+
+
+def network_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the state_dict, under names without wrappers."""
+    wrapped = _wrapped(model)
+    return {_without(name, wrapped): t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
+def network_fingerprint(model: nn.Module, dtypes: Mapping[str, str] | None = None, wrapped: bool = False) -> str:
+    """A hexadecimal hash of the weights, the same for a network that is compiled or wrapped.
+
+    Args:
+        model: the network.
+        dtypes: name -> type in which a tensor is to be hashed, as ``network_dtypes`` gives them; as it is if not there.
+        wrapped: under the names that wrappers give, as earlier versions did.
+    """
+    kinds = {str(kind): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+    state = network_state(model) if not wrapped else model.state_dict()
+    return fingerprint({name: t.to(kinds.get((dtypes or {}).get(name, ""), t.dtype)) for name, t in state.items()})
+
+
+def network_dtypes(model: nn.Module) -> dict[str, str]:
+    """Name -> type of each floating-point tensor of the state_dict."""
+    return {name: str(t.dtype) for name, t in network_state(model).items() if t.is_floating_point()}
+
+
+def _wrapped(model: nn.Module) -> set[str]:
+    """Names of modules that a wrapper holds."""
+    found = set()
+    for name, module in model.named_modules():
+        held = "module" if isinstance(module, (DataParallel, DistributedDataParallel)) else COMPILED
+        if held in module._modules:
+            found.add(f"{name}.{held}".lstrip("."))
+    return found
+
+
+def _without(name: str, wrapped: set[str]) -> str:
+    parts = name.split(".")
+    kept = [part for number, part in enumerate(parts) if ".".join(parts[: number + 1]) not in wrapped]
+    return ".".join(kept)
