@@ -112,12 +112,12 @@ BAD_CLASS_DATA: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "random augmentation": (
         _augmented,
         ValueError,
-        "different data on a later pass.*24 data both times, but not the same ones.*without random augmentation",
+        "data on a later pass.*its datum 0, inputs and target together, is none of the 24.*random augmentation",
     ),
     "shuffle with drop_last": (
         _shuffled_with_drop_last,
         ValueError,
-        "21 data both times, but not the same ones.*without drop_last when it shuffles",
+        "its datum .*, inputs and target together, is none of the 21.*without drop_last when it shuffles",
     ),
     "fewer data on a later pass": (
         lambda: Rereadable(class_batches(), class_batches(), class_batches()[:2]),
@@ -132,7 +132,7 @@ BAD_CLASS_DATA: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "labels that change between passes": (
         lambda: Rereadable(class_batches(), class_batches(), class_batches(change_y=lambda y: 2 - y)),
         ValueError,
-        "24 data both times, but not the same ones",
+        "its datum 0, inputs and target together, is none of the 24 of the first",
     ),
 }
 

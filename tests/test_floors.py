@@ -17,6 +17,8 @@ FLOORS = (
     # Top floor last. A folder stands for all its modules; "" is the package's own __init__, the public names.
     ("no statistics", "_allocator _stack _memory _typing _checks _params _progress noise checkpoint"),
     ("inner products of blocks; what goes on when memory is short", "_blocks _chunks"),
+    ("the user's inputs", "_inputs"),
+    ("whether data are the same", "_hashes"),
     ("the user's data", "_batches"),
     ("nouns", "features likelihoods priors"),
     ("the linear model, and what samples say about new data", "model predictive metrics"),

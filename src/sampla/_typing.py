@@ -8,12 +8,21 @@ A stack of K parameter vectors is one tensor of shape (K, P): rows are samples.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
-Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
-"""What the network is called with: ``model(x)``, ``model(*x)`` or ``model(**x)``."""
+
+@dataclass(frozen=True)
+class Whole:
+    """One object for all data of a batch, such as a batch of graphs: the network takes it whole, it is never cut."""
+
+    content: Any
+
+
+Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any] | list[Any] | Whole
+"""What the network is called with: ``model(x)``, ``model(*x)``, ``model(**x)``, or a list or an object."""
 
 Loader: TypeAlias = Iterable[Any]
 """A re-iterable of (inputs, targets) batches, such as a torch DataLoader or a list."""

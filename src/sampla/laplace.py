@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sampla._allocator import freed_memory_kept
-from sampla._batches import CheckedLoader
+from sampla._batches import CheckedLoader, Unpack, unpacking
 from sampla._checks import require, require_known
 from sampla._chunks import Chunks
 from sampla._memory import memory_explained
 from sampla._progress import Progress
-from sampla._typing import Inputs, Loader
+from sampla._typing import Loader
 from sampla.em import EM, CurvatureAt, Inference, infer
 from sampla.features import (
     NetworkFeatures,
@@ -152,13 +152,23 @@ class LinearisedLaplace:
         self._inference: Inference | None = None
         self._report: FitReport | None = None
 
-    def fit(self, loader: Loader, checkpoint: str | Path | None = None) -> "LinearisedLaplace":
+    def fit(
+        self,
+        loader: Loader,
+        checkpoint: str | Path | None = None,
+        *,
+        labels: str | None = None,
+        unpack: Unpack | None = None,
+    ) -> "LinearisedLaplace":
         """Find the hyperparameters and draw the samples.
 
         Args:
             loader: re-iterable of (x, y): the data the network was trained on, without augmentation. x is a tensor, a
-                tuple or a dict of tensors.
+                tuple (``model(*x)``) or a dict (``model(**x)``) of tensors, a list with one object for each datum, or
+                one object for all of a batch, which is never cut (``model(x)``).
             checkpoint: a folder in which the state after every EM step is kept; a fit that finds one goes on there.
+            labels: for batches that are one mapping: the entry that is y; x is all the rest.
+            unpack: for batches of any other form: a function of the batch that returns (x, y).
 
         Returns:
             self.
@@ -169,7 +179,7 @@ class LinearisedLaplace:
         """
         start = perf_counter()
         with untouched(self.model), freed_memory_kept(), memory_explained(_LESS_MEMORY):
-            features, data, adjoint = self._opened(loader)
+            features, data, adjoint = self._opened(loader, unpacking(labels, unpack))
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(checkpoint))
             with located(features, data):
                 inference = infer(
@@ -202,21 +212,24 @@ class LinearisedLaplace:
         )
         return self
 
-    def plan(self, loader: Loader) -> MemoryPlan:
-        """What ``fit(loader)`` will need of memory; ``print`` it. Reads the loader once, and linearises a few data."""
+    def plan(self, loader: Loader, *, labels: str | None = None, unpack: Unpack | None = None) -> MemoryPlan:
+        """What ``fit(loader)`` will need of memory; ``print`` it. Reads the loader once, and linearises a few data.
+
+        Args: as for ``fit``.
+        """
         with untouched(self.model), freed_memory_kept():
-            features, data, _ = self._opened(loader)
+            features, data, _ = self._opened(loader, unpacking(labels, unpack))
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(None))
             moving = self.curvature_at == "linear-mode"
             return plan_memory(
                 model, self.prior, self.solver, self.em, self.num_samples, moving=moving, log_evidence=self.log_evidence
             )
 
-    def predict(self, x: Inputs, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
+    def predict(self, x: Any, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
         """The posterior predictive at new inputs; see ``Predictive`` for what it offers.
 
         Args:
-            x: inputs as the network takes them, first axis n.
+            x: inputs as the network takes them and as ``fit`` does.
             method: "monte-carlo" or "probit", how class probabilities are averaged.
             num_draws: draws of a Monte Carlo average.
         """
@@ -319,18 +332,18 @@ class LinearisedLaplace:
         loaded._posterior = posterior
         return loaded
 
-    def _opened(self, loader: Loader) -> tuple[NetworkFeatures, CheckedLoader, float]:
+    def _opened(self, loader: Loader, unpack: Unpack | None) -> tuple[NetworkFeatures, CheckedLoader, float]:
         """The network as features and its data, both checked on the first batch, and the adjoint error."""
         check_evaluation_mode(self.model)
         device = only_device(self.model)
         features = NetworkFeatures(
             self.model, self.names, self.output, autocast=self.autocast, vectors_on=self.vectors_on
         )
-        first = next(iter(CheckedLoader(loader, device, Progress(False))), None)
-        assert first is not None, "an empty loader is refused when it is read to its end"
+        data = CheckedLoader(loader, device, self._progress, unpack, self.likelihood.counted)
+        first = data.first()
         adjoint = check_network(features, first)
-        features.require_autocast(next(first.pieces(2)).inputs)
-        return features, CheckedLoader(loader, device, self._progress), adjoint
+        features.require_autocast(first.part(0, 2).inputs)
+        return features, data, adjoint
 
     def _product_words(self, features: NetworkFeatures) -> str:
         reduced = f"; under autocast to {self.autocast} but for the last passes" if self.autocast else ""

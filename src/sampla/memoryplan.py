@@ -224,7 +224,7 @@ def plan_memory(
         num_data += batch.size
     assert first is not None, "an empty loader is refused when it is read to its end"
     one = next(first.pieces(1))
-    outputs = model.features.linearise(one.inputs).outputs.numel()
+    outputs = model.features.linearise(one.inputs).outputs[0].numel()
     model.chunks.allow_for(outputs)
     size, likelihood = model.num_parameters, model.likelihood
     bound = prior.bind(model.features.layout, torch.ones(size).to(model.features.like))

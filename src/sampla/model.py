@@ -10,9 +10,10 @@ from math import log2
 import torch
 from torch import Tensor
 
-from sampla._batches import Batch, CheckedLoader, Data, describe_inputs, input_tensors
+from sampla._batches import Batch, CheckedLoader, Data
 from sampla._checks import require_finite
 from sampla._chunks import COLUMNS, ENTRIES, Chunks
+from sampla._inputs import describe_inputs, input_tensors
 from sampla._params import row_dot
 from sampla._progress import Progress
 from sampla._typing import Loader
@@ -21,7 +22,10 @@ from sampla.likelihoods import Gaussian, Likelihood
 from sampla.noise import DATA, standard_normal
 
 _BLOCK = 32
-"""Data whose noisy gradients are summed before they are squared; fixed, so that results do not depend on batches."""
+"""Data whose noisy gradients are summed before they are squared; fixed, so that results do not depend on batches.
+
+A batch that cannot be cut ends the block it runs over: blocks of any size give an unbiased square.
+"""
 _PLENTY = 4096
 """Data from which a Newton step may take its curvature (the gradient always comes from all of them)."""
 
@@ -146,7 +150,7 @@ class LinearModel:
         exact: products with M in full precision even where the features offer cheaper ones.
         """
         if not isinstance(data, Data):
-            data = CheckedLoader(data, features.device, Progress(False))
+            data = CheckedLoader(data, features.device, Progress(False), counted=likelihood.counted)
         self.features, self.likelihood, self.data = features, likelihood, data
         self.ledger, self.chunks, self.exact = ledger or Ledger(), chunks or Chunks(), exact
 
@@ -196,7 +200,7 @@ class LinearModel:
         first_output, phi = 0, features or self.features
         for index, batch in enumerate(self.data):
             for piece in batch.pieces(rows) if self.data.cut else [batch]:
-                number = piece.position // rows if self.data.cut else index
+                number = piece.position // rows if self.data.cut and not batch.whole else index
                 if (number - offset) % stride:
                     continue
                 here = Chunked(phi, piece.inputs, self.chunks)
@@ -252,7 +256,7 @@ class LinearModel:
         for batch in self._pieces(_block_part(self.chunks.rows(num_samples))):
             for samples in self.chunks.ranges(num_samples):
                 block[samples.start : samples.stop] += batch.noise_gradient(seed, samples)
-            if batch.stop % _BLOCK == 0 or batch.stop == self.data.num_data:
+            if batch.stop // _BLOCK > batch.start // _BLOCK or batch.stop == self.data.num_data:
                 total += block
                 diagonal += block.square().mean(0)
                 block.zero_()

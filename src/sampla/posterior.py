@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sampla import checkpoint
-from sampla._batches import brought, check_inputs, input_tensors, map_inputs
 from sampla._checks import require, require_finite
+from sampla._inputs import as_inputs, input_tensors, moved, num_inputs, pick
 from sampla._params import ParameterLayout
-from sampla._typing import Inputs
 from sampla.features import (
     NetworkFeatures,
     Products,
@@ -48,25 +47,25 @@ class Posterior:
         """Names and shapes of the P parameters."""
         return self.features.layout
 
-    def predict(self, inputs: Inputs, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
+    def predict(self, x: Any, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
         """The predictive at the given inputs, by K jvps.
 
         Args:
-            inputs: a tensor, tuple or dict, as the network takes them; first axis n.
+            x: inputs as the network takes them: a tensor, tuple or dict of tensors with first axis n, a list with one
+                object for each datum, or one object for all.
             method: "monte-carlo" or "probit", how class probabilities are averaged.
             num_draws: draws of a Monte Carlo average.
 
         Raises:
             ValueError: for NaN in the inputs or outputs, or an unknown method.
         """
-        size = check_inputs(inputs, "predict")
-        inputs = map_inputs(lambda t: brought(t, self.features.device), inputs)
+        inputs = moved(as_inputs(x, "predict"), self.features.device)
         for tensor in input_tensors(inputs):
             require_finite(tensor, "inputs", "Remove or impute them.")
-        rows = max(1, _PIECE // len(self.samples))
+        rows, size = max(1, _PIECE // len(self.samples)), num_inputs(inputs)
+        parts = [inputs] if size is None else (pick(inputs, slice(a, a + rows)) for a in range(0, size, rows))
         means, deviations, samples = [], [], self.samples.to(self.features.device)
-        for start in range(0, size, rows):
-            piece = map_inputs(lambda t, a=start: t[a : a + rows], inputs)
+        for piece in parts:
             means.append(self.features.evaluate(piece))
             deviations.append(self.features.linearise(piece).jvp(samples))
         mean = torch.cat(means)

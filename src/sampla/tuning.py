@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from sampla._batches import Batch, map_inputs
+from sampla._batches import Batch
 from sampla._memory import LivePeak, free_bytes, is_out_of_memory
 from sampla.features import Features
 from sampla.model import LinearBatch, LinearModel
@@ -49,7 +49,7 @@ def chunk_memory(features: Features, batch: Batch) -> ChunkMemory:
 
     What kernels use as scratch is not seen.
     """
-    rows = min(4, batch.size)
+    rows = 1 if batch.whole else min(4, batch.size)  # what is whole is alive as a whole, however many are asked for
     few, many = (_live(features, batch, n, 1) for n in (1, rows))
     few_wide, many_wide = (_live(features, batch, n, 3) for n in (1, rows))
     step = max(rows - 1, 1)
@@ -61,7 +61,7 @@ def chunk_memory(features: Features, batch: Batch) -> ChunkMemory:
 
 def _live(features: Features, batch: Batch, rows: int, columns: int) -> int:
     vectors = _vectors(features, columns)
-    inputs = map_inputs(lambda t: t[:rows], batch.inputs)
+    inputs = batch.part(0, rows).inputs
     with LivePeak() as alive:
         here = features.linearise(inputs)
         here.product(vectors, lambda _, pushed: pushed)
@@ -72,7 +72,8 @@ def _live(features: Features, batch: Batch, rows: int, columns: int) -> int:
 def tune(model: LinearModel, num_vectors: int) -> None:
     """Measure how many data and vectors should go through the features at once, and remember it in ``model.chunks``.
 
-    Does nothing where they are known already, where the data come in pieces of their own, or where a pass is short.
+    Does nothing where they are known already, where the data come in pieces of their own or cannot be cut, or where a
+    pass is short.
 
     Args:
         model: whose data have been read once.
@@ -84,7 +85,10 @@ def tune(model: LinearModel, num_vectors: int) -> None:
     if settled or not data.cut or work < _FEWEST_PRODUCTS or work * model.num_parameters < _LEAST_WORK:
         return
     start = perf_counter()
-    search = _Search(model, next(iter(data)), num_vectors, work)
+    first = next(iter(data))
+    if first.whole:
+        return
+    search = _Search(model, first, num_vectors, work)
     rows, columns = search.best()
     chunks.settle(rows * columns, columns, "measured")
     search.choose_way((rows, columns))
@@ -148,10 +152,10 @@ class _Search:
     def _once(self, rows: int, columns: int) -> float:
         start = perf_counter()
         try:
-            inputs = map_inputs(lambda t: t[:rows], self._batch.inputs)
-            here = self._features.linearise(inputs)
-            targets = self._batch.targets[:rows]
-            LinearBatch(here, self._model.likelihood, targets, 0, rows, 0).curvature_product(self._vectors[:columns])
+            few = self._batch.part(0, rows)
+            here = self._features.linearise(few.inputs)
+            trial = LinearBatch(here, self._model.likelihood, few.targets, 0, rows, 0)
+            trial.curvature_product(self._vectors[:columns])
             if self._vectors.is_cuda:
                 torch.cuda.synchronize(self._vectors.device)
         except (MemoryError, RuntimeError) as error:

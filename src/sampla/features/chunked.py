@@ -6,8 +6,8 @@ from gc import collect
 import torch
 from torch import Tensor
 
-from sampla._batches import input_tensors, map_inputs
 from sampla._chunks import Chunks
+from sampla._inputs import num_inputs, pick
 from sampla._memory import is_out_of_memory
 from sampla._typing import Inputs
 from sampla.features._base import Bend, Features, Linearisation
@@ -29,7 +29,7 @@ class Chunked(Linearisation):
 
     def __init__(self, features: Features, inputs: Inputs, chunks: Chunks) -> None:
         self._features, self._inputs, self._chunks = features, inputs, chunks
-        self._size: int = input_tensors(inputs)[0].shape[0]
+        self._size = num_inputs(inputs) or 1  # an object that cannot be cut counts as one
         self._whole: Linearisation | None = None
         self._outputs: Tensor | None = None
 
@@ -88,7 +88,7 @@ class Chunked(Linearisation):
             return
         for start in range(0, self._size, rows):
             place = slice(start, start + rows)
-            yield self._features.linearise(map_inputs(lambda t, p=place: t[p], self._inputs)), place
+            yield self._features.linearise(pick(self._inputs, place)), place
 
     def _safely(self, count: int, product: Callable[[int, int], Tensor]) -> Tensor:
         while True:

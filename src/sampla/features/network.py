@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 
-from sampla._batches import check_inputs, describe_inputs, map_inputs
 from sampla._checks import require
+from sampla._inputs import describe_inputs, detached, num_inputs, pick
 from sampla._memory import is_out_of_memory
 from sampla._params import ParameterLayout
 from sampla._typing import Inputs
+from sampla.features._arguments import call_arguments, call_in_words
 from sampla.features._base import Bend, Features, Linearisation
 from sampla.features._differences import check_differences
 from sampla.features._kernels import Attention, OnceOnly, constant_padding, differentiable
@@ -27,7 +28,7 @@ from sampla.features._reverse import ReverseAt
 
 Result = TypeVar("Result")
 
-_CALL_IT = "Call model(x) on one batch of the loader: shapes, dtypes and devices must fit."
+_CALL_IT = "It was called as {call}: do that with one batch of the loader; shapes, dtypes and devices must fit."
 _NO_FORWARD_MODE = (
     "The network works, but one of its operations has no derivative that torch.func can take in forward and reverse "
     "mode: write it with ordinary torch operations, or give the autograd.Function setup_context, jvp and "
@@ -124,10 +125,8 @@ class NetworkFeatures(Features):
 
     def call(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """f(point, inputs), leaving the user's module as it is."""
-        args, kwargs = _call_arguments(
-            map_inputs(torch.Tensor.detach, inputs)
-        )  # it may ask for gradients by its inputs
-        with _explained(inputs):
+        args, kwargs = call_arguments(self._inside.model, detached(inputs))  # it may ask for gradients by its inputs
+        with _explained(self._inside.model, inputs):
             outputs = self.within(point, lambda: self._inside.model(*args, **kwargs))
         picked = pick_output(outputs, self.output)
         return picked.to(self.like.dtype) if self._reduced else picked
@@ -240,8 +239,11 @@ class NetworkFeatures(Features):
     def where_not_finite(self, inputs: Inputs, position: int) -> str:
         if not self._spoiled(inputs):
             return ""
-        for row in range(check_inputs(inputs, "a batch")):
-            spoiled = self._spoiled(map_inputs(lambda t, a=row: t[a : a + 1], inputs))
+        count = num_inputs(inputs)
+        if count is None:
+            return f"NaN or infinity appear first in what {self._spoiled(inputs)[0]}, for data from {position}. "
+        for row in range(count):
+            spoiled = self._spoiled(pick(inputs, [row]))
             if spoiled:
                 return f"NaN or infinity appear first in what {spoiled[0]}, for datum {position + row}. "
         return ""
@@ -332,20 +334,15 @@ class _NetworkAt(Linearisation):
         return self._features.layout.flatten(pulled).detach()
 
 
-def _call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {}
-
-
 @contextmanager
-def _explained(inputs: Inputs) -> Iterator[None]:
+def _explained(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, IndexError, ValueError, AssertionError) as error:
         if is_out_of_memory(error):  # smaller chunks may do
             raise
-        remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), _CALL_IT)
+        call_it = _CALL_IT.format(call=call_in_words(model, inputs))
+        remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), call_it)
         raise RuntimeError(
             f"the network could not be called on inputs of shape and dtype {describe_inputs(inputs)}: {error}\n{remedy}"
         ) from error

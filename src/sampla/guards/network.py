@@ -7,8 +7,9 @@ from math import inf
 import torch
 from torch import Tensor
 
-from sampla._batches import Batch, Data, describe_inputs, input_tensors, map_inputs
+from sampla._batches import Batch, Data
 from sampla._checks import require
+from sampla._inputs import describe_inputs, input_tensors, map_inputs, pick
 from sampla._typing import Inputs
 from sampla.features import NetworkFeatures, check_adjoint
 from sampla.noise import ADJOINT, standard_normal
@@ -47,6 +48,7 @@ def check_network(features: NetworkFeatures, batch: Batch) -> float:
     at = features.linearise(few)
     alone = at if few is piece.inputs else features.linearise(piece.inputs)
     _require_own_outputs(alone.outputs, once[: piece.size], at.outputs)
+    _require_any_place(features, batch, once, at.outputs)
     return check_adjoint(at, features.layout.total)
 
 
@@ -85,14 +87,40 @@ def _require_own_outputs(alone: Tensor, together: Tensor, near: Tensor) -> None:
         alone, together: outputs for the same data.
         near: outputs for ``_telling`` inputs, whose size says what rounding does where the others are zero.
     """
-    scale = float(torch.stack([together.abs().max(), near.abs().max()]).max())
-    shift = float((alone - together).abs().max()) if alone.shape == together.shape else float("inf")
+    same, difference = _compared(alone, together, near)
     require(
-        shift <= torch.finfo(together.dtype).eps ** 0.5 * max(scale, 1e-30),
+        same,
         "the same outputs for a datum whatever else is in its batch",
-        f"a difference of {shift:.2g} (outputs up to {scale:.2g}) when the batch is cut",
+        f"{difference} when the batch is cut",
         "Normalisation by batch statistics (track_running_stats=False?) or a mean over the batch does that.",
     )
+
+
+def _require_any_place(features: NetworkFeatures, batch: Batch, outputs: Tensor, near: Tensor) -> None:
+    """Refuse a network whose output for one datum depends on where in the batch it stands, or on what stands before."""
+    count = min(8, batch.size)
+    if batch.whole or count < 2:
+        return
+    for rows, when in (
+        (list(reversed(range(count))), "when the batch is turned round"),
+        (list(range(1, count)), "without the first datum"),
+    ):
+        same, difference = _compared(features.evaluate(pick(batch.inputs, rows)), outputs[rows], near)
+        require(
+            same,
+            "the same outputs for a datum wherever it stands in its batch",
+            f"{difference} {when}",
+            "A term by position, such as arange(len(x)), a shift or a sum along the first axis, does that. What "
+            "belongs to a datum goes into its inputs.",
+        )
+
+
+def _compared(found: Tensor, expected: Tensor, near: Tensor) -> tuple[bool, str]:
+    """Whether outputs agree up to rounding, and by how much they differ, in words."""
+    scale = float(torch.stack([expected.abs().max(), near.abs().max()]).max())
+    shift = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
+    same = shift <= torch.finfo(expected.dtype).eps ** 0.5 * max(scale, 1e-30)
+    return same, f"a difference of {shift:.2g} (outputs up to {scale:.2g})"
 
 
 @contextmanager

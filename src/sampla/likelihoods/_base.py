@@ -10,6 +10,27 @@ from torch.func import vjp
 from sampla._checks import require
 
 
+def require_plain(targets: Tensor, expected: str) -> None:
+    """Refuse targets that are sparse, nested or complex, of which nothing else can be asked.
+
+    Raises:
+        ValueError: saying which they are.
+    """
+    sparse = not targets.is_nested and targets.layout != torch.strided
+    kinds = {
+        "nested ones": (targets.is_nested, "Pad them with torch.nested.to_padded_tensor by a number to be ignored."),
+        "sparse ones": (sparse, "Call .to_dense() on them."),
+        "complex ones": (targets.is_complex(), "Use their real and imaginary parts as outputs of their own."),
+    }
+    for kind, (found, remedy) in kinds.items():
+        require(not found, expected, kind, remedy)
+
+
+def as_counts(targets: Tensor) -> Tensor:
+    """Integers and booleans as int64, in which every number to be ignored can be told from every label."""
+    return targets if targets.is_floating_point() or targets.is_complex() else targets.long()
+
+
 class Likelihood(ABC):
     """p(y | f) for one datum with outputs f = (*out), all data independent given f.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sampla._checks import require, require_finite
-from sampla.likelihoods._base import Likelihood
+from sampla.likelihoods._base import Likelihood, as_counts, require_plain
 
 
 class Bernoulli(Likelihood):
@@ -39,7 +39,7 @@ class Bernoulli(Likelihood):
         return -loss.reshape(loss.shape[0], -1).sum(1)
 
     def counted(self, targets: Tensor) -> Tensor | None:
-        return None if self.ignore_value is None else targets != self.ignore_value
+        return None if self.ignore_value is None else as_counts(targets) != self.ignore_value
 
     def curvature_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
         p = outputs.sigmoid()
@@ -53,6 +53,7 @@ class Bernoulli(Likelihood):
         return outputs.sigmoid()
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        require_plain(targets, "targets in [0, 1] or booleans")
         require(
             targets.shape == outputs.shape,
             f"binary targets of shape {tuple(outputs.shape)}, like the outputs",

@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sampla._checks import require
-from sampla.likelihoods._base import Likelihood
+from sampla.likelihoods._base import Likelihood, as_counts, require_plain
 
 _LARGE = 2**16
 """Outputs of a batch from which each vector is best finished while the caches still hold it."""
 
 
 class Categorical(Likelihood):
-    """p(y | f) = softmax(f)_y, logits (n, ..., C, ...), targets the same without the class axis, integers in [0, C).
+    """p(y | f) = softmax(f)_y, logits (n, ..., C, ...), targets the same without the class axis, integers in
+    [0, C) of any type.
 
     B = diag(p) - p p' = S S' with S = diag(sqrt p) - p sqrt(p)', both products in O(C).
 
@@ -38,7 +39,7 @@ class Categorical(Likelihood):
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         logits = outputs.movedim(self.class_axis, -1).flatten(0, -2)
-        known, labels = self._known(targets), targets.flatten()
+        known, labels = self._known(targets), as_counts(targets).flatten()
         if known is not None:  # any class will do where none is asked for
             labels = labels.where(known.flatten(), 0)
         loss = cross_entropy(logits, labels, reduction="none")
@@ -73,6 +74,7 @@ class Categorical(Likelihood):
         return outputs.softmax(self.class_axis)
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        require_plain(targets, "integer class targets")
         shape, fits = tuple(outputs.shape), outputs.ndim > -self.class_axis
         expected = shape[: outputs.ndim + self.class_axis] + shape[outputs.ndim + self.class_axis :][1:]
         require(
@@ -83,8 +85,8 @@ class Categorical(Likelihood):
         )
         integer = not targets.is_floating_point() and targets.dtype != torch.bool
         require(integer, "integer class targets", str(targets.dtype), "Convert them with .long().")
-        known = self._known(targets)
-        asked = targets if known is None else targets[known]
+        known, labels = self._known(targets), as_counts(targets)
+        asked = labels if known is None else labels[known]
         if asked.numel() == 0:
             return
         low, high, classes = int(asked.min()), int(asked.max()), shape[self.class_axis]
@@ -99,7 +101,7 @@ class Categorical(Likelihood):
         return {**super().config(), "class_axis": self.class_axis, "ignore_index": self.ignore_index}
 
     def _known(self, targets: Tensor) -> Tensor | None:
-        return None if self.ignore_index is None else targets != self.ignore_index
+        return None if self.ignore_index is None else as_counts(targets) != self.ignore_index
 
 
 def _mapped(vectors: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

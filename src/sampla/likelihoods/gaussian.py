@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sampla._checks import require, require_finite, require_known
-from sampla.likelihoods._base import Likelihood
+from sampla.likelihoods._base import Likelihood, require_plain
 
 Structure = Literal["scalar", "diagonal", "full"]
 
@@ -69,6 +69,9 @@ class Gaussian(Likelihood):
         return vectors @ root.mT if root.ndim == 2 else vectors * root
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        require_plain(targets, "targets that are real numbers")
+        fix_bool = "Convert them with .float(), or use likelihood='bernoulli' for labels."
+        require(targets.dtype != torch.bool, "targets that are real numbers", "booleans", fix_bool)
         require(
             targets.shape == outputs.shape,
             f"targets of shape {tuple(outputs.shape)}, like the outputs",

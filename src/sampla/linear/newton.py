@@ -106,6 +106,7 @@ class _Objective:
         """Standardised rows with a column of ones, targets, weights; float64."""
         self.passes += 1
         for batch in self._data:
+            assert isinstance(batch.inputs, tuple)
             (stored,) = batch.inputs
             rows = standardised(dense(stored), self._columns)
             if len(self._constants):

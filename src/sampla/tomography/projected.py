@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from sampla._batches import input_tensors
 from sampla._checks import require
+from sampla._inputs import input_tensors
 from sampla._typing import Inputs
 from sampla.features import Features, Linearisation, NetworkFeatures
 from sampla.noise import PROBE, standard_normal

@@ -1,0 +1,54 @@
+"""How the network is called with inputs of each kind, in deed and in words."""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+from torch import Tensor, nn
+
+from sampla._typing import Inputs, Whole
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def call_arguments(model: nn.Module, inputs: Inputs) -> Arguments:
+    """A tensor, list or object alone, the entries of a tuple by place, those of a mapping by name.
+
+    A mapping whose names are no arguments of the network goes in as it is where the network takes one argument.
+    """
+    given = inputs.content if isinstance(inputs, Whole) else inputs
+    if isinstance(given, Mapping):
+        names = all(isinstance(name, str) for name in given)
+        if names and (_takes(model, (), dict(given)) or not _takes(model, (given,), {})):
+            return (), dict(given)
+        return (_own_copy(given),), {}
+    if isinstance(inputs, (Whole, Tensor, list)):
+        return (given,), {}
+    return tuple(given), {}
+
+
+def call_in_words(model: nn.Module, inputs: Inputs) -> str:
+    """The call that was made: "model(x)", "model(tokens=..., mask=...)"."""
+    args, kwargs = call_arguments(model, inputs)
+    if kwargs:
+        return f"model({', '.join(f'{name}=...' for name in kwargs)})"
+    if isinstance(args[0], Mapping):
+        names = ", ".join(map(repr, args[0]))
+        return f"model(data) with data a {type(args[0]).__name__} of {names}, none of which its forward takes by name"
+    if isinstance(inputs, (Whole, list)):
+        return f"model(data) with data a {type(args[0]).__name__}"
+    return "model(x)" if len(args) == 1 else f"model({', '.join(f'x{k + 1}' for k in range(len(args)))})"
+
+
+def _takes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the network's forward has such arguments, as far as its signature says."""
+    forward = getattr(model, "_orig_mod", model).forward  # a compiled network hides its own
+    try:
+        expected = signature(forward)
+    except (TypeError, ValueError):
+        return bool(kwargs)
+    try:
+        expected.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
