@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sampla._checks import require
-from sampla._hashes import Counted, datum_hashes, mix, wrap
+from sampla._hashes import Counted, datum_hashes, mix, padding_sides, wrap
 from sampla._inputs import as_inputs, as_tensor, brought, input_tensors, moved, num_inputs, pick
 from sampla._progress import Progress
 from sampla._typing import Inputs, Loader, Whole
@@ -218,6 +218,7 @@ class CheckedLoader(Data):
         self._ahead = self._known  # hashes of the batch that was read ahead of it
         self._shapes: set[tuple[int, ...]] = set()
         self._objects = False
+        self._sides: dict[str, bool] | None = None
 
     @property
     def num_data(self) -> int:
@@ -260,7 +261,9 @@ class CheckedLoader(Data):
         if not isinstance(batch.inputs, (Whole, list)):
             shapes = [t.shape[1:] for t in (*input_tensors(batch.inputs), batch.targets)]
             self._shapes.add(tuple(size for shape in shapes for size in shape))
-        return datum_hashes(batch.inputs, batch.targets, self._counted).cpu()
+        if self._sides is None:  # settled once, so that a datum has the same hash on every pass
+            self._sides = padding_sides(batch.inputs)
+        return datum_hashes(batch.inputs, batch.targets, self._counted, self._sides).cpu()
 
     def _require_known(self, hashes: Tensor, position: int) -> None:
         """Each datum is one of the first pass's, before anything is made of it: not every pass is read to its end."""

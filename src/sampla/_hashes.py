@@ -33,30 +33,33 @@ def mix(x: Tensor) -> Tensor:
     return x ^ (x >> 31)
 
 
-def datum_hashes(inputs: Inputs, targets: Tensor, counted: Counted | None = None) -> Tensor:
+def datum_hashes(
+    inputs: Inputs, targets: Tensor, counted: Counted | None = None, sides: Mapping[str, bool] | None = None
+) -> Tensor:
     """(n,) int64: a hash of the bits of each datum and its target.
 
     Args:
         inputs: of n data.
         targets: (n, ...).
         counted: which targets count; None: all. The others do not enter the hash.
+        sides: what ``padding_sides`` said of the first data. Padding does not enter the hash, nor does its length.
     """
     size, device = targets.shape[0], targets.device
     total, kept, leaves = torch.zeros(size, dtype=torch.int64, device=device), None, 0
     if isinstance(inputs, (Whole, list)):
         total = mix(_object_hashes(inputs, size).to(device))
     else:
-        masks = _Masks(inputs)
+        places = _Kept(inputs, sides or {})
         for leaves, (name, leaf) in enumerate(named_leaves(inputs), start=1):
             k = leaves - 1
             if isinstance(leaf, Tensor):
-                bits, kept = _bits(leaf), masks.kept(name, leaf)
+                bits, kept = _bits(leaf), places(name, leaf)
                 if kept is not None:
                     bits = bits.where(kept.repeat_interleave(bits.shape[1] // kept.shape[1], 1), 0)
                 total = mix(total + _weighted(bits, k, kept))
             else:
                 total = mix(total + _constant(leaf, k))
-        kept = masks.kept("", targets)
+        kept = places("", targets)
     bits = _bits(targets)
     asked = None if counted is None else counted(targets)
     if asked is not None and asked.numel() == targets.numel():
@@ -74,58 +77,79 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return f"{wrap(int(total)):016x}"
 
 
-class _Masks:
-    """The masks (n, L) among the entries of a mapping, and which places of each datum they leave.
+def padding_sides(inputs: Inputs) -> dict[str, bool]:
+    """Which value of each mask (n, L) among the entries of a mapping means padding, as far as these data tell.
 
-    A mask whose name says what it is ("...attention_mask": 1 for what is there; "...padding_mask": 0 for it) is taken
-    at its word. Of any other "...mask" (which of its values means padding?) that side is left out which holds one and
-    the same value all along a datum in all the entries it goes with: what is lost to the hash is padding, and no data.
+    A name that says it is taken at its word: "...attention_mask" has 1 for what is there, "...padding_mask" for what is
+    not. Of any other "...mask" it is the side on which all entries that go with it hold one and the same value.
     """
-
-    def __init__(self, inputs: Inputs) -> None:
-        self._kept: dict[str, Tensor] = {}
-        masks = inputs.items() if isinstance(inputs, Mapping) else ()
-        for name, mask in masks:
-            usual = isinstance(mask, Tensor) and mask.ndim == 2 and str(name).endswith("mask")
-            if usual and bool(((mask == 0) | (mask == 1)).all()):
-                self._kept[str(name)] = mask == 0 if _says_padding(name) else mask != 0
-        for name in list(self._kept):
-            if not (_says_padding(name) or name.endswith("attention_mask")):
-                leaves = [(other, leaf) for other, leaf in named_leaves(inputs) if other != name]
-                entries = [leaf for other, leaf in leaves if self._of(other, leaf) == name]
-                self._kept[name] = _without_constant_side(self._kept[name], entries)
-
-    def kept(self, name: str, leaf: Any) -> Tensor | None:
-        """(n, L) which places of an entry are data; None where no mask goes with it."""
-        mask = self._of(name, leaf)
-        return None if mask is None else self._kept[mask]
-
-    def _of(self, name: str, leaf: Any) -> str | None:
-        """The mask of an entry: that whose name begins as the entry's does, if its shape is the entry's first axes."""
-        fitting = [mask for mask in self._kept if name.startswith(_beginning(mask))]
-        mask = max(fitting, key=lambda each: len(_beginning(each)), default=None)
-        fits = mask is not None and isinstance(leaf, Tensor) and leaf.shape[:2] == self._kept[mask].shape
-        return mask if fits else None
+    sides = {name: name.endswith(("padding_mask", "pad_mask")) for name in _masks(inputs)}
+    for name, mask in _masks(inputs).items():
+        if sides[name] or name.endswith("attention_mask"):
+            continue
+        entries = [_bits(leaf).view(*mask.shape, -1) for other, leaf in _entries(inputs, name, sides) if other != name]
+        alike = [
+            bool(side.any()) and all(bool((rows[side] == rows[side][0]).all()) for rows in entries)
+            for side in (mask == 0, mask != 0)
+        ]
+        if entries and alike[0] != alike[1]:
+            sides[name] = alike[1]
+        else:
+            del sides[name]
+    return sides
 
 
-def _without_constant_side(kept: Tensor, entries: list[Tensor]) -> Tensor:
-    """The places of a mask less the side, if there is one, on which every entry of a datum is constant."""
-    if not entries:
-        return torch.ones_like(kept)
-    plain = []
-    info = torch.iinfo(torch.int64)
-    for side in (~kept, kept):
-        alike = torch.ones(len(kept), 1, dtype=torch.bool, device=kept.device)
-        for entry in entries:
-            rows, here = _bits(entry).view(*kept.shape, -1), side.unsqueeze(2)
-            low, high = rows.where(here, info.max).amin(1), rows.where(here, info.min).amax(1)
-            alike &= (low >= high).all(1, keepdim=True)
-        plain.append(alike)
-    return torch.where(plain[0], kept, ~(plain[1] & kept))
+class _Kept:
+    """Which places of the entries of a mapping are data, by their masks and what of these is padding."""
+
+    def __init__(self, inputs: Inputs, sides: Mapping[str, bool]) -> None:
+        self._sides, self._kept = sides, {}
+        for name, mask in _masks(inputs).items():
+            if name in sides:
+                kept = (mask != 0) != sides[name]
+                if not name.endswith(("attention_mask", "padding_mask", "pad_mask")):
+                    kept = _with_what_varies(kept, [leaf for _, leaf in _entries(inputs, name, sides)])
+                self._kept[name] = kept
+
+    def __call__(self, name: str, leaf: Any) -> Tensor | None:
+        """(n, L) for an entry; None where no mask goes with it."""
+        mask = _mask_of(name, self._sides)
+        fits = mask in self._kept and isinstance(leaf, Tensor) and leaf.shape[:2] == self._kept[mask].shape
+        return self._kept[mask] if fits and mask is not None else None
 
 
-def _says_padding(name: Any) -> bool:
-    return str(name).endswith(("padding_mask", "pad_mask"))
+def _masks(inputs: Inputs) -> dict[str, Tensor]:
+    """The entries (n, L) of ones and zeros with a name that ends so."""
+    entries = inputs.items() if isinstance(inputs, Mapping) else ()
+    named = {str(name): leaf for name, leaf in entries if str(name).endswith("mask") and isinstance(leaf, Tensor)}
+    return {name: mask for name, mask in named.items() if mask.ndim == 2 and bool(((mask == 0) | (mask == 1)).all())}
+
+
+def _mask_of(name: str, masks: Mapping[str, Any]) -> str | None:
+    """The mask of an entry: the only one, or that whose name begins as the entry's does."""
+    fitting = [mask for mask in masks if name.startswith(_beginning(mask)) or len(masks) == 1]
+    return max(fitting, key=lambda each: len(_beginning(each)), default=None)
+
+
+def _entries(inputs: Inputs, mask: str, masks: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    """The entries that go with a mask, itself among them."""
+    shape = _masks(inputs)[mask].shape
+    return [
+        (name, leaf)
+        for name, leaf in named_leaves(inputs)
+        if isinstance(leaf, Tensor) and leaf.shape[:2] == shape and _mask_of(name, masks) == mask
+    ]
+
+
+def _with_what_varies(kept: Tensor, entries: list[Tensor]) -> Tensor:
+    """All places of those data that hold more than one value on the side that is said to be padding."""
+    info, padding = torch.iinfo(torch.int64), ~kept.unsqueeze(2)
+    varies = torch.zeros(len(kept), 1, dtype=torch.bool, device=kept.device)
+    for entry in entries:
+        rows = _bits(entry).view(*kept.shape, -1)
+        low, high = rows.where(padding, info.max).amin(1), rows.where(padding, info.min).amax(1)
+        varies |= (low < high).any(1, keepdim=True)
+    return kept | varies
 
 
 def _beginning(mask: str) -> str:

@@ -1,7 +1,7 @@
 """How the network is called with inputs of each kind, in deed and in words."""
 
 from collections.abc import Mapping
-from inspect import signature
+from inspect import Signature, signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,10 +18,7 @@ def call_arguments(model: nn.Module, inputs: Inputs) -> Arguments:
     """
     given = inputs.content if isinstance(inputs, Whole) else inputs
     if isinstance(given, Mapping):
-        names = all(isinstance(name, str) for name in given)
-        if names and (_takes(model, (), dict(given)) or not _takes(model, (given,), {})):
-            return (), dict(given)
-        return (_own_copy(given),), {}
+        return ((given,), {}) if _as_one(model, given) else ((), dict(given))
     if isinstance(inputs, (Whole, Tensor, list)):
         return (given,), {}
     return tuple(given), {}
@@ -40,13 +37,21 @@ def call_in_words(model: nn.Module, inputs: Inputs) -> str:
     return "model(x)" if len(args) == 1 else f"model({', '.join(f'x{k + 1}' for k in range(len(args)))})"
 
 
-def _takes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the network's forward has such arguments, as far as its signature says."""
+def _as_one(model: nn.Module, given: Mapping[Any, Any]) -> bool:
+    """Whether a mapping is one argument, as far as the signature of forward says: its names are not taken."""
     forward = getattr(model, "_orig_mod", model).forward  # a compiled network hides its own
     try:
         expected = signature(forward)
     except (TypeError, ValueError):
-        return bool(kwargs)
+        return False
+    if not all(isinstance(name, str) for name in given):
+        return True
+    if _binds(expected, (), given) or not _binds(expected, (given,), {}):
+        return False
+    return len(expected.parameters) == 1 or not set(given) & set(expected.parameters)  # one wrong name among right ones
+
+
+def _binds(expected: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     try:
         expected.bind(*args, **kwargs)
     except TypeError:

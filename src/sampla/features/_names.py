@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from sampla._batches import fingerprint
+from sampla._hashes import fingerprint
 
 COMPILED = "_orig_mod"
 """The name under which what torch.compile returns holds the module."""

@@ -338,7 +338,7 @@ class _NetworkAt(Linearisation):
 def _explained(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, TypeError, IndexError, ValueError, AssertionError) as error:
+    except (RuntimeError, TypeError, LookupError, ValueError, AttributeError, AssertionError) as error:
         if is_out_of_memory(error):  # smaller chunks may do
             raise
         call_it = _CALL_IT.format(call=call_in_words(model, inputs))
