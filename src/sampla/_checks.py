@@ -49,3 +49,18 @@ def require_known(name: str, known: Iterable[str], what: str) -> None:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     raise ValueError(f"unknown {what} {name!r}: expected one of {shown}.{hint}")
+
+
+def device_here(given: torch.device | str, what: str) -> torch.device:
+    """A device that tensors can be put on, with its number.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    try:
+        place = torch.empty(0, device=given).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        text = str(error).partition("\n")[0]
+        raise ValueError(f"expected {what} as a device that is here, such as 'cpu', got {given!r}: {text}") from error
+    require(place.type != "meta", f"{what} as a device with memory", "'meta'", "'cpu' is usual.")
+    return place

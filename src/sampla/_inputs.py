@@ -86,7 +86,7 @@ def as_tensor(given: Tensor | np.ndarray, where: str) -> Tensor:
 
 
 def map_inputs(function: Callable[[Any], Any], inputs: Inputs) -> Inputs:
-    """Apply a function to every tensor with one row for each datum, keeping tuple or mapping; objects stay as they are."""
+    """Apply a function to every tensor with one row for each datum, keeping tuple or mapping; objects stay."""
     if isinstance(inputs, (Whole, list)):
         return inputs
     mapped: Inputs = _mapped(function, inputs)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sampla._allocator import freed_memory_kept
 from sampla._batches import CheckedLoader, Unpack, unpacking
-from sampla._checks import require, require_known
+from sampla._checks import device_here, require, require_known
 from sampla._chunks import Chunks
 from sampla._memory import memory_explained
 from sampla._progress import Progress
@@ -139,7 +139,7 @@ class LinearisedLaplace:
         require(
             reduced, "autocast as torch.bfloat16, torch.float16 or None", f"{autocast}", "None uses full precision."
         )
-        self.vectors_on = None if vectors_on is None else _device(vectors_on)
+        self.vectors_on = None if vectors_on is None else device_here(vectors_on, "vectors_on")
         require(
             vectors_on is None or isinstance(self.solver, BlockCG), "solver='block-cg' with vectors_on",
             f"{self.solver!r}", "The other solvers take products of a few data at a time, where the vectors are.",
@@ -321,7 +321,7 @@ class LinearisedLaplace:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged, foreign, or belongs to another network or other weights.
         """
-        place = None if vectors_on is None else _device(vectors_on)
+        place = None if vectors_on is None else device_here(vectors_on, "vectors_on")
         with torch.inference_mode(False):
             posterior = load_posterior(path, model, likelihood, place)
         loaded = cls(
@@ -380,18 +380,6 @@ class LinearisedLaplace:
             "num_samples": self.num_samples,
             "seed": self.seed,
         }
-
-
-def _device(given: torch.device | str) -> torch.device:
-    try:
-        place = torch.empty(0, device=given).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        text = str(error).partition("\n")[0]
-        raise ValueError(
-            f"expected vectors_on as a device that is here, such as 'cpu', got {given!r}: {text}"
-        ) from error
-    require(place.type != "meta", "vectors_on as a device with memory", "'meta'", "'cpu' is usual.")
-    return place
 
 
 def _named(given: Any, known: dict[str, Any], kind: type) -> Any:

@@ -12,7 +12,7 @@ from torch import nn
 import sampla
 from helpers import class_batches, classifier, inputs, laplace, regression_batches, regressor
 from sampla import checkpoint
-from sampla._batches import fingerprint
+from sampla._hashes import fingerprint
 
 
 def _compiled(model: nn.Module) -> nn.Module:
