@@ -22,7 +22,7 @@ NOT_PROMISED = {
 }
 ESTIMATORS = {
     "regression": (sampla.BayesianLinearRegression(), {}),
-    "krylov": (sampla.BayesianLinearRegression(solver="krylov", num_samples=8), NOT_PROMISED),
+    "krylov": (sampla.BayesianLinearRegression(solver="block-cg", num_samples=8), NOT_PROMISED),
     "logistic": (sampla.BayesianLogisticRegression(num_samples=8), {}),
 }
 
@@ -82,7 +82,9 @@ def test_the_same_seed_gives_the_same_samples(seed):
     x, y = load_diabetes(return_X_y=True)
     if isinstance(seed, int):
         first, second = (
-            sampla.BayesianLinearRegression(solver="krylov", random_state=seed, num_samples=4, progress=False).fit(x, y)
+            sampla.BayesianLinearRegression(solver="block-cg", random_state=seed, num_samples=4, progress=False).fit(
+                x, y
+            )
             for _ in range(2)
         )
         np.testing.assert_array_equal(first.sample_y(x[:3], 2), second.sample_y(x[:3], 2))

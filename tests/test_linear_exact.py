@@ -95,10 +95,9 @@ def test_the_two_decompositions_agree():
     import torch
 
     from sampla._progress import Progress
-    from sampla.linear.moments import measure
-    from sampla.linear.rows import columns_of
+    from sampla.linear.closed_form import dual_spectrum, primal_spectrum
+    from sampla.linear.columns import columns_of, measure
     from sampla.linear.sources import ArraySource
-    from sampla.linear.spectrum import dual_spectrum, primal_spectrum
 
     x, y = problem(rows=30, columns=12)
     source = ArraySource(x, torch.from_numpy(y))

@@ -8,9 +8,8 @@ from scipy import sparse
 import sampla
 from dense_linear import linear_reference
 from sampla._progress import Progress
+from sampla.linear.columns import RowData, centred, columns_of, measure
 from sampla.linear.iterative import uneven
-from sampla.linear.moments import measure
-from sampla.linear.rows import RowData, centred, columns_of
 from sampla.linear.sources import ArraySource
 from sampla.model import LinearModel
 
@@ -26,7 +25,7 @@ def problem(outputs=1, seed=0, rows=ROWS, columns=COLUMNS, scales=(0.5, 2)):
 
 def both(x, y, weights=None, **settings):
     exact = sampla.BayesianLinearRegression(solver="exact", **settings).fit(x, y, weights)
-    krylov = sampla.BayesianLinearRegression(solver="krylov", random_state=0, progress=False, **settings)
+    krylov = sampla.BayesianLinearRegression(solver="block-cg", random_state=0, progress=False, **settings)
     return exact, krylov.fit(x, y, weights)
 
 
@@ -57,7 +56,7 @@ def test_the_mean_at_given_precisions_is_exact(name):
         given = torch.from_numpy(x)
     exact = sampla.BayesianLinearRegression(solver="exact", **FIXED, **case).fit(x, y, weights)
     krylov = sampla.BayesianLinearRegression(
-        solver="krylov", random_state=0, tol=1e-6, num_samples=400, progress=False, **FIXED, **case
+        solver="block-cg", random_state=0, tol=1e-6, num_samples=400, progress=False, **FIXED, **case
     ).fit(given, y, weights)
     np.testing.assert_allclose(krylov.coef_, exact.coef_, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(krylov.intercept_, exact.intercept_, rtol=1e-5, atol=1e-4)
@@ -74,7 +73,7 @@ def test_samples_have_the_posterior_covariance(name):
     x, y = problem(columns=6, rows=60)
     weights = np.random.default_rng(1).gamma(2.0, size=len(x)) if name == "weights" else None
     reg = sampla.BayesianLinearRegression(
-        solver="krylov", num_samples=800, random_state=0, tol=1e-4, progress=False, **FIXED
+        solver="block-cg", num_samples=800, random_state=0, tol=1e-4, progress=False, **FIXED
     ).fit(x, y, weights)
     reference = linear_reference(x, y, weights=weights, fixed=(0.5, [[1 / 0.8]]))
     coefficients, intercepts = reg.sample_coef(800)
@@ -112,7 +111,7 @@ def test_groups_of_columns():
 def test_float32_stays_float32_and_agrees():
     x, y = problem()
     exact = sampla.BayesianLinearRegression(solver="exact", **FIXED).fit(x, y)
-    single = sampla.BayesianLinearRegression(solver="krylov", tol=1e-3, random_state=0, progress=False, **FIXED)
+    single = sampla.BayesianLinearRegression(solver="block-cg", tol=1e-3, random_state=0, progress=False, **FIXED)
     single.fit(x.astype(np.float32), y.astype(np.float32))
     assert single._posterior.samples.dtype == torch.float32
     np.testing.assert_allclose(single.coef_, exact.coef_, atol=2e-3)
@@ -140,9 +139,32 @@ def test_a_full_krylov_space_is_left_for_samples(monkeypatch):
     assert abs(np.log(krylov.prior_precision_ / exact.prior_precision_)) < 0.2
 
 
+def test_steps_that_are_used_up_are_left_for_samples():
+    """Nothing is said twice, nothing is dropped: EM with samples speaks for itself."""
+    x, y = problem(columns=120, rows=600, scales=(0.1, 5))
+    reg = sampla.BayesianLinearRegression(
+        solver="block-cg", random_state=0, progress=False, num_samples=32, max_iter=1, tol=1e-4
+    )
+    with pytest.warns(sampla.ConvergenceWarning, match="EM was asked to settle"):
+        reg.fit(x, y)
+    assert reg.report_.fit.method == "samples"
+    assert not reg.report_.settled
+
+
+def test_the_solver_has_one_name():
+    x, y = problem()
+    settings = {"num_samples": 4, "random_state": 0, "progress": False, **FIXED}
+    new = sampla.BayesianLinearRegression(solver="block-cg", **settings).fit(x, y)
+    with pytest.warns(DeprecationWarning, match="'krylov' is called 'block-cg' now"):
+        old = sampla.BayesianLinearRegression(solver="krylov", **settings).fit(x, y)
+    np.testing.assert_array_equal(old.coef_, new.coef_)
+    assert old.report_.solver == new.report_.solver == "block-cg"
+    assert old.get_params()["solver"] == "krylov"
+
+
 def test_no_more_draws_than_samples():
     x, y = problem()
-    reg = sampla.BayesianLinearRegression(solver="krylov", num_samples=8, progress=False, **FIXED).fit(x, y)
+    reg = sampla.BayesianLinearRegression(solver="block-cg", num_samples=8, progress=False, **FIXED).fit(x, y)
     assert reg.sample_y(x[:3], 8).shape == (3, 1, 8)
     with pytest.raises(ValueError, match=r"at most num_samples = 8 joint draws .* got 9"):
         reg.sample_y(x[:3], 9)
@@ -152,7 +174,8 @@ def test_the_report_says_what_was_done():
     x, y = problem()
     exact, krylov = both(x, y, num_samples=8)
     assert "exact, primal: asked for; N = 400, P = D C = 30 x 1" in str(exact.report_)
-    assert "krylov, primal: asked for" in str(krylov.report_)
+    assert "block-cg, primal: asked for" in str(krylov.report_)
+    assert krylov.report_.fit.adjoint_error is None, "no check was made"
     assert "a standard deviation is known to about 25% with K = 8" in str(krylov.report_)
     auto = sampla.BayesianLinearRegression().fit(x, y)
     assert "min(N, D) = 30 is at most 2,500" in str(auto.report_)

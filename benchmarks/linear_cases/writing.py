@@ -21,7 +21,7 @@ _INTRODUCTION = """\
 Every case runs in a process of its own. Peak: ru_maxrss of that process, the most memory it ever held, the data and
 their making included; 'data' is the design alone. Seconds are of `fit`, the making of the data left out, and only their
 ratios within one run say something. 'error' is |f - f*| / |f*|, of the fitted function against the one behind the data.
-sampla runs with its defaults; 'matrix-free' is solver="krylov"."""
+sampla runs with its defaults; 'matrix-free' is solver="block-cg"."""
 
 
 def write(path: Path, kept: dict[str, Any], sizes: Sizes, quick: bool) -> None:
@@ -106,7 +106,7 @@ def _near_linear(results: Results, sizes: Sizes) -> list[tuple[bool, str, str]]:
     points = []
     for columns in sizes.columns:
         result = results.get(f"{columns}/{_FREE}", results.get(f"{columns}/{_OURS}"))
-        if result is not None and "failed" not in result and "krylov" in result["solver"]:
+        if result is not None and "failed" not in result and "block-cg" in result["solver"]:
             points.append((columns, _per_row(result)))
     if len(points) < 2:
         return []
@@ -158,7 +158,7 @@ def _cells(result: dict[str, Any], ours: dict[str, Any] | None) -> list[str]:
         more = f"> {result['limit'] / ours['seconds']:.2g}" if "limit" in result and ours and "seconds" in ours else "-"
         return [_failure(result), more, *["-"] * 8]
     ratio = f"{result['seconds'] / ours['seconds']:.2g}" if ours and "seconds" in ours else "-"
-    iterative = "krylov" in result.get("solver", "")
+    iterative = "block-cg" in result.get("solver", "")
     return [
         f"{result['seconds']:.3g}", ratio, f"{result['peak'] / _GIB:.2f}", f"{result['data'] / _GIB:.2f}",
         f"{result['error']:.4f}", _number(result["prior"]), _number(result["noise"]),

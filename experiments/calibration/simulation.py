@@ -25,7 +25,7 @@ class Way:
     """Whether the precisions are learnt; otherwise the true ones are given."""
 
 
-SIZES = (("exact, primal", "exact", 40, 10), ("exact, dual", "exact", 12, 30), ("krylov", "krylov", 40, 10))
+SIZES = (("exact, primal", "exact", 40, 10), ("exact, dual", "exact", 12, 30), ("krylov", "block-cg", 40, 10))
 WAYS = tuple(Way(*size, learnt) for learnt in (False, True) for size in SIZES)
 
 

@@ -58,7 +58,7 @@ def _sampled(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 def _sampled_once(x: np.ndarray, y: np.ndarray, peer: BayesianRidge, seed: int) -> dict[str, Any]:
     ours = sampla.BayesianLinearRegression(
-        fit_intercept=False, solver="krylov", num_samples=ORACLE_SAMPLES, random_state=seed, progress=False
+        fit_intercept=False, solver="block-cg", num_samples=ORACLE_SAMPLES, random_state=seed, progress=False
     ).fit(x, y)
     report = ours.report_.fit
     assert report is not None

@@ -44,7 +44,8 @@ class FitReport:
     vector_bytes: int
     """Memory of K vectors of P."""
     seconds: float
-    adjoint_error: float
+    adjoint_error: float | None
+    """How far J and J' were from being each other's transposes on random vectors; None where no check was made."""
     excluded_parameters: dict[str, str]
     """Parameter name -> why it is not in the posterior."""
     dead_parameters: list[str]
@@ -89,8 +90,12 @@ class FitReport:
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def __str__(self) -> str:
+        what = f"{self.num_samples} posterior samples of {self.num_parameters:,} parameters"
+        return "\n".join([f"{what} from {self.num_data:,} data", *self.details()])
+
+    def details(self) -> list[str]:
+        """The lines below the first, which says what was fitted."""
         lines = [
-            f"{self.num_samples} posterior samples of {self.num_parameters:,} parameters from {self.num_data:,} data",
             f"cost         {self.passes:.1f} passes ({self.sweeps} readings of the loader), {self.seconds:.1f} s",
             f"samples      {self._sample_words()}; the solve {self.status}",
             f"sampling     a standard deviation is known to about {self.std_error:.0%} with K = {self.num_samples}",
@@ -121,8 +126,7 @@ class FitReport:
             lines.append(f"left out     {len(self.excluded_parameters)} parameter tensors: {', '.join(reasons)}")
         if self.dead_parameters:
             lines.append(f"dead         {', '.join(self.dead_parameters)}: the data say nothing about them")
-        lines.append(f"to improve   {self.advice}")
-        return "\n".join(lines)
+        return [*lines, f"to improve   {self.advice}"]
 
     @property
     def summary(self) -> str:
@@ -209,7 +213,7 @@ def build_report(
     inference: Inference,
     data: Data,
     excluded: dict[str, str],
-    adjoint_error: float,
+    adjoint_error: float | None,
     seconds: float,
     tolerance: float,
     products: str = "",

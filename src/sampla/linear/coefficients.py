@@ -9,9 +9,8 @@ from torch import Tensor
 
 from sampla._checks import require
 from sampla.features import DesignMatrix, Rows
-from sampla.linear.mackay import ExactFit
-from sampla.linear.rows import Columns
-from sampla.linear.spectrum import dense, standardised
+from sampla.linear.closed_form import ExactFit, dense, standardised
+from sampla.linear.columns import Columns
 from sampla.noise import PRIOR, standard_normal
 
 

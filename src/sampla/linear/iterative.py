@@ -2,18 +2,18 @@
 
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
-from warnings import catch_warnings, simplefilter, warn
 
 import torch
 from torch import Tensor
 
 from sampla._params import ParameterLayout
 from sampla._progress import Progress
-from sampla.em import EM, Inference, infer
+from sampla.em import EM, EMState, Inference, infer
 from sampla.fitreport import FitReport, build_report
 from sampla.likelihoods import Gaussian
-from sampla.linear.rows import Columns, RowData, centred
+from sampla.linear.columns import Columns, RowData, centred
 from sampla.linear.sources import Source
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior, Prior
@@ -33,6 +33,35 @@ class IterativeFit:
     """(K, D, C)."""
     inference: Inference
     report: FitReport
+
+
+class _Stuck(Exception):  # noqa: N818  (no error: it ends EM where samples go on)
+    """The Krylov space may not grow, or EM has used up its steps, and alpha has not settled."""
+
+    def __init__(self, state: EMState) -> None:
+        super().__init__()
+        self.state = state
+
+
+class _Watch:
+    """Looks at every state of EM with a Krylov space, and raises _Stuck where more steps will not help."""
+
+    def __init__(self, most: int) -> None:
+        self._rows, self._most = 0, most
+
+    def first(self, state: EMState) -> EMState:
+        """Before the first step; the state as it is."""
+        self._rows = 0 if state.space is None else len(state.space.basis)
+        return state
+
+    def step(self, state: EMState) -> None:
+        """After each step; where EM works with samples anyway there is nothing to look for."""
+        if state.space is None:
+            return
+        rows = len(state.space.basis)
+        if not state.settled and (rows == self._rows or len(state.trace) >= self._most):
+            raise _Stuck(state)
+        self._rows = rows
 
 
 class ColumnGroups(Prior):
@@ -79,26 +108,22 @@ def iterative_fit(
     data = RowData(source, centred(columns), progress)
     model = LinearModel(columns.design(source, outputs), noise, data)
 
-    def run(model: LinearModel, prior: Prior, em: EM) -> Inference:
-        return infer(
-            model, prior, BlockCG(), num_samples=num_samples, seed=seed, em=em, tolerance=tolerance, say=progress.enter
-        )
-
+    run = partial(
+        infer, solver=BlockCG(), num_samples=num_samples, seed=seed, tolerance=tolerance, say=progress.enter
+    )  # fmt: skip
+    with_samples = replace(em, method="samples")
     if uneven(columns.power):
-        found = run(model, prior, replace(em, method="samples"))
+        found = run(model, prior, em=with_samples)
     else:
-        with catch_warnings(record=True) as caught:
-            simplefilter("always")
-            found = run(model, prior, em)
-        if found.settled or found.method != "krylov":
-            for each in caught:
-                warn(each.message, stacklevel=3)
-        else:
-            likelihood = found.model.likelihood if noise.learns_noise else noise
-            found = run(
-                model.replaced(likelihood=likelihood), _continued(prior, found), replace(em, method="samples")
-            )  # fmt: skip
-    report = build_report(found, data, {}, 0.0, perf_counter() - start, tolerance)
+        watch = _Watch(em.max_steps)
+        try:
+            found = run(model, prior, em=em, restore=watch.first, keep=watch.step)
+        except _Stuck as stuck:
+            state = stuck.state
+            if isinstance(state.model.likelihood, Gaussian) and noise.learns_noise:
+                model = model.replaced(likelihood=state.model.likelihood.scaled(state.noise_factor))
+            found = run(model, _continued(prior, state.prior), em=with_samples)
+    report = build_report(found, data, {}, None, perf_counter() - start, tolerance)
     assert found.mean is not None
     shape = (source.num_columns, outputs)
     return IterativeFit(found.mean.view(shape).double(), found.samples.view(-1, *shape), found, report)
@@ -110,9 +135,9 @@ def uneven(power: Tensor) -> bool:
     return len(alive) > 0 and float(alive.max()) > _UNEVEN * float(alive.median())
 
 
-def _continued(prior: Prior, found: Inference) -> Prior:
+def _continued(prior: Prior, found: BoundPrior) -> Prior:
     """The same prior, to be learnt from the alpha that was found last."""
     again = copy(prior)
     if prior.learn:
-        again.precision = float(found.prior.precision[0])
+        again.precision = float(found.precision[0])
     return again

@@ -19,12 +19,10 @@ from sampla._progress import Progress
 from sampla.em import EM, infer
 from sampla.fitreport import build_report
 from sampla.likelihoods import Bernoulli, Categorical, Likelihood
+from sampla.linear.columns import RowData, columns_of, measure
 from sampla.linear.inputs import array_source, checked_rows, chunk_source, class_targets, is_chunks, seed_of
-from sampla.linear.moments import measure
 from sampla.linear.newton import closed_laplace
-from sampla.linear.reporting import LinearReport, in_users_units
-from sampla.linear.rows import RowData, columns_of
-from sampla.linear.settings import Settings, Way
+from sampla.linear.settings import LinearReport, Settings, Way, in_users_units
 from sampla.linear.sources import Source
 from sampla.model import LinearModel
 from sampla.predictive import Predictive
@@ -155,7 +153,8 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             ValueError: for shapes that do not fit, NaN or infinity, one class, or unknown names.
         """
         start = perf_counter()
-        settings = self._settings()
+        require_known(self.predictive, ("monte-carlo", "probit"), "predictive")
+        settings = Settings.checked(self)
         progress = Progress(self.progress)
         source = self._opened(X, y, sample_weight)
         require(
@@ -177,12 +176,12 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             self._columns, self._design = columns, columns.design(source, outputs, constants)
             self._likelihood: Likelihood = Bernoulli() if outputs == 1 else Categorical()
             size = self._design.layout.total
-            exact = self.solver == "exact" or (self.solver == "auto" and size <= _EXACT_UP_TO)
+            exact = settings.solver == "exact" or (settings.solver == "auto" and size <= _EXACT_UP_TO)
             run = self._exactly if exact else self._iteratively
             report = run(data, settings)
         limit = "at most" if exact else "above"
         way = Way(
-            exact, "primal", f"P = {size:,} is {limit} {_EXACT_UP_TO:,}" if self.solver == "auto" else "asked for"
+            exact, "primal", f"P = {size:,} is {limit} {_EXACT_UP_TO:,}" if settings.solver == "auto" else "asked for"
         )
         self.report_ = report.finished(moments.num_rows, source.num_columns, outputs, way, perf_counter() - start)
         return self
@@ -223,11 +222,6 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         chosen = np.random.default_rng(seed_of(random_state)).permutation(count)[:n_samples]
         return self._in_users_units(self._mean + self._samples[chosen])
 
-    def _settings(self) -> Settings:
-        require_known(self.solver, ("auto", "exact", "block-cg"), "solver")
-        require_known(self.predictive, ("monte-carlo", "probit"), "predictive")
-        return Settings.checked(_AsRegression(self))
-
     def _opened(self, X: Any, y: Any, sample_weight: Any) -> Source:
         if is_chunks(X, y):
             chunks = chunk_source(self, X, sample_weight)
@@ -257,7 +251,9 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         level = torch.full((self._design.layout.total,), share, dtype=torch.float64, device=self._design.like.device)
         level[: self._columns.power.numel() * outputs] *= self._columns.power.repeat_interleave(outputs)
         prior = self._prior(settings).bind(self._design.layout, level)
-        found = closed_laplace(data, self._columns, prior, outputs, self._directions, settings.tol, settings.max_iter)
+        found = closed_laplace(
+            data, self._columns, prior, self._likelihood, outputs, self._directions, settings.tol, settings.max_iter
+        )
         samples = found.samples(settings.num_samples, seed_of(self.random_state))
         self._keep(found.prior.precision, found.effective_dimension, found.mode, samples, found.steps)
         self._keep_evidence(found.log_evidence)
@@ -278,7 +274,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         assert found.mean is not None
         self._keep(found.prior.precision, found.effective_dimension, found.mean, found.samples, len(found.trace))
         self._keep_evidence(float("nan") if found.log_evidence is None else found.log_evidence.value)
-        certificate = build_report(found, data, {}, 0.0, perf_counter() - start, settings.tol / 10)
+        certificate = build_report(found, data, {}, None, perf_counter() - start, settings.tol / 10)
         return LinearReport.of_iterative(in_users_units(certificate, self._columns), self.log_marginal_likelihood_)
 
     def _prior(self, settings: Settings) -> WithIntercept:
@@ -371,13 +367,3 @@ def expected_sigmoid(mean: Tensor, std: Tensor) -> Tensor:
     inside = torch.special.ndtr((mean[..., None] - level) / std[..., None].clamp_min(_WIDE))
     wide = torch.tensordot(inside, density, dims=1)
     return torch.where(std > _WIDE, wide / density.sum(), narrow / weights.sum())
-
-
-class _AsRegression:
-    """The settings that both estimators share, with the noise that a classifier does not have."""
-
-    noise, noise_precision, solver = "shared", None, "auto"
-
-    def __init__(self, estimator: BaseEstimator) -> None:
-        for name in ("prior", "groups", "prior_precision", "num_samples", "tol", "max_iter"):
-            setattr(self, name, getattr(estimator, name))

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sampla._checks import require
 from sampla.evidence import accelerated, updated_precision
-from sampla.linear.mackay import warn_unsettled
-from sampla.linear.rows import Columns, RowData
-from sampla.linear.spectrum import dense, standardised
+from sampla.likelihoods import Likelihood
+from sampla.linear.closed_form import dense, standardised, warn_unsettled
+from sampla.linear.columns import Columns, RowData
 from sampla.noise import PRIOR, standard_normal
 from sampla.priors import BoundPrior
 
@@ -66,9 +66,11 @@ class _Point:
 class _Objective:
     """-sum_n w_n log p(y_n) over all rows; ``passes`` counts the readings."""
 
-    def __init__(self, data: RowData, columns: Columns, outputs: int, constants: Tensor) -> None:
+    def __init__(
+        self, data: RowData, columns: Columns, likelihood: Likelihood, outputs: int, constants: Tensor
+    ) -> None:
         self._data, self._columns, self._outputs, self._constants = data, columns, outputs, constants
-        self.passes = 0
+        self._likelihood, self.passes = likelihood, 0
 
     def at(self, theta: Tensor) -> _Point:
         """One reading of the rows."""
@@ -76,17 +78,28 @@ class _Objective:
         gradient, hessian = torch.zeros_like(matrix), theta.new_zeros(*matrix.shape, *matrix.shape)
         for rows, targets, weights in self._chunks():
             logits = rows @ matrix
-            loss += float((weights * _loss(logits, targets)).sum())
-            slope, bend = _bend(logits, targets)
-            gradient += rows.mT @ (weights[:, None] * slope)
+            missed, slope = self._slope(logits, targets, weights)
+            loss += missed
+            gradient += rows.mT @ slope
             for one in range(outputs):
+                along = torch.zeros_like(logits)
+                along[:, one] = weights
+                curvature = self._likelihood.curvature_product(logits, along[None])[0]  # (n, C): a column of each B_n
                 for other in range(one + 1):
-                    block = rows.mT @ ((weights * bend[:, one, other])[:, None] * rows)
+                    block = rows.mT @ (curvature[:, other, None] * rows)
                     hessian[:, one, :, other] += block
                     if other < one:
                         hessian[:, other, :, one] += block
         inner = self._parameters(self._parameters(hessian.reshape(-1, matrix.numel())).mT)
         return _Point(theta, loss, self._parameters(gradient.flatten()), inner)
+
+    def _slope(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, Tensor]:
+        """-sum_n w_n log p(y_n | f_n), and (n, C) its derivative by the logits."""
+        with torch.enable_grad():
+            free = logits.detach().requires_grad_()
+            missed = -(weights * self._likelihood.log_prob(free, targets)).sum()
+            (slope,) = torch.autograd.grad(missed, free)
+        return float(missed.detach()), slope
 
     def _matrix(self, theta: Tensor) -> Tensor:
         """(D, C) coefficients, with the outputs' constants as one row more."""
@@ -115,26 +128,11 @@ class _Objective:
             yield rows, batch.targets, weights
 
 
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    if logits.shape[1] == 1:
-        return torch.nn.functional.softplus(logits[:, 0]) - targets[:, 0].double() * logits[:, 0]
-    return logits.logsumexp(1) - logits.gather(1, targets[:, None])[:, 0]
-
-
-def _bend(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, C) d loss / d logits, and (n, C, C) its derivative."""
-    if logits.shape[1] == 1:
-        p = logits.sigmoid()
-        return p - targets.double(), (p * (1 - p))[:, :, None]
-    p = logits.softmax(1)
-    slope = p - torch.nn.functional.one_hot(targets, logits.shape[1])
-    return slope, torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-
-
 def closed_laplace(
     data: RowData,
     columns: Columns,
     prior: BoundPrior,
+    likelihood: Likelihood,
     outputs: int,
     constants: Tensor,
     tolerance: float,
@@ -146,12 +144,13 @@ def closed_laplace(
         data: rows with targets (n, 1) zeros and ones, or (n,) class numbers.
         columns: what is taken off the rows.
         prior: over the P parameters, where EM starts.
+        likelihood: of the logits.
         outputs: C; one for two classes.
         constants: (J, C) directions of the outputs along which there are constants.
         tolerance: relative error of alpha at which EM has settled.
         max_steps: EM steps at most; a ConvergenceWarning says if they were not enough.
     """
-    objective = _Objective(data, columns, outputs, constants)
+    objective = _Objective(data, columns, likelihood, outputs, constants)
     here = objective.at(torch.zeros(len(prior.group), dtype=torch.float64, device=prior.group.device))
     used: list[Tensor] = []
     updates: list[Tensor] = []

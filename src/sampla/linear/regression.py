@@ -15,16 +15,13 @@ from sampla._allocator import freed_memory_kept
 from sampla._progress import Progress
 from sampla.em import EM
 from sampla.likelihoods import Gaussian
+from sampla.linear.closed_form import Learn, dual_spectrum, exact_em, primal_spectrum
 from sampla.linear.coefficients import ClosedForm, CoefficientPosterior, Sampled
+from sampla.linear.columns import Columns, columns_of, measure
 from sampla.linear.inputs import array_source, checked_rows, chunk_source, is_chunks, numeric_targets, seed_of
 from sampla.linear.iterative import ColumnGroups, iterative_fit
-from sampla.linear.mackay import Learn, exact_em
-from sampla.linear.moments import measure
-from sampla.linear.reporting import LinearReport, in_users_units
-from sampla.linear.rows import Columns, columns_of
-from sampla.linear.settings import Settings, Way, chosen_way
+from sampla.linear.settings import LinearReport, Settings, Way, chosen_way, in_users_units
 from sampla.linear.sources import Source, as_matrix
-from sampla.linear.spectrum import dual_spectrum, primal_spectrum
 from sampla.priors import Isotropic, Prior
 
 _STRUCTURES = {"shared": "scalar", "diagonal": "diagonal", "full": "full"}
@@ -49,7 +46,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         fit_intercept: an intercept without prior; its uncertainty is part of every prediction, and it takes one degree
             of freedom from the noise. (BayesianRidge leaves both out: variances differ by about 1 / N of themselves.)
         standardize: divide columns by their standard deviation, without touching X ("g-prior" implies it).
-        solver: "exact", "krylov", or "auto": exact where that is cheap; ``report_`` says which and why.
+        solver: "exact", "block-cg", or "auto": exact where that is cheap; ``report_`` says which and why.
         num_samples: K posterior samples of the matrix-free way, at least 2; the exact way draws any number later.
         tol: relative change at which EM has settled; and, matrix-free, a tenth of it is the function-space error
             allowed for mean and samples. The exact way goes on to a millionth of it while ``max_iter`` allows.
@@ -126,7 +123,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
             TypeError: for chunks that can be read only once.
         """
         start = perf_counter()
-        settings = Settings.checked(self)
+        settings = Settings.checked(self, self.noise, self.noise_precision)
         progress = Progress(self.progress)
         source, single = self._opened(X, y, sample_weight)
         with freed_memory_kept():

@@ -1,15 +1,19 @@
-"""What a user asks of a linear model, checked; and the way to solve it that sizes suggest."""
+"""What a user asks of a linear model, the way to solve it that sizes suggest, and the report of what was done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isnan
 from typing import Any, Literal, cast
+from warnings import warn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sampla._checks import require, require_known
+from sampla.fitreport import FitReport
 from sampla.likelihoods import Gaussian
-from sampla.linear.mackay import Noise
+from sampla.linear.closed_form import ExactFit, Noise
+from sampla.linear.columns import Columns
 
 World = Literal["primal", "dual"]
 _SMALL, _MEDIUM, _LARGEST = 2500, 5000, 20_000
@@ -44,15 +48,15 @@ class Settings:
     max_iter: int
 
     @classmethod
-    def checked(cls, estimator: Any) -> "Settings":
-        """Read off an estimator.
+    def checked(cls, estimator: Any, structure: str = "shared", noise_precision: Any = None) -> "Settings":
+        """Read off an estimator, and the noise that a classifier does not have.
 
         Raises:
             ValueError: saying which parameter is wrong.
         """
         require_known(estimator.prior, ("isotropic", "g-prior"), "prior")
-        require_known(estimator.noise, ("shared", "diagonal", "full"), "noise structure")
-        require_known(estimator.solver, ("auto", "exact", "krylov"), "solver")
+        require_known(structure, ("shared", "diagonal", "full"), "noise structure")
+        solver = _solver(estimator.solver)
         count = estimator.num_samples
         require(int(count) == count and count >= 2, "num_samples as an integer of at least 2", f"{count}", "Try 64.")
         require(0 < estimator.tol < 1, "tol in (0, 1)", f"{estimator.tol}", "The default is 0.01.")
@@ -60,11 +64,11 @@ class Settings:
         alpha, noise = estimator.prior_precision, None
         positive = alpha is None or 0 < alpha < float("inf")
         require(positive, "a positive prior_precision or None", f"{alpha}", "Give 1 / prior variance.")
-        if estimator.noise_precision is not None:
-            noise = Gaussian(torch.as_tensor(np.asarray(estimator.noise_precision, dtype=float))).noise_precision
+        if noise_precision is not None:
+            noise = Gaussian(torch.as_tensor(np.asarray(noise_precision, dtype=float))).noise_precision
         groups = None if estimator.groups is None else np.asarray(estimator.groups)
         return cls(
-            cast(Noise, estimator.noise), groups, None if alpha is None else float(alpha), noise, estimator.solver,
+            cast(Noise, structure), groups, None if alpha is None else float(alpha), noise, solver,
             int(count), float(estimator.tol), int(estimator.max_iter),
         )  # fmt: skip
 
@@ -108,6 +112,15 @@ class Settings:
         require(known, "targets that vary, to learn the noise from", "constants", fix)
 
 
+def _solver(name: str) -> str:
+    """The name of a solver, "krylov" being what "block-cg" used to be called."""
+    if name == "krylov":
+        warn("solver='krylov' is called 'block-cg' now, as in LinearisedLaplace.", DeprecationWarning, stacklevel=4)
+        return "block-cg"
+    require_known(name, ("auto", "exact", "block-cg"), "solver")
+    return name
+
+
 def chosen_way(settings: Settings, rows: int, columns: int, outputs: int) -> Way:
     """Exact or matrix-free, primal or dual, by what each would cost.
 
@@ -120,7 +133,7 @@ def chosen_way(settings: Settings, rows: int, columns: int, outputs: int) -> Way
     world: World = "primal" if columns <= rows else "dual"
     small, held = min(rows, columns), 8 * min(rows, columns) * columns
     sizes = f"N = {rows:,}, P = D C = {columns:,} x {outputs:,}"
-    if settings.solver == "krylov":
+    if settings.solver == "block-cg":
         return Way(False, "primal", f"asked for; {sizes}")
     fits = small <= _LARGEST and held <= 4 * _BASIS
     if settings.solver == "exact":
@@ -128,7 +141,7 @@ def chosen_way(settings: Settings, rows: int, columns: int, outputs: int) -> Way
             fits,
             f"the smaller side of X at most {_LARGEST:,} for solver='exact', and singular vectors of at most 4 GiB",
             f"{small:,}, and {held / 2**30:.1f} GiB ({sizes})",
-            "Use solver='krylov', which forms no matrix.",
+            "Use solver='block-cg', which forms no matrix.",
         )
         return Way(True, world, f"asked for; {sizes}")
     many = outputs > _MANY or (outputs > 1 and (settings.noise != "shared" or settings.groups is not None))
@@ -137,3 +150,94 @@ def chosen_way(settings: Settings, rows: int, columns: int, outputs: int) -> Way
     if small <= limit and held <= _BASIS:
         return Way(True, world, f"{side} at most {limit:,}: one decomposition costs less than iterating; {sizes}")
     return Way(False, "primal", f"{side} above {limit:,}, or its singular vectors above 1 GiB; {sizes}")
+
+
+@dataclass(frozen=True)
+class LinearReport:
+    """Everything ``report_`` knows; ``print`` it for the words."""
+
+    passes: float
+    """Readings of all rows (exact), or products with M for each sample (matrix-free)."""
+    settled: bool
+    """Whether the hyperparameters settled, and the solve reached its tolerance."""
+    em_steps: int
+    effective_dimension: float
+    log_evidence: float
+    fit: FitReport | None = None
+    """The certificate of the matrix-free way; None where everything is exact."""
+    num_rows: int = 0
+    num_columns: int = 0
+    num_outputs: int = 0
+    solver: str = ""
+    """"exact" or "block-cg"."""
+    world: str = ""
+    """"primal" or "dual"."""
+    why: str = ""
+    """Why this way was chosen."""
+    seconds: float = 0.0
+
+    @classmethod
+    def of_exact(cls, fit: ExactFit, passes: int, evidence: float) -> "LinearReport":
+        """From a closed-form fit, and log p(y)."""
+        return cls(passes, fit.settled, len(fit.trace), float(fit.effective_dimension.sum()), evidence)
+
+    @classmethod
+    def of_iterative(cls, fit: FitReport, evidence: float) -> "LinearReport":
+        """From the matrix-free way's certificate."""
+        settled = fit.settled and fit.solve_error <= fit.tolerance
+        fit = replace(fit, log_evidence=None if isnan(evidence) else evidence)
+        return cls(fit.passes, settled, len(fit.trace), sum(fit.effective_dimension), evidence, fit)
+
+    def finished(self, rows: int, columns: int, outputs: int, way: Way, seconds: float) -> "LinearReport":
+        """With sizes, the way and the time."""
+        return replace(
+            self, num_rows=rows, num_columns=columns, num_outputs=outputs,
+            solver="exact" if way.exact else "block-cg", world=way.world, why=way.why, seconds=seconds,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        size = f"{self.num_columns:,} columns" + (f" x {self.num_outputs:,} outputs" if self.num_outputs > 1 else "")
+        lines = [
+            f"linear model {size} from {self.num_rows:,} rows, {self.seconds:.1f} s",
+            f"solver       {self.solver}, {self.world}: {self.why}",
+        ]
+        if self.fit is not None:
+            return "\n".join([*lines, *self.fit.details()])
+        word = "settled" if self.settled else "NOT settled: raise max_iter"
+        return "\n".join(
+            [
+                *lines,
+                f"cost         {self.passes:.0f} readings of the rows",
+                "exact        mean, variances and hyperparameters are in closed form; draws are exact",
+                f"prior, noise EM {word} in {self.em_steps} steps",
+                f"data         determine {self.effective_dimension:.1f} of "
+                f"{self.num_columns * self.num_outputs:,} coefficients",
+                f"evidence     log p(y) = {self.log_evidence:,.1f} nats",
+            ]
+        )
+
+
+def in_users_units(report: FitReport, columns: Columns) -> FitReport:
+    """The certificate with precisions in the units of X and y instead of the model's."""
+    alpha, noise = columns.precision_unit.cpu(), columns.target_unit**-2
+
+    def restored(values: list[float]) -> list[float]:
+        known: list[float] = (torch.tensor(values[: len(alpha)], dtype=torch.float64) / alpha).tolist()
+        return known + values[len(alpha) :]
+
+    def noisy(values: Any) -> Any:
+        return None if values is None else (torch.tensor(values, dtype=torch.float64) * noise).tolist()
+
+    trace = [
+        {
+            **row,
+            "precision": restored(row["precision"]),
+            "updated_precision": restored(row["updated_precision"]),
+            "noise_precision": noisy(row["noise_precision"]),
+        }
+        for row in report.trace
+    ]
+    return replace(
+        report, trace=trace, prior_precision=restored(report.prior_precision),
+        noise_precision=noisy(report.noise_precision),
+    )  # fmt: skip
