@@ -16,11 +16,12 @@ import sampla
 FLOORS = (
     # Top floor last. A folder stands for all its modules; "" is the package's own __init__, the public names.
     ("no statistics", "_allocator _stack _memory _typing _checks _params _progress noise checkpoint"),
-    ("inner products of blocks; what goes on when memory is short", "_blocks _chunks"),
+    ("inner products of blocks; when memory is short; what is given by name", "_blocks _chunks _arguments"),
     ("the user's inputs", "_inputs"),
     ("whether data are the same", "_hashes"),
     ("the user's data", "_batches"),
     ("nouns", "features likelihoods priors"),
+    ("what a likelihood says of itself, tried on data", "likelihood_checks"),
     ("the linear model, and what samples say about new data", "model predictive metrics"),
     ("what is near M, and what a product costs", "preconditioners tuning"),
     ("verbs", "solvers krylov"),

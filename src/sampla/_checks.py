@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -34,6 +35,26 @@ def require_finite(tensor: Tensor, what: str, remedy: str) -> None:
         return
     bad = int((~torch.isfinite(tensor)).sum())
     require(bad == 0, f"finite {what}", f"{bad} NaN or infinite entries of {tensor.numel()}", remedy)
+
+
+def require_count(value: object, what: str, least: int, remedy: str) -> None:
+    """Refuse what is not an integer of at least ``least``; NumPy's integers are, True is not.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    fits = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    require(fits, f"{what} as an integer of at least {least}", f"{value!r}", remedy)
+
+
+def require_fraction(value: object, what: str, remedy: str) -> None:
+    """Refuse what is not a number in (0, 1).
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    fits = isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < 1
+    require(fits, f"{what} in (0, 1)", f"{value!r}", remedy)
 
 
 def require_known(name: str, known: Iterable[str], what: str) -> None:

@@ -7,7 +7,7 @@ from warnings import warn
 
 from torch import Tensor
 
-from sampla._checks import ConvergenceWarning, require
+from sampla._checks import ConvergenceWarning, require, require_count, require_fraction
 from sampla.evidence import LogEvidence
 from sampla.krylov import KrylovSpace
 from sampla.likelihoods import Gaussian, Likelihood
@@ -51,11 +51,11 @@ class EM:
 
     def __post_init__(self) -> None:
         for name in ("tolerance", "solve_tolerance", "mode_tolerance"):
-            require(0 < getattr(self, name) < 1, f"EM {name} in (0, 1)", f"{getattr(self, name)}", "Try 0.02.")
-        require(self.max_steps >= 1, "at least one EM step", f"{self.max_steps}", "Fix the prior with learn=False.")
-        require(self.num_samples >= 2, "at least two samples for EM", f"{self.num_samples}", "The default is 8.")
-        enough = self.max_rows is None or self.max_rows >= 16
-        require(enough, "max_rows of at least 16", f"{self.max_rows}", "None takes 256 to 1,024, by their size.")
+            require_fraction(getattr(self, name), f"EM {name}", "Try 0.02.")
+        require_count(self.max_steps, "EM max_steps", 1, "Fix the prior with learn=False.")
+        require_count(self.num_samples, "EM num_samples", 2, "The default is 8.")
+        if self.max_rows is not None:
+            require_count(self.max_rows, "EM max_rows", 16, "None takes 256 to 1,024, by their size.")
         known = self.method in (None, "krylov", "samples")
         require(known, "EM method 'krylov', 'samples' or None", f"{self.method!r}", "None chooses.")
 

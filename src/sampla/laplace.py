@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sampla._allocator import freed_memory_kept
+from sampla._arguments import named
 from sampla._batches import CheckedLoader, Unpack, unpacking
-from sampla._checks import device_here, require, require_known
+from sampla._checks import device_here, require, require_count, require_fraction, require_known
 from sampla._chunks import Chunks
 from sampla._memory import memory_explained
 from sampla._progress import Progress
@@ -26,6 +27,7 @@ from sampla.features import (
 )
 from sampla.fitreport import FitReport, build_report
 from sampla.guards import check_evaluation_mode, check_modules, check_network, located, only_device, untouched
+from sampla.likelihood_checks import check_settings
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.memoryplan import MemoryPlan, plan_memory
 from sampla.model import LinearModel
@@ -117,21 +119,28 @@ class LinearisedLaplace:
     ) -> None:
         fix = "Pass the trained network (of an ExportedProgram its module())."
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, fix)
-        enough = isinstance(num_samples, int) and num_samples >= 2
-        require(enough, "num_samples as an integer of at least 2", f"{num_samples}", "16 to 64 are usual.")
-        require(0 < tolerance < 1, "a tolerance in (0, 1)", f"{tolerance}", "The default is 0.02.")
-        require(max_passes >= 1, "max_passes of at least 1", f"{max_passes}", "The default is 200.")
+        require_count(num_samples, "num_samples", 2, "16 to 64 are usual.")
+        require_count(seed, "seed", 0, "The default is 0; the same seed gives the same samples.")
+        require_count(max_passes, "max_passes", 1, "The default is 200.")
+        require_fraction(tolerance, "tolerance", "The default is 0.02.")
+        require(
+            log_evidence in (None, True, False),
+            "log_evidence True, False or None",
+            f"{log_evidence!r}",
+            "None chooses.",
+        )
         self.model = model
-        self.likelihood = _named(likelihood, LIKELIHOODS, Likelihood)
-        self.prior = _named(prior, PRIORS, Prior)
+        self.likelihood = named(likelihood, LIKELIHOODS, Likelihood)
+        check_settings(self.likelihood)
+        self.prior = named(prior, PRIORS, Prior)
         self.names, self.excluded = select_parameters(model, parameters)
         check_modules(model, self.names)
         size = sum(p.numel() for name, p in plain_parameters(model).items() if name in set(self.names))
         if solver == "auto":
             solver = "dense" if size <= _DENSE_UP_TO and vectors_on is None else "block-cg"
-        self.solver: Solver[Any] = _named(solver, SOLVERS, Solver)
+        self.solver: Solver[Any] = named(solver, SOLVERS, Solver)
         self.num_samples, self.seed, self.tolerance, self.max_passes = num_samples, seed, tolerance, max_passes
-        self.em = em or EM()
+        self.em = EM() if em is None else named(em, {}, EM)
         require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
         self.curvature_at: CurvatureAt = curvature_at
         self.log_evidence, self.output, self.chunks, self.autocast = log_evidence, output, chunks, autocast
@@ -145,8 +154,7 @@ class LinearisedLaplace:
             f"{self.solver!r}", "The other solvers take products of a few data at a time, where the vectors are.",
         )  # fmt: skip
         if chunks is not None:
-            right = len(chunks) == 2 and all(isinstance(n, int) and n >= 1 for n in chunks)
-            require(right, "chunks as (data, vectors), at least (1, 1)", f"{chunks}", "None measures what is fastest.")
+            check_chunks(chunks)
         self._progress = Progress(progress)
         self._posterior: Posterior | None = None
         self._inference: Inference | None = None
@@ -380,15 +388,3 @@ class LinearisedLaplace:
             "num_samples": self.num_samples,
             "seed": self.seed,
         }
-
-
-def _named(given: Any, known: dict[str, Any], kind: type) -> Any:
-    """An object of the given kind as it is; a name as an object with its defaults."""
-    what = kind.__name__.lower()
-    if isinstance(given, str):
-        require_known(given, ["auto", *known] if kind is Solver else known, what)
-        return known[given]()
-    if not isinstance(given, kind):
-        got = f"the class {given.__name__}: write {given.__name__}()" if isinstance(given, type) else repr(given)
-        raise TypeError(f"expected a sampla.{kind.__name__} or one of {', '.join(map(repr, known))}, got {got}.")
-    return given

@@ -18,6 +18,7 @@ from sampla._params import row_dot
 from sampla._progress import Progress
 from sampla._typing import Loader
 from sampla.features import Chunked, Features, Linearisation
+from sampla.likelihood_checks import ProbabilityWatch, check_counted, check_curvature, check_settings
 from sampla.likelihoods import Gaussian, Likelihood
 from sampla.noise import DATA, standard_normal
 
@@ -217,7 +218,8 @@ class LinearModel:
         Raises:
             ValueError: for NaN in inputs, outputs or targets, or targets that do not fit the outputs.
         """
-        count, moments = 0.0, None
+        count, moments, watch = 0.0, None, ProbabilityWatch(self.likelihood)
+        check_settings(self.likelihood)
         for batch in self._whole_pieces():
             if self.data.cut:
                 _check_batch(batch)
@@ -228,11 +230,21 @@ class LinearModel:
                 require_finite(outputs, where, f"{origin}Check the scaling of the inputs and the trained weights.")
             self.chunks.allow_for(outputs[0].numel())
             self.likelihood.check_targets(outputs, batch.targets)
+            check_counted(self.likelihood, outputs, batch.targets)
+            if batch.position == 0:
+                self._check_curvature(outputs, batch.targets)
+            watch.see(outputs, batch.targets)
             count += outputs[0].numel() * (batch.size if batch.weights is None else float(batch.weights.double().sum()))
             if isinstance(self.likelihood, Gaussian):
                 parts = [self._moment(batch, each) for each in (batch.targets - outputs, batch.targets)]
                 moments = parts if moments is None else [a + b for a, b in zip(moments, parts, strict=True)]
+        watch.warn()
         return Survey(self.data.num_data, count, count - self.features.absorbed, *(moments or (None, None)))
+
+    def _check_curvature(self, outputs: Tensor, targets: Tensor) -> None:
+        """Once the likelihood has all it needs; a noise precision that is to be learnt has no value yet."""
+        if not (isinstance(self.likelihood, Gaussian) and self.likelihood.noise_precision is None):
+            check_curvature(self.likelihood, outputs, targets)
 
     def _whole_pieces(self) -> Iterator[Batch]:
         """One pass over the data alone, in pieces for one vector."""

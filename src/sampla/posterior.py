@@ -20,7 +20,7 @@ from sampla.features import (
     plain_parameters,
 )
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from sampla.predictive import Predictive
+from sampla.predictive import Predictive, check_average
 
 _BUILT_IN = {"Categorical": Categorical, "Bernoulli": Bernoulli}
 _PIECE = 512
@@ -59,6 +59,7 @@ class Posterior:
         Raises:
             ValueError: for NaN in the inputs or outputs, or an unknown method.
         """
+        check_average(method, num_draws)
         inputs = moved(as_inputs(x, "predict"), self.features.device)
         for tensor in input_tensors(inputs):
             require_finite(tensor, "inputs", "Remove or impute them.")

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from sampla._checks import require, require_known
+from sampla._checks import require, require_count, require_known
 from sampla.likelihoods import Gaussian, Likelihood
 from sampla.noise import PREDICTIVE, standard_normal
 
@@ -20,6 +20,16 @@ _ENTRIES = 2**24
 """Numbers in flight in a Monte Carlo average."""
 _SCALES = (0.01, 10.0)
 """Factors among which ``best_scale`` looks."""
+
+
+def check_average(method: str, num_draws: int) -> None:
+    """Refuse a way to average class probabilities that there is not.
+
+    Raises:
+        ValueError: for an unknown method, or less than one draw.
+    """
+    require_known(method, ("monte-carlo", "probit"), "predictive method")
+    require_count(num_draws, "num_draws", 1, "The default is 512; method='probit' draws nothing.")
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Predictive:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_known(self.method, ("monte-carlo", "probit"), "predictive method")
+        check_average(self.method, self.num_draws)
 
     @property
     def samples(self) -> Tensor:
@@ -113,6 +123,7 @@ class Predictive:
         Exact given the K-sample covariance for Gaussian likelihoods; for others log of the averaged likelihood
         (or of the probit probabilities, with that method).
         """
+        targets = self._given(targets, "targets")
         self.likelihood.check_targets(self.mean, targets)
         if isinstance(self.likelihood, Gaussian):
             return self._gaussian(targets, torch.arange(len(targets), device=targets.device))
@@ -131,6 +142,7 @@ class Predictive:
         Returns:
             (G,) in nats. For non-Gaussian likelihoods a Monte Carlo average over ``num_draws`` functions.
         """
+        targets, group = self._given(targets, "targets"), self._given(group, "group")
         self.likelihood.check_targets(self.mean, targets)
         require(
             group.shape == targets.shape[:1] and not group.is_floating_point(),
@@ -146,6 +158,7 @@ class Predictive:
 
     def sample_log_prob(self, targets: Tensor) -> Tensor:
         """(num_draws, n) log likelihood of each target under each drawn function."""
+        targets = self._given(targets, "targets")
         parts = [
             torch.vmap(lambda f, y=y: self.likelihood.log_prob(f, y))(draws)
             for draws, y in zip(self._drawn(), targets.split(self._rows()), strict=True)
@@ -157,6 +170,15 @@ class Predictive:
         tiny = torch.finfo(probs.dtype).tiny
         log_p = probs.clamp_min(tiny).log()
         return log_p - (1 - probs).clamp_min(tiny).log() if self.likelihood.class_axis is None else log_p
+
+    def _given(self, values: Tensor, what: str) -> Tensor:
+        """Targets or groups as a tensor where the outputs are: NumPy arrays and lists will do too."""
+        try:
+            return torch.as_tensor(values, device=self.mean.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"expected {what} as a tensor, a NumPy array or a list of numbers, got {type(values).__name__}: {error}"
+            ) from error
 
     def _entropy_of(self, probs: Tensor) -> Tensor:
         plogp: Tensor = torch.special.entr(probs)

@@ -1,7 +1,9 @@
 """A fit that was stopped goes on: the state after every EM step, in one file."""
 
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -48,7 +50,12 @@ def restore_chunks(folder: str | Path | None, chunks: Chunks) -> None:
     """Go on with the chunks of the stored state, if the folder holds one that knows: the same sums to the last bit.
 
     Whether the state belongs to this fit at all is checked when it is restored.
+
+    Raises:
+        TypeError: if it is no folder's path.
     """
+    if not isinstance(folder, (str, PathLike, NoneType)):
+        raise TypeError(f"expected checkpoint as the path of a folder, or None, got {folder!r}.")
     if folder is None or not (Path(folder) / _FILE).exists():
         return
     kept = checkpoint.load(Path(folder) / _FILE)[1].get("chunks")
