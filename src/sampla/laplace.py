@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sampla._allocator import freed_memory_kept
-from sampla._arguments import named
+from sampla._arguments import check_chunks, named
 from sampla._batches import CheckedLoader, Unpack, unpacking
 from sampla._checks import device_here, require, require_count, require_fraction, require_known
 from sampla._chunks import Chunks
