@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device lint figures benchmark-solvers benchmark-linear-models benchmark-engine uci calibration peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device lint figures benchmark-solvers benchmark-linear-models benchmark-engine extras uci calibration peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -26,45 +26,50 @@ lint: $(INSTALLED)
 figures: $(INSTALLED)
 	$(BIN)/python docs/figures/gprior_invariance.py
 
+# Each page names the command that writes it. Experiments and benchmarks are run from here, as modules: every one knows
+# --out, --cache and --help. --anew measures again what was measured with another state of the library's source.
+
 # benchmarks/solvers.md: ROOT holds mnist/ and cifar10/, CHECKPOINTS the ResNet-20. About an hour on two cores.
 benchmark-solvers: $(INSTALLED)
-	$(BIN)/python benchmarks/solvers.py --root $(ROOT) --checkpoints $(CHECKPOINTS)
+	$(BIN)/python -m benchmarks.solvers --root $(ROOT) --checkpoints $(CHECKPOINTS) --anew
 
 # benchmarks/linear_models.md: needs 12 GiB of memory and 15 GiB of disk in the temporary folder. About an hour.
 benchmark-linear-models: $(INSTALLED)
-	$(BIN)/python benchmarks/linear_models.py
+	$(BIN)/python -m benchmarks.linear --anew
 
 # benchmarks/engine.md and vocabulary.md: JAX, the python of an environment with JAX in it, may be left out. A quarter of an hour.
 benchmark-engine: $(INSTALLED)
-	$(BIN)/python benchmarks/engine.py $(if $(JAX),--jax $(JAX))
-	$(BIN)/python benchmarks/vocabulary.py
+	$(BIN)/python -m benchmarks.engine --anew $(if $(JAX),--jax $(JAX))
+	$(BIN)/python -m benchmarks.engine.vocabulary
 
-# experiments/uci/results.md: ROOT holds the npz files. A run that is cut off goes on where it stopped.
-uci: $(INSTALLED)
+extras: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments]'
-	$(BIN)/python experiments/uci/run.py --root $(ROOT)
 
-# experiments/mnist_lenet/results.md and cifar10_resnet20/results.md: ROOT holds mnist/, cifar10/ and the others,
-# CHECKPOINTS the ResNet-20. The peers are installed beside sampla and are no dependency of it.
-peers: $(INSTALLED)
+# experiments/results/uci: ROOT holds the npz files. A run that is cut off goes on where it stopped.
+uci: extras
+	$(BIN)/python -m experiments.regression.uci --root $(ROOT)
+
+# experiments/results/calibration: a few minutes.
+calibration: $(INSTALLED)
+	$(BIN)/python -m experiments.regression.calibration
+
+# experiments/results/mnist and cifar10: ROOT holds mnist/, cifar10/ and the others, CHECKPOINTS the ResNet-20. The
+# peers are installed beside sampla and are no dependency of it.
+peers: extras
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r experiments/requirements.txt
 
 mnist-lenet: peers
-	$(BIN)/python experiments/mnist_lenet/run.py --root $(ROOT)
+	$(BIN)/python -m experiments.classification.mnist --root $(ROOT)
 
 cifar10-resnet20: peers
-	$(BIN)/python experiments/cifar10_resnet20/run.py --root $(ROOT) --checkpoints $(CHECKPOINTS)
+	$(BIN)/python -m experiments.classification.cifar10 --root $(ROOT) --checkpoints $(CHECKPOINTS)
 
-# experiments/cifar100_resnet18/subset: a network trained for three epochs and posteriors of 192 images, to see the
+# experiments/results/cifar100-subset: a network trained for three epochs and posteriors of 192 images, to see the
 # headline's 11 million parameters and 100 outputs at work on a CPU. Two hours; without --quick it takes a GPU.
 cifar100-subset: peers
-	$(BIN)/python experiments/cifar100_resnet18/train.py --root $(ROOT) --checkpoints $(CHECKPOINTS) --epochs 3 --bfloat16
-	$(BIN)/python experiments/cifar100_resnet18/run.py --root $(ROOT) --checkpoints $(CHECKPOINTS) --quick \
-		--out experiments/cifar100_resnet18/subset
-
-# experiments/calibration/results.md: a few minutes.
-calibration: $(INSTALLED)
-	$(BIN)/python experiments/calibration/run.py
+	$(BIN)/python -m experiments.classification.cifar100_train --root $(ROOT) --checkpoints $(CHECKPOINTS) --epochs 3 --bfloat16
+	$(BIN)/python -m experiments.classification.cifar100 --root $(ROOT) --checkpoints $(CHECKPOINTS) --quick \
+		--out experiments/results/cifar100-subset
 
 # torch first and by its exact version, so that pip never considers another (much larger) build for the rest.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -1,25 +1,28 @@
-"""What the experiments with classifiers share (experiments/classification): no data set, no peer, a few seconds."""
+"""What the experiments with classifiers share (experiments/): no data set, no peer, a few seconds."""
 
+import importlib.util
 import io
-import sys
+from dataclasses import asdict
 from math import exp, log
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from experiments.classification import contenders, methods, peers, report, runner
+from experiments.classification.experiment import Experiment, Settings, Task
+from experiments.common import corruptions, metrics, page, training
+from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated
+from experiments.common.images import Data, Images, Shift, cifar
+from experiments.common.metrics import ECE, JOINT_NLL, MEASURES, NLL, PARTS, Labelled, Score
+from experiments.common.networks import ResNet18, ResNet20, without_normalisation
+from experiments.common.store import Row, Store, save_arrays
+from experiments.common.training import Swag, swag_samples
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+from sampla.metrics import expected_calibration_error
 
-from classification import corruptions, data, methods, metrics, peers, rows, runner, sections, swag
-from classification.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated
-from classification.data import Data, Images, Shift
-from classification.keeping import Kept
-from classification.metrics import JOINT_NLL, NLL, PARTS, Prediction, Score
-from classification.networks import ResNet18, ResNet20, without_normalisation
-from classification.settings import Experiment, Settings, Swag, Task
-from classification.writing import write
+TORCHMETRICS = importlib.util.find_spec("torchmetrics") is not None
 
 
 def pictures(count=6, side=32, channels=3):
@@ -78,19 +81,31 @@ def test_scores_against_a_hand_computation():
     each = torch.tensor([[a], [b]]).double().expand(2, count)
     right = (exp(a) + exp(b)) / 2
     probs = torch.tensor([right, 1 - right]).double().expand(count, 2)
-    found = metrics.scores(Prediction(probs, lambda _: each), torch.zeros(count, dtype=torch.int64), seed=0)
-    assert found[NLL].value == pytest.approx(-log(right), rel=1e-6)
-    assert found[JOINT_NLL].value == pytest.approx(-log((exp(10 * a) + exp(10 * b)) / 2), rel=1e-6)
-    assert found["Brier"].value == pytest.approx(2 * (1 - right) ** 2, rel=1e-6)
-    assert found["ECE"].value == pytest.approx(1 - right, rel=1e-6)
-    assert found["accuracy"].value == 1
+    said = Labelled(probs, torch.zeros(count, dtype=torch.int64), each)
+    expected = {
+        "accuracy": 1, NLL: -log(right), "Brier": 2 * (1 - right) ** 2,
+        JOINT_NLL: -log((exp(10 * a) + exp(10 * b)) / 2), ECE: 1 - right,
+    }  # fmt: skip
+    assert set(expected) == set(MEASURES)
+    for name, value in expected.items():
+        if name != ECE or TORCHMETRICS:
+            rounding = 1e-5 if name == ECE else 1e-6  # torchmetrics adds up in float32
+            assert MEASURES[name].score(said).value == pytest.approx(value, rel=rounding), name
+
+
+def test_calibration_error_is_the_librarys():
+    pytest.importorskip("torchmetrics")
+    probs = (3 * torch.randn(300, 4, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    labels = torch.arange(300) % 4
+    found = MEASURES[ECE].score(Labelled(probs, labels)).value
+    assert found == pytest.approx(expected_calibration_error(probs, labels), rel=1e-5)
 
 
 def test_a_method_without_a_joint_has_none():
     probs = torch.full((60, 3), 1 / 3)
-    found = metrics.scores(Prediction(probs, None), torch.zeros(60, dtype=torch.int64), seed=0)
-    assert JOINT_NLL not in found
-    assert found[NLL].value == pytest.approx(log(3), rel=1e-6)
+    said = Labelled(probs, torch.zeros(60, dtype=torch.int64))
+    assert MEASURES[JOINT_NLL].score(said) is None
+    assert MEASURES[NLL].score(said).value == pytest.approx(log(3), rel=1e-6)
 
 
 def test_jackknife_is_the_standard_error_of_a_mean_and_of_a_paired_difference():
@@ -112,62 +127,97 @@ def test_too_few_images_for_standard_errors_are_refused():
 
 
 def test_auroc_of_what_is_told_always_and_never():
-    low, high = torch.arange(50.0), torch.arange(100.0, 160.0)
-    assert metrics.auroc(low, high).value == 1
-    assert metrics.auroc(high, low).value == 0
+    confident, unsure = (torch.tensor([p, 1 - p]).expand(count, 2) for p, count in ((0.99, 50), (0.6, 60)))
+    assert metrics.auroc(confident, unsure).value == 1
+    assert metrics.auroc(unsure, confident).value == 0
 
 
-def _row(name, family, nll, accuracy=0.9):
-    scores = {NLL: Score(nll, [nll] * PARTS), "accuracy": Score(accuracy, [accuracy] * PARTS)}
-    return rows.Row(name, name, "", family, {"clean": scores}, {})
+def _contender(name, family, nll, accuracy=0.9):
+    scores = {NLL: {"clean": Score(nll, [nll] * PARTS)}, "accuracy": {"clean": Score(accuracy, [accuracy] * PARTS)}}
+    return contenders.Contender(name, name, "", family, scores)
 
 
 def test_behind_is_positive_for_the_worse_whatever_the_measure():
-    good, bad = _row("good", "other", 0.2, 0.95), _row("bad", "sampla", 0.5, 0.9)
-    assert rows.behind(bad, [good], ["clean"], NLL) == ("good", pytest.approx(0.3), pytest.approx(0))
-    assert rows.behind(bad, [good], ["clean"], "accuracy") == ("good", pytest.approx(0.05), pytest.approx(0))
-    assert rows.behind(good, [bad], ["clean"], NLL)[1] == pytest.approx(-0.3)
-    assert rows.behind(bad, [good], ["elsewhere"], NLL) is None
+    good, bad = _contender("good", "other", 0.2, 0.95), _contender("bad", "sampla", 0.5, 0.9)
+    assert contenders.behind(bad, [good], ["clean"], NLL) == ("good", pytest.approx(0.3), pytest.approx(0))
+    assert contenders.behind(bad, [good], ["clean"], "accuracy") == ("good", pytest.approx(0.05), pytest.approx(0))
+    assert contenders.behind(good, [bad], ["clean"], NLL)[1] == pytest.approx(-0.3)
+    assert contenders.behind(bad, [good], ["elsewhere"], NLL) is None
+
+
+def _targets(those, shifts, classes):
+    return "\n".join(f"{title}\n{lines}" for title, lines in report.targets(those, shifts, classes))
 
 
 def test_verdicts_come_from_the_scores():
-    ahead = [_row("ours", "sampla", 0.2), _row("theirs", "laplace-torch", 0.3)]
-    text = sections.verdicts(ahead, (), 10)
+    ahead = [_contender("ours", "sampla", 0.2), _contender("theirs", "laplace-torch", 0.3)]
+    text = _targets(ahead, (), 10)
     assert "clean images (1 of 1 rows met)" in text
     assert "| ours | **met** | -0.1000 ± 0.0000 | theirs |" in text
-    assert "(0 of 1 rows met)" in sections.verdicts([_row("ours", "sampla", 0.4), ahead[1]], (), 10)
+    assert "(0 of 1 rows met)" in _targets([_contender("ours", "sampla", 0.4), ahead[1]], (), 10)
 
 
 def test_sets_on_which_the_network_is_no_better_than_a_guess_are_told_apart():
     shift = Shift("dimmed by", (0.1, 0.9), "", lambda x, _: x)
-    found = [_row("network", "other", 0.3), _row("ours", "sampla", 0.2), _row("theirs", "laplace-torch", 0.4)]
-    for row in found:
-        mild, hard = (Score(v, [v] * PARTS) for v in (row.sets["clean"][NLL].value, 5.0))
-        row.sets.update({"dimmed by 0.1": {NLL: mild}, "dimmed by 0.9": {NLL: hard}})
-    text = sections.verdicts(found, (shift,), 10)
+    found = [
+        _contender("network", "other", 0.3),
+        _contender("ours", "sampla", 0.2),
+        _contender("theirs", "laplace-torch", 0.4),
+    ]
+    for one in found:
+        mild, hard = (Score(v, [v] * PARTS) for v in (one.scores[NLL]["clean"].value, 5.0))
+        one.scores[NLL].update({"dimmed by 0.1": mild, "dimmed by 0.9": hard})
+    text = _targets(found, (shift,), 10)
     assert "beats a uniform guess (1 of 1 rows met)" in text
     assert "| ours | **met** | -0.1000 ± 0.0000 | theirs |" in text.split("mean of the shifted sets (")[1]
-    assert "beats a uniform guess" not in sections.verdicts(found, (shift,), 1000)
+    assert "beats a uniform guess" not in _targets(found, (shift,), 1000)
 
 
 def test_table():
-    assert sections.table(["", "x"], [["a", "1"]]) == "|  | x |\n| --- | ---: |\n| a | 1 |"
+    assert page.table(["a"], {"": str, "x": lambda _: "1"}) == "|  | x |\n| --- | ---: |\n| a | 1 |"
+    assert page.table([], {"": str}) == ""
 
 
 def test_kept_results_are_found_again_and_other_settings_are_refused(tmp_path):
-    kept = Kept(tmp_path / "results.json", {"images": 5})
-    kept.keep_prepared({"members": [], "fingerprint": "a"})
-    kept.keep("network", {"fit_seconds": 1.0})
-    kept.keep_prepared({"members": [], "fingerprint": "a"})
-    again = Kept(tmp_path / "results.json", {"images": 5})
-    assert again.methods == {"network": {"fit_seconds": 1.0}}
+    store = Store(tmp_path / "results.json", {"images": 5})
+    store.put("network", {"fit_seconds": 1.0})
+    again = Store(tmp_path / "results.json", {"images": 5})
+    assert again.rows == {"network": Row("network", {"fit_seconds": 1.0}, store.source)}
+    assert again.once("network", dict) == store.rows["network"]
     again.forget("network")
-    assert again.methods == {}
-    again.keep("network", {"fit_seconds": 2.0})
-    again.keep_prepared({"members": [], "fingerprint": "other images"})
-    assert again.methods == {}
-    with pytest.raises(SystemExit, match="other one: give another --out"):
-        Kept(tmp_path / "results.json", {"images": 6})
+    assert again.once("network", lambda: {"fit_seconds": 2.0})["fit_seconds"] == 2
+    with pytest.raises(SystemExit, match="another one: give another --out"):
+        Store(tmp_path / "results.json", {"images": 6})
+
+
+def test_rows_of_another_source_are_computed_anew_only_when_asked(tmp_path):
+    store = Store(tmp_path / "results.json", {})
+    store.source = "another"
+    store.put("ours", 1)
+    store.put("theirs", 1, ours=False)
+    assert Store(store.path, {}).once("ours", lambda: 2).values == 1
+    anew = Store(store.path, {}, anew=True)
+    assert (anew.once("ours", lambda: 2).values, anew.once("theirs", lambda: 2, ours=False).values) == (2, 1)
+
+
+def test_a_new_measure_is_computed_from_the_kept_predictions(tmp_path):
+    store = Store(tmp_path / "results.json", {})
+    save_arrays(store.predictions("a/b"), {"mean": np.arange(4.0)})
+    store.put("a/b", {"seconds": 1.0})
+    row = store.once("a/b", lambda: pytest.fail("fitted again"), measures={"total": lambda p: float(p["mean"].sum())})
+    assert row.values == {"seconds": 1.0, "total": 6.0}
+    assert Store(store.path, {}).rows["a/b"] == row
+
+
+def test_what_was_fitted_to_other_images_is_forgotten(tmp_path, monkeypatch):
+    store = Store(tmp_path / "results.json", {})
+    marks = iter(["a", "a", "b"])
+    monkeypatch.setattr(runner, "apart", lambda *_, **__: {"members": [], "fingerprint": next(marks)})
+    for mark, rows in (("a", 2), ("a", 2), ("b", 1)):
+        runner._prepare(store, {})
+        assert store.rows["prepared"]["fingerprint"] == mark
+        assert len(store.rows) == (rows if "network" in store.rows else 1)
+        store.put("network", {"fit_seconds": 1.0})
 
 
 def test_temperature_finds_by_how_much_logits_are_too_large():
@@ -175,11 +225,11 @@ def test_temperature_finds_by_how_much_logits_are_too_large():
     network = torch.nn.Flatten()
     true = 2 * torch.randn(4000, 3, 1, 1, generator=generator)
     labels = torch.multinomial(true.flatten(1).softmax(-1), 1, generator=generator)[:, 0]
-    images = Images(3 * true, labels)
-    task = Task(network, (), Data(images, images, images, {}), _settings())
+    made = Images(3 * true, labels)
+    task = Task(network, (), Data(made, made, made, {}), _settings())
     fitted = methods.temperature(task)
     assert fitted.facts["temperature"] == pytest.approx(3, rel=0.1)
-    probs = fitted.predict(images.inputs)[""].probs
+    probs = fitted.predict(made.inputs)[""].probs
     expected = (3 * true.flatten(1) / fitted.facts["temperature"]).softmax(-1)
     torch.testing.assert_close(probs, expected)
 
@@ -212,19 +262,19 @@ def test_swag_samples_differ_and_leave_the_network_alone():
     before = {name: t.clone() for name, t in network.eval().state_dict().items()}
     train = Images(torch.rand(64, 1, 6, 6), torch.arange(64) % 3)
     recipe = Swag(epochs=4, learning_rate=0.05, snapshots=4, batch=16)
-    drawn = swag.swag_samples(network, train, recipe, 3, seed=0)
+    drawn = swag_samples(network, train, recipe, 3, seed=0)
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     weights = torch.stack([sample[3].weight.detach() for sample in drawn])
     assert (weights[0] - weights[1]).abs().max() > 1e-4
     assert not any(module.training for sample in drawn for module in sample.modules())
-    again = swag.swag_samples(network, train, recipe, 3, seed=0)
+    again = swag_samples(network, train, recipe, 3, seed=0)
     torch.testing.assert_close(again[2][3].weight, drawn[2][3].weight)
 
 
 def test_augmentation_shifts_and_flips():
     images = torch.arange(64.0).view(1, 1, 8, 8).expand(200, 1, 8, 8)
-    changed = swag.augmented(images, torch.Generator().manual_seed(0))
+    changed = training.augmented(images, torch.Generator().manual_seed(0))
     assert changed.shape == images.shape
     same = (changed == images).flatten(1).all(1) | (changed == images.flip(3)).flatten(1).all(1)
     assert 0 < int(same.sum()) < 20  # one shift in 81
@@ -254,7 +304,7 @@ def test_cifar_reader_decodes_the_wanted_strips(tmp_path):
         )
         originals.append(pixels)
     chosen = torch.tensor([950, 3, 199, 200, 444, 3])
-    found = data.cifar(tmp_path, "cifar10", "train", chosen)
+    found = cifar(tmp_path, "cifar10", "train", chosen)
     expected = torch.from_numpy(np.concatenate(originals)[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
     torch.testing.assert_close(found.inputs, expected, rtol=0, atol=0)
     assert found.labels.tolist() == [4, 0, 0, 1, 2, 0]
@@ -267,7 +317,7 @@ def _settings():
     )  # fmt: skip
 
 
-def _experiment(folder):
+def _experiment():
     def architecture():
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
 
@@ -305,24 +355,30 @@ def _experiment(folder):
     )
     shift = Shift("dimmed by", (0.2, 0.4), "", lambda x, strength: x * (1 - strength))
     return Experiment(
-        "A toy", "Made up.", folder, load, architecture, trained, lambda _: (shift,), keys, _settings(), _settings(),
+        "toy", "A toy", "Made up.", load, architecture, trained, lambda _: (shift,), keys, _settings(), _settings(),
         classes=3, scale_to=1000, angles=True,
     )  # fmt: skip
 
 
 def test_a_whole_experiment_on_a_toy(tmp_path, monkeypatch):
-    experiment = _experiment(tmp_path)
+    if not TORCHMETRICS:
+        monkeypatch.delitem(MEASURES, ECE)
+        monkeypatch.setattr(report, "ECE", NLL)
+    experiment = _experiment()
     settings = experiment.full
-    images = experiment.load(Path(), settings)
-    networks = tuple(experiment.trained(images, settings, None, member)[0] for member in range(2))
-    task = Task(networks[0], networks, Data.from_tensors(images.tensors()), settings)
-    kept = Kept(tmp_path / "results.json", {})
-    kept.keep_prepared({"members": [{"parameters": 123}], "fingerprint": "a"})
+    made = experiment.load(Path(), settings)
+    networks = tuple(experiment.trained(made, settings, None, member)[0] for member in range(2))
+    task = Task(networks[0], networks, Data.from_tensors(made.tensors()), settings)
+    store = Store(tmp_path / "results.json", asdict(settings))
+    store.put("prepared", {"members": [{"parameters": 123}], "fingerprint": "a"})
     monkeypatch.setattr(runner, "_MOST_SECONDS", 0.0)  # so that the full Laplace is planned, not fitted
     for key in experiment.methods:
-        kept.keep(key, runner._measured(experiment, settings, task, key))
-    kept.keep("sampla-g", {"error": "RuntimeError: made up"})
-    write(experiment, settings, Kept(tmp_path / "results.json", {}), tmp_path)
+        facts, arrays = runner.fitted_and_predicted(experiment, task, key)
+        save_arrays(store.predictions(key), arrays)
+        store.put(key, facts)
+        store.scored(key, runner.measures(settings.seed))
+    store.put("sampla-g", {"failed": "RuntimeError: made up"})
+    report.write(experiment, Store(tmp_path / "results.json", asdict(settings)), tmp_path)
     text = (tmp_path / "results.md").read_text()
     for line in ("network alone", "temperature scaling", "SWAG", "ensemble", "sampla, isotropic"):
         assert f"| {line} |" in text
@@ -332,7 +388,7 @@ def test_a_whole_experiment_on_a_toy(tmp_path, monkeypatch):
     assert "Uniform probabilities would have NLL 1.099 and joint NLL 10.99." in text
     assert "dimmed by" not in text.split("## Cost")[1]
     assert (tmp_path / "shifts.png").stat().st_size > 1000
-    network = kept.methods["network"]["sets"]["clean"][""]
-    sampled = kept.methods["sampla-isotropic"]["sets"]["clean"][""]
-    assert sampled["accuracy"][0] == pytest.approx(network["accuracy"][0], abs=0.1)
-    assert sampled["NLL"][0] != network["NLL"][0]
+    network, sampled = store.rows["network"], store.rows["sampla-isotropic"]
+    assert sampled["accuracy"]["clean"][""][0] == pytest.approx(network["accuracy"]["clean"][""][0], abs=0.1)
+    assert sampled[NLL]["clean"][""][0] != network[NLL]["clean"][""][0]
+    assert set(sampled["AUROC"]["noise"]) == {"", "probit"}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import sampla
-from classification.metrics import Prediction
-from classification.settings import Task
-from classification.swag import swag_samples
+from experiments.classification.experiment import Task
+from experiments.common.metrics import Prediction
+from experiments.common.training import swag_samples
 from sampla.em import CurvatureAt
 from sampla.features import NetworkFeatures
 from sampla.likelihoods import Categorical

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from classification.data import Images
-from classification.methods import Fitted, linearised
-from classification.networks import without_normalisation
-from classification.settings import Task
+from experiments.classification.experiment import Task
+from experiments.classification.methods import Fitted, linearised
+from experiments.common.images import Images
+from experiments.common.networks import without_normalisation
 
 SCALAR, LAYERWISE = "scalar", "layerwise"
 _TUNING_STEPS = 100

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from classification import methods, peers
-from classification.methods import Fitted
-from classification.settings import Task
+from experiments.classification import methods, peers
+from experiments.classification.experiment import Task
+from experiments.classification.methods import Fitted
 
 
 @dataclass(frozen=True)
@@ -16,39 +17,37 @@ class Method:
     fit: Callable[[Task], Fitted]
     family: str
     """sampla, laplace-torch, or other."""
-    samples: bool = True
-    """Whether its predictions come from K samples."""
 
 
 SAMPLA, LAPLACE, OTHER = "sampla", "laplace-torch", "other"
-NETWORK = "network"
-REFERENCE = "sampla-reference"
-FULL = "laplace-full"
-"""Planned where it does not fit."""
+NETWORK, REFERENCE, FULL = "network", "sampla-reference", "laplace-full"
+"""FULL is planned where it does not fit."""
+
+
+def _peer(name: str, *how: str) -> Method:
+    return Method(f"laplace-torch, {name}", peers.parametric(*how), LAPLACE)
+
+
+def _ours(name: str, *how: Any, **options: Any) -> Method:
+    return Method(f"sampla, {name}", methods.sampled(*how, **options), SAMPLA)
+
+
 METHODS = {
-    NETWORK: Method("network alone", methods.network_alone, OTHER, samples=False),
-    "temperature": Method("temperature scaling", methods.temperature, OTHER, samples=False),
+    NETWORK: Method("network alone", methods.network_alone, OTHER),
+    "temperature": Method("temperature scaling", methods.temperature, OTHER),
     "swag": Method("SWAG", methods.swag, OTHER),
-    "ensemble": Method("ensemble", methods.ensemble, OTHER, samples=False),
-    "laplace-diag": Method("laplace-torch, diagonal", peers.parametric("all", "diag"), LAPLACE),
-    "laplace-kron": Method("laplace-torch, Kronecker", peers.parametric("all", "kron"), LAPLACE),
-    "laplace-kron-layers": Method(
-        "laplace-torch, Kronecker, a prior for each layer", peers.parametric("all", "kron", peers.LAYERWISE), LAPLACE
-    ),
-    "laplace-last": Method("laplace-torch, last layer, full", peers.parametric("last_layer", "full"), LAPLACE),
-    "laplace-last-kron": Method(
-        "laplace-torch, last layer, Kronecker", peers.parametric("last_layer", "kron"), LAPLACE
-    ),
-    FULL: Method("laplace-torch, all weights, full", peers.parametric("all", "full"), LAPLACE),
+    "ensemble": Method("ensemble", methods.ensemble, OTHER),
+    "laplace-diag": _peer("diagonal", "all", "diag"),
+    "laplace-kron": _peer("Kronecker", "all", "kron"),
+    "laplace-kron-layers": _peer("Kronecker, a prior for each layer", "all", "kron", peers.LAYERWISE),
+    "laplace-last": _peer("last layer, full", "last_layer", "full"),
+    "laplace-last-kron": _peer("last layer, Kronecker", "last_layer", "kron"),
+    FULL: _peer("all weights, full", "all", "full"),
     "laplace-ella": Method("laplace-torch, ELLA", peers.ella, LAPLACE),
-    "sampla-isotropic": Method("sampla, isotropic", methods.sampled("isotropic"), SAMPLA),
-    "sampla-g": Method("sampla, g-prior", methods.sampled("g-prior"), SAMPLA),
-    "sampla-g-scaled": Method(
-        "sampla, g-prior, scaled on held-out images", methods.sampled("g-prior", scaled=True), SAMPLA
-    ),
-    "sampla-isotropic-mode": Method(
-        "sampla, isotropic, at the linear mode", methods.sampled("isotropic", "linear-mode"), SAMPLA
-    ),
-    "sampla-g-mode": Method("sampla, g-prior, at the linear mode", methods.sampled("g-prior", "linear-mode"), SAMPLA),
-    REFERENCE: Method("sampla, isotropic, reference", methods.sampled("isotropic", reference=True), SAMPLA),
+    "sampla-isotropic": _ours("isotropic", "isotropic"),
+    "sampla-g": _ours("g-prior", "g-prior"),
+    "sampla-g-scaled": _ours("g-prior, scaled on held-out images", "g-prior", scaled=True),
+    "sampla-isotropic-mode": _ours("isotropic, at the linear mode", "isotropic", "linear-mode"),
+    "sampla-g-mode": _ours("g-prior, at the linear mode", "g-prior", "linear-mode"),
+    REFERENCE: _ours("isotropic, reference", "isotropic", reference=True),
 }

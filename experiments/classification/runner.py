@@ -1,40 +1,43 @@
-"""A run from beginning to end: prepare, one process for each method, one table.
+"""A run from beginning to end: prepare, one process for each method, one page.
 
-    python experiments/FOLDER/run.py --root DIR [--checkpoints DIR] [--quick] [--only METHOD] [--out DIR]
+    python -m experiments.classification.NAME --root DIR [--checkpoints DIR] [--quick] [--only METHOD] [--out DIR]
 
 Each method runs in a process of its own with one thread, so that its peak memory is its own. What a method gives is
-kept in OUT/results.json as soon as it is done, and a run that was cut off goes on there; images and weights are kept in
-OUT/kept. Where these are missing they are made again, and all methods run anew if they come out otherwise. ``--again
-METHOD`` runs one anew. Times are CPU seconds of the one thread: what others do on the machine, or a pause, does not
-change them.
+kept in OUT/results.json as soon as it is done, what it predicts in the cache, with images and weights; a run that was
+cut off goes on there, and a new measure is computed from the kept predictions. Where images or weights are missing they
+are made again, and all methods run anew if they come out otherwise. ``--again METHOD`` runs one anew. Times are CPU
+seconds of the one thread: what others do on the machine, or a pause, does not change them.
 """
 
 import argparse
 import hashlib
-import json
-import os
-import resource
-import subprocess
-import sys
-import traceback
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from time import process_time
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from classification.data import CLEAN, Data, test_sets
-from classification.keeping import Kept, fingerprint
-from classification.metrics import Prediction, Score, auroc, scores
-from classification.peers import full_if_it_fits
-from classification.registry import FULL, METHODS
-from classification.settings import Experiment, Settings, Task
+from experiments.classification import report
+from experiments.classification.experiment import Experiment, Settings, Task
+from experiments.classification.peers import full_if_it_fits
+from experiments.classification.registry import FULL, METHODS
+from experiments.common.command import parser, say
+from experiments.common.facts import peak_memory
+from experiments.common.images import CLEAN, Data, test_sets
+from experiments.common.metrics import AUROC, MEASURES, Labelled, Measure, Prediction, Score, auroc
+from experiments.common.page import RESULTS
+from experiments.common.process import Case, apart
+from experiments.common.store import Arrays, Measures, Store, save_arrays
 from sampla._allocator import freed_memory_kept
 
-PREPARE = "prepare"
+PREPARED, FOREIGN = "prepared", "foreign: "
 _MOST_BYTES, _MOST_SECONDS = 8 * 2.0**30, 900.0
 """What laplace-torch's full Laplace may take; otherwise its cost is stated."""
 
@@ -43,161 +46,174 @@ def main(experiment: Experiment) -> None:
     """The command line."""
     arguments = _arguments(experiment)
     torch.set_num_threads(1)
-    if arguments.worker == PREPARE:
-        _prepare(experiment, arguments)
-    elif arguments.worker:
-        _work(experiment, arguments)
-    else:
-        _run(experiment, arguments)
-
-
-def _run(experiment: Experiment, arguments: argparse.Namespace) -> None:
-    from classification.writing import write
-
     settings = _settings(experiment, arguments)
-    kept = Kept(arguments.out / "results.json", asdict(settings))
+    if experiment.checkpoint and not (
+        arguments.checkpoints and (arguments.checkpoints / experiment.checkpoint).is_file()
+    ):
+        raise SystemExit(f"expected --checkpoints DIR with {experiment.checkpoint}, got {arguments.checkpoints}.")
+    store = Store(arguments.out / "results.json", asdict(settings), arguments.cache)
     for key in arguments.again or ():
-        kept.forget(key)
-    if kept.prepared is None or not (arguments.out / "kept" / "data.safetensors").is_file():
-        kept.keep_prepared(_in_own_process(PREPARE, arguments))
+        store.forget(key)
+    checkpoint = str(arguments.checkpoints / experiment.checkpoint) if experiment.checkpoint else None
+    case = {"experiment": experiment.name, "settings": asdict(settings), "cache": str(store.cache)}
+    _prepare(store, case | {"root": str(arguments.root), "checkpoint": checkpoint})
     wanted = [key for key in experiment.methods if not arguments.only or key in arguments.only]
-    failed = []
     for key in wanted:
-        found = kept.methods.get(key)
-        if found is None or "error" in found:
-            print(f"{key}:", end=" ", flush=True)
-            found = _in_own_process(key, arguments)
-            kept.keep(key, found)
-            print(_brief(found), flush=True)
-            write(experiment, settings, kept, arguments.out)
-        failed += [key] if "error" in found else []
-    write(experiment, settings, kept, arguments.out)
+        if key not in store.rows or store.rows[key].failed:
+            store.put(key, apart(run_method, case | {"key": key, "file": str(store.predictions(key))}, threads=1))
+            say(f"{key}: {_brief(store.scored(key, measures(settings.seed)).values)}")
+            report.write(experiment, store, arguments.out)
+        store.scored(key, measures(settings.seed))
+    report.write(experiment, store, arguments.out)
+    failed = [key for key in wanted if store.rows[key].failed]
     if failed:
         raise SystemExit(f"failed, with the reason in {arguments.out / 'results.md'}: {', '.join(failed)}")
 
 
-def _in_own_process(key: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the worker of this name writes; if it dies, that."""
-    path = arguments.out / "kept" / f"{key}.json"
-    path.unlink(missing_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *sys.argv, "--worker", key], env=environment, check=False)
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    if key == PREPARE:
-        raise SystemExit(f"preparing images and network failed (exit status {done.returncode}): see above")
-    return {"error": f"the process ended with status {done.returncode} and without a result (out of memory?)"}
+def _prepare(store: Store, case: Case) -> None:
+    """Images and networks in the cache; what was fitted to other ones is forgotten."""
+    known = store.rows.get(PREPARED)
+    if known is not None and (store.cache / "data.safetensors").is_file():
+        return
+    found = apart(prepare, case, threads=1)
+    if "failed" in found:
+        raise SystemExit(f"preparing images and network failed: {found['failed']}")
+    if known is None or known["fingerprint"] != found["fingerprint"]:
+        store.rows.clear()
+    store.put(PREPARED, found, ours=False)
 
 
-def _prepare(experiment: Experiment, arguments: argparse.Namespace) -> None:
-    """Images and trained networks into files."""
-    settings = _settings(experiment, arguments)
-    folder = arguments.out / "kept"
+def prepare(case: Case) -> Case:
+    """Images and trained networks into files; what is to be said of them."""
+    experiment, settings, folder = _experiment(case), Settings.from_json(case["settings"]), Path(case["cache"])
     folder.mkdir(parents=True, exist_ok=True)
-    data = experiment.load(arguments.root, settings)
-    facts = []
+    data = experiment.load(Path(case["root"]), settings)
+    checkpoint, facts = Path(case["checkpoint"]) if case["checkpoint"] else None, []
     for member in range(max(1, settings.ensemble)):
-        network, said = experiment.trained(data, settings, arguments.checkpoints, member)
+        network, said = experiment.trained(data, settings, checkpoint, member)
         save_file({name: t.contiguous() for name, t in network.state_dict().items()}, folder / _weights(member))
         facts.append(said)
     save_file(data.tensors(), folder / "data.safetensors")
-    _leave(folder / f"{PREPARE}.json", {"members": facts, "fingerprint": _files_fingerprint(folder)})
-
-
-def _files_fingerprint(folder: Path) -> str:
-    """A hash of images and weights: results belong to these and no others."""
-    total = hashlib.sha256()
+    total = hashlib.sha256()  # results belong to these images and weights and no others
     for path in sorted(folder.glob("*.safetensors")):
         total.update(path.name.encode() + path.read_bytes())
-    return total.hexdigest()[:16]
+    return {"members": facts, "fingerprint": total.hexdigest()[:16]}
 
 
-def _work(experiment: Experiment, arguments: argparse.Namespace) -> None:
-    """One method."""
-    settings, key = _settings(experiment, arguments), arguments.worker
-    task = _task(experiment, arguments.out / "kept", settings)
-    path = arguments.out / "kept" / f"{key}.json"
-    try:
-        with freed_memory_kept():  # for every method: without it page faults cost more than arithmetic
-            _leave(path, _measured(experiment, settings, task, key))
-    except Exception as error:  # written into the table, and the run goes on with the others
-        traceback.print_exc()
-        _leave(path, {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
-
-
-def _measured(experiment: Experiment, settings: Settings, task: Task, key: str) -> dict[str, Any]:
-    """Fit, predict, score; times in CPU seconds."""
-    if key == FULL:
-        plan = full_if_it_fits(task, _MOST_BYTES, _MOST_SECONDS)
-        if not plan["fits"]:
-            return {"plan": plan}
-    start = process_time()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fitted = METHODS[key].fit(task)
-    found: dict[str, Any] = {"fit_seconds": process_time() - start, "facts": fitted.facts, "source": fingerprint()}
-    found["warnings"] = sorted({str(w.message) for w in caught if "sampla" in str(w.filename)})
-    sets: dict[str, dict[str, dict[str, Any]]] = {}
-    familiar = {}
-    for name, images in test_sets(task.data, experiment.shifts(settings), settings.shifted):
-        start = process_time()
-        answers = fitted.predict(images.inputs)
-        seconds = process_time() - start
-        sets[name] = {way: _plain(scores(said, images.labels, settings.seed)) for way, said in answers.items()}
-        if name == CLEAN:
-            found["predict_seconds"] = 1000 * seconds / len(images)
-            familiar = {way: said.entropy for way, said in answers.items()}
-    found["auroc"] = {
-        name: {way: _plain_one(auroc(familiar[way], said.entropy)) for way, said in fitted.predict(inputs).items()}
-        for name, inputs in task.data.foreign.items()
-    }
-    found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if fitted.own is not None and settings.own_predictions:
-        sets[CLEAN] |= _own_scores(fitted.own, task)
-    return found | {"sets": sets}
-
-
-def _own_scores(own: Any, task: Task) -> dict[str, dict[str, Any]]:
-    """A library's own predictions of the clean images."""
-    found = {}
-    for way, probs in own(task.data.test.inputs).items():
-        if not bool(probs.isfinite().all()):
-            raise ValueError(f"expected finite probabilities ({way}), got NaN")
-        found[way] = _plain(scores(Prediction(probs, None), task.data.test.labels, task.settings.seed))
-    return found
-
-
-def _task(experiment: Experiment, folder: Path, settings: Settings) -> Task:
+def run_method(case: Case) -> Case:
+    """One method: its facts are returned, its predictions written."""
+    experiment, settings, folder = _experiment(case), Settings.from_json(case["settings"]), Path(case["cache"])
+    torch.set_num_threads(1)
     networks = []
     for member in range(max(1, settings.ensemble)):
         network = experiment.architecture()
         network.load_state_dict(load_file(folder / _weights(member)))
         networks.append(network.eval())
     data = Data.from_tensors(load_file(folder / "data.safetensors"))
-    return Task(networks[0], tuple(networks) if settings.ensemble else (), data, settings)
+    task = Task(networks[0], tuple(networks) if settings.ensemble else (), data, settings)
+    with freed_memory_kept():  # for every method: without it page faults cost more than arithmetic
+        facts, arrays = fitted_and_predicted(experiment, task, case["key"])
+    save_arrays(Path(case["file"]), arrays)
+    return facts
 
 
-def _plain(found: dict[str, Score]) -> dict[str, Any]:
-    return {name: _plain_one(score) for name, score in found.items()}
+def fitted_and_predicted(experiment: Experiment, task: Task, key: str) -> tuple[Case, dict[str, np.ndarray]]:
+    """What a fit took and found, in CPU seconds, and what it says about every set of images."""
+    settings = task.settings
+    if key == FULL:
+        plan = full_if_it_fits(task, _MOST_BYTES, _MOST_SECONDS)
+        if not plan["fits"]:
+            return {"plan": plan}, {}
+    start = process_time()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted = METHODS[key].fit(task)
+    found: Case = {"fit_seconds": process_time() - start, "facts": fitted.facts}
+    found["warnings"] = sorted({str(w.message) for w in caught if "sampla" in str(w.filename)})
+    arrays: dict[str, np.ndarray] = {}
+    for name, images in test_sets(task.data, experiment.shifts(settings), settings.shifted):
+        start = process_time()
+        answers = fitted.predict(images.inputs)
+        if name == CLEAN:
+            found["predict_seconds"] = 1000 * (process_time() - start) / len(images)
+        arrays |= _arrays(name, answers, images.labels)
+    for name, inputs in task.data.foreign.items():
+        arrays |= _arrays(FOREIGN + name, fitted.predict(inputs), None)
+    found["peak_bytes"] = peak_memory()
+    if fitted.own is not None and settings.own_predictions:  # a library's own predictions of the clean images
+        answers = {way: Prediction(probs) for way, probs in fitted.own(task.data.test.inputs).items()}
+        arrays |= _arrays(CLEAN, answers, task.data.test.labels)
+    return found, arrays
 
 
-def _plain_one(score: Score) -> list[Any]:
+def _arrays(name: str, answers: dict[str, Prediction], labels: Tensor | None) -> dict[str, np.ndarray]:
+    found = {}
+    for way, said in answers.items():
+        if not bool(said.probs.isfinite().all()):
+            raise ValueError(f"expected finite probabilities ({way or 'of functions'}, {name}), got NaN")
+        found[f"{name}|{way}|probs"] = said.probs.numpy()
+        if labels is not None and said.label_log_prob is not None:
+            found[f"{name}|{way}|log_prob"] = said.label_log_prob(labels).numpy()
+    return found if labels is None else found | {f"{name}|labels": labels.numpy()}
+
+
+def measures(seed: int) -> Measures:
+    """Every measure of the tables -> its scores, set by set and way by way, from a method's predictions."""
+    labelled = {name: _over_sets(measure, seed) for name, measure in MEASURES.items()}
+    return {**labelled, AUROC: _areas}
+
+
+def _over_sets(measure: Measure, seed: int) -> Callable[[Arrays], Any]:
+    def scores(arrays: Arrays) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name, way, probs in _predicted(arrays):
+            if not name.startswith(FOREIGN):
+                each = arrays.get(f"{name}|{way}|log_prob")
+                labels = torch.from_numpy(arrays[f"{name}|labels"])
+                said = Labelled(probs, labels, None if each is None else torch.from_numpy(each), seed)
+                score = measure.score(said)
+                if score is not None:
+                    found.setdefault(name, {})[way] = _plain(score)
+        return found
+
+    return scores
+
+
+def _areas(arrays: Arrays) -> dict[str, dict[str, Any]]:
+    """AUROC of the entropy, foreign images against the clean ones."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, way, probs in _predicted(arrays):
+        if name.startswith(FOREIGN):
+            familiar = torch.from_numpy(arrays[f"{CLEAN}|{way}|probs"])
+            found.setdefault(name.removeprefix(FOREIGN), {})[way] = _plain(auroc(familiar, probs))
+    return found
+
+
+def _predicted(arrays: Arrays) -> Iterator[tuple[str, str, Tensor]]:
+    """Set, way of averaging and (n, C) probabilities."""
+    for key in arrays:
+        if key.endswith("|probs"):
+            name, way, _ = key.split("|")
+            yield name, way, torch.from_numpy(arrays[key])
+
+
+def _plain(score: Score) -> list[Any]:
     return [score.value, score.without]
 
 
-def _leave(path: Path, found: dict[str, Any]) -> None:
-    path.write_text(json.dumps(found), encoding="utf-8")
+def _experiment(case: Case) -> Experiment:
+    found: Experiment = import_module(f"experiments.classification.{case['experiment']}").EXPERIMENT
+    return found
 
 
 def _weights(member: int) -> str:
     return f"network_{member}.safetensors"
 
 
-def _brief(found: dict[str, Any]) -> str:
-    if "sets" not in found:
-        return found.get("error", "does not fit: its cost is stated")
-    value = found["sets"][CLEAN][""]["NLL"][0]
+def _brief(found: Case) -> str:
+    if "NLL" not in found:
+        return found.get("failed", "does not fit: its cost is stated")
+    value = found["NLL"][CLEAN][""][0]
     return f"fit {found['fit_seconds']:.1f} s, predict {found['predict_seconds']:.1f} s, NLL {value:.4f}"
 
 
@@ -210,18 +226,14 @@ def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Settings
 
 
 def _arguments(experiment: Experiment) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=experiment.title)
-    parser.add_argument("--root", type=Path, required=True, help="folder of the data (experiments/README.md)")
-    parser.add_argument("--checkpoints", type=Path, help="folder of trained networks, where the experiment takes one")
-    parser.add_argument("--quick", action="store_true", help="a run of minutes, whose figures mean little")
-    parser.add_argument("--images", type=int, help="training images that every posterior is fitted to")
-    parser.add_argument("--test", type=int, help="test images")
-    parser.add_argument("--samples", type=int, help="K")
-    parser.add_argument("--only", action="append", choices=experiment.methods, help="only this method; repeatable")
-    parser.add_argument("--again", action="append", choices=experiment.methods, help="run this method anew")
-    parser.add_argument("--out", type=Path, help="where results.json and results.md go")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.out is None:
-        arguments.out = experiment.folder / "quick" if arguments.quick else experiment.folder
+    quick, folder = "a run of minutes, whose figures mean little", RESULTS / experiment.name
+    found = parser(experiment.title, folder, "the data (experiments/README.md)", experiment.checkpoint, quick)
+    found.add_argument("--images", type=int, help="training images that every posterior is fitted to")
+    found.add_argument("--test", type=int, help="test images")
+    found.add_argument("--samples", type=int, help="K")
+    found.add_argument("--only", action="append", choices=experiment.methods, help="only this method; repeatable")
+    found.add_argument("--again", action="append", choices=experiment.methods, help="run this method anew")
+    arguments = found.parse_args()
+    if arguments.quick and arguments.out == folder:
+        arguments.out = folder / "quick"
     return arguments

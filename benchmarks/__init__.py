@@ -1,0 +1,1 @@
+"""What sampla costs: its engine, its solvers, its linear models."""

@@ -1,0 +1,168 @@
+"""The cost of a product with M for a sample, over one ordinary forward and backward of the same network and batch.
+
+    python -m benchmarks.engine [--quick] [--jax PYTHON] [--anew] [--out benchmarks]
+
+Run by hand; minutes on one core. Writes engine.md and engine.json. Everything that is compared runs in one process,
+interleaved, on one thread, with freed memory kept; memory is the peak of a fresh process for each case. With --jax, the
+Python of an environment with JAX, in_jax.py runs there afterwards. ``--anew`` measures again what was measured with
+another state of the library's source.
+"""
+
+import json
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from experiments.common.command import parser, say
+from experiments.common.page import ROOT, table, write_page
+from experiments.common.process import apart
+from experiments.common.store import Store
+from experiments.common.timing import interleaved
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.engine.memory import memory_of
+from benchmarks.engine.networks import NETWORKS
+from sampla import NetworkFeatures
+from sampla._allocator import freed_memory_kept
+from sampla.features import select_parameters
+
+OUTPUTS, SAMPLES = (10, 100, 1_000, 10_000), (1, 8, 32)
+_BASE, _WAYS = "forward + backward", {"one forward": "sampla", "two": "jvps, then vjps", "published": "published"}
+"""Head of a column -> name of the contestant."""
+AT_ONCE = 8
+"""Vectors that go through the network together, at most: more bring nothing on a CPU, and take memory."""
+
+
+def main() -> None:
+    """Memory, then time, then the page."""
+    options = parser(__doc__, ROOT / "benchmarks", quick="one repeat, K up to 8, C up to 1,000")
+    options.add_argument("--jax", type=Path, help="python of an environment with JAX")
+    options.add_argument("--anew", action="store_true", help="measure anew where the source has changed")
+    asked = options.parse_args()
+    torch.set_num_threads(1)
+    torch.backends.mha.set_fastpath_enabled(False)  # of no use to any contestant: it has no derivatives
+    store = Store(asked.out / f"engine{'-quick' * asked.quick}.json", {"quick": asked.quick}, asked.cache, asked.anew)
+    samples, seconds = (SAMPLES[:2], 5.0) if asked.quick else (SAMPLES, 20.0)
+    # First, while this process is small: Linux counts the peak of a child from that of its parent.
+    for outputs in OUTPUTS[:3] if asked.quick else OUTPUTS:
+        say(str(store.once(f"memory/{outputs}", partial(apart, memory_of, {"outputs": outputs}, 1)).values))
+    with freed_memory_kept(), sdpa_kernel(SDPBackend.MATH):  # flash attention has no forward derivative
+        for name in NETWORKS:
+            for count in samples:
+                say(str(store.once(f"time/{name}/{count}", partial(timed, name, count, seconds)).values))
+    if asked.jax is not None:
+        for row in in_jax(asked.jax, samples, seconds):
+            store.put(f"jax/{row['network']}/{row['samples']}", row, ours=False)
+    write_page(store.path.with_suffix(".md"), "benchmarks/engine/engine.md.j2", **page(store))
+
+
+def timed(name: str, count: int, seconds: float) -> dict[str, Any]:
+    """One network and K: the contestants in turn, until the time for this row is over; medians."""
+    network, inputs = NETWORKS[name]()
+    features = NetworkFeatures(network, select_parameters(network)[0])
+    vectors = torch.randn(count, features.layout.total, generator=torch.Generator().manual_seed(1))
+    for run in (product, in_two):  # what torch imports at its first products
+        run(features, inputs[:1], vectors[:1])
+    found = interleaved(
+        {
+            _BASE: partial(ordinary, network, inputs),
+            "sampla": partial(product, features, inputs, vectors),
+            "jvps, then vjps": partial(in_two, features, inputs, vectors),
+            "published": partial(published, features, network, inputs, vectors),
+        },
+        seconds,
+    )
+    row = {"network": name, "parameters": features.layout.total, "data": len(inputs), "samples": count}
+    row |= {"at once": min(count, AT_ONCE), _BASE: found[_BASE]}
+    return row | {way: found[way] / count / found[_BASE] for way in _WAYS.values()}
+
+
+def ordinary(network: nn.Module, inputs: Tensor) -> None:
+    """What one step of training costs, without the optimiser."""
+    network.zero_grad()
+    network(inputs).square().sum().backward()
+
+
+def product(features: NetworkFeatures, inputs: Tensor, vectors: Tensor) -> Tensor:
+    """J'J v as a fit computes it (B is the identity for every contestant)."""
+    here = features.linearise(inputs)
+    return torch.cat([here.product(few, lambda _, pushed: pushed) for few in vectors.split(AT_ONCE)])
+
+
+def in_two(features: NetworkFeatures, inputs: Tensor, vectors: Tensor) -> Tensor:
+    """The same by jvps and vjps that know nothing of each other: the forward is computed twice."""
+    here = features.linearise(inputs)
+    return torch.cat([here.vjp(here.jvp(few)) for few in vectors.split(AT_ONCE)])
+
+
+def published(features: NetworkFeatures, network: nn.Module, inputs: Tensor, vectors: Tensor) -> Tensor:
+    """The published formulation: the gradient of |J v|^2 / 2 in v, in reverse through a vmapped jvp.
+
+    It is linear in v, so reverse mode through it is J' J v.
+    """
+    rest = {k: t.detach() for k, t in [*network.named_parameters(), *network.named_buffers()]}
+
+    def call(point: dict[str, Tensor]) -> Any:
+        return functional_call(network, {**rest, **point}, (inputs,))
+
+    def pushed(tangents: dict[str, Tensor]) -> Tensor:
+        one: Tensor = vmap(lambda tangent: jvp(call, (features.point,), (tangent,))[1])(tangents)
+        return one
+
+    parts = []
+    for few in vectors.split(AT_ONCE):
+        outputs, pull = vjp(pushed, features.layout.views(few))
+        parts.append(features.layout.flatten(pull(outputs)[0]))
+    return torch.cat(parts)
+
+
+def in_jax(python: Path, samples: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
+    """The same in JAX, in its own environment."""
+    command = [str(python), str(Path(__file__).with_name("in_jax.py")), str(seconds), *map(str, samples)]
+    found: list[dict[str, Any]] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return found
+
+
+def _ms(name: str) -> Callable[[Any], str]:
+    return lambda row: f"{1e3 * row[name]:.1f}"
+
+
+def page(store: Store) -> dict[str, Any]:
+    """What the template is filled with."""
+    times, jax = store.under("time/"), store.under("jax/")
+    columns = {
+        "network": lambda row: row["network"], "P": lambda row: f"{row['parameters']:,}",
+        "data": lambda row: str(row["data"]), "K": lambda row: str(row["samples"]),
+        "at once": lambda row: str(row["at once"]), "forward + backward, ms": _ms(_BASE),
+        **{head: lambda row, way=way: f"{row[way]:.2f}" for head, way in _WAYS.items()},
+    }  # fmt: skip
+    beside = {
+        "network": lambda pair: pair[1]["network"], "K": lambda pair: str(pair[1]["samples"]),
+        "forward + backward, ms": lambda pair: _ms(_BASE)(pair[1]),
+        "published, over that": lambda pair: f"{pair[1]['published']:.2f}",
+        "ms a sample": lambda pair: f"{1e3 * pair[1][_BASE] * pair[1]['published']:.1f}",
+        "sampla, the faster way": lambda pair: f"{1e3 * times[pair[0]][_BASE] * _faster(times[pair[0]]):.1f}",
+    }  # fmt: skip
+    memory = {
+        "outputs C": lambda row: f"{row['outputs']:,}", "peak, MiB": lambda row: f"{row['MiB']:.0f}",
+        "added by the product, MiB": lambda row: f"{row['added MiB']:.0f}",
+    }  # fmt: skip
+    return {
+        "facts": store.environment, "quick": store.settings["quick"], "times": table(times.values(), columns),
+        "count": len(times), "over": sum(_faster(row) > 1 for row in times.values()),
+        "jax": table(jax.items(), beside), "jax_version": next((row["jax"] for row in jax.values()), ""),
+        "memory": table(store.under("memory/").values(), memory, left=0),
+    }  # fmt: skip
+
+
+def _faster(row: Any) -> float:
+    return min(row["sampla"], row["jvps, then vjps"])
+
+
+if __name__ == "__main__":
+    main()

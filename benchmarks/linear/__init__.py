@@ -1,0 +1,1 @@
+"""Large linear models beside scikit-learn's: `python -m benchmarks.linear`."""

@@ -1,1 +1,0 @@
-"""The parts of benchmarks/solvers.py: problems with known answers, contestants, measurements, words."""

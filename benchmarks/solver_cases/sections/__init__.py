@@ -1,1 +1,0 @@
-"""One file for each group of tables; each offers ``sections`` and, where there are targets, ``verdicts``."""

@@ -1,0 +1,149 @@
+"""The table of solvers: one line each.
+
+A factory takes a Problem and returns a Contestant: solver, system, K. What it spends through ``problem.model`` is
+counted as passes already spent; ``spent=`` states it otherwise. None: the solver does not apply to this problem.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from benchmarks.solvers.measure import Contestant, Factory
+from benchmarks.solvers.problem import SEED, Problem
+from benchmarks.solvers.references import SeparateCG
+from sampla.krylov import KrylovSpace, krylov_space
+from sampla.preconditioners import SubsetInverse, nystrom
+from sampla.solvers import SGD, BlockCG, DualDescent, Minibatch, Solution, Solver, Status, growing_guess
+from sampla.spectral import estimated, gamma
+
+GRID = (1 / 27, 1 / 9, 1 / 3, 1.0, 3.0)
+"""Step sizes of SGD, in units of the one that its power iteration finds."""
+SGD_COLUMNS = 4
+"""SGD's columns know nothing of one another: a few show what all would. Its minibatches are then of 128 data."""
+RANK = 64
+"""Of the Nystrom sketch."""
+_PROBES, _ROWS = 8, 256
+"""Of EM's Krylov space: how many probes, and how many vectors at most."""
+_SETTLED = 0.005
+"""Relative truncation error of gamma at which EM, asked for one per cent, stops its growth."""
+_DEFAULT = BlockCG()
+_ALL, _LARGE, _SMALL = ("spectra", "mnist", "resnet"), ("spectra", "mnist"), ("resnet",)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table."""
+
+    name: str
+    factory: Factory
+    parts: tuple[str, ...] = _ALL
+    """Where it takes part."""
+    max_steps: int = 60
+    reference: bool = False
+    """For comparison only; the library makes no promise about it."""
+
+
+def paper_sgd(problem: Problem) -> list[Contestant]:
+    """Nesterov 0.9, regulariser objective, geometric averaging: the product that its error bound takes is not counted.
+
+    The solver states a rigorous bound, often several times the true error.
+    """
+    columns, system = SGD_COLUMNS, problem.system
+    automatic = problem.measured_free(lambda: SGD().init(system, problem.rhs(columns), None).step_size)
+    return [
+        Contestant(SGD(step_size=automatic * factor), system, columns, free=1.0, spent=0.0, reference=True)
+        for factor in GRID
+    ]
+
+
+def separate_cg(problem: Problem) -> Contestant:
+    """One right-hand side at a time."""
+    return Contestant(SeparateCG(), problem.system, SGD_COLUMNS, reference=True)
+
+
+def plain(problem: Problem, columns: int, solver: Solver[Any] = _DEFAULT) -> Contestant | None:
+    """A solver of the library on the system as it is; does not apply where the problem has fewer columns."""
+    return Contestant(solver, problem.system, columns) if columns <= len(problem.draw.data_part) else None
+
+
+def nystrom_cg(problem: Problem, columns: int, stride: int = 1) -> Contestant | None:
+    """Block CG with a Nystrom sketch of all data, or of every stride-th piece; the sketch counts."""
+    if columns > len(problem.draw.data_part):
+        return None
+    sketch = nystrom(problem.model, RANK, SEED, stride).at(problem.precision)
+    return Contestant(BlockCG(), replace(problem.system, preconditioner=sketch), columns)
+
+
+def subset_cg(problem: Problem, columns: int) -> Contestant | None:
+    """Block CG preconditioned by the inverse on a third of the data, whose inner products count."""
+    if columns > len(problem.draw.data_part):
+        return None
+    inverse = SubsetInverse(problem.model, problem.precision, problem.draw.diagonal, stride=3)
+    return Contestant(BlockCG(), replace(problem.system, preconditioner=inverse), columns)
+
+
+def recycled_cg(problem: Problem, columns: int) -> Contestant | None:
+    """Block CG on the Krylov space of M that EM would have built for gamma: its start and its preconditioner."""
+    if columns > len(problem.draw.data_part):
+        return None
+    space, products = _krylov(problem)
+    rhs = problem.rhs(columns)
+    value, curvature_value = space.galerkin(rhs.total, problem.precision)
+    guess = Solution(value, curvature_value, Status.MAX_PASSES, 0, 1.0)
+    system = replace(problem.system, preconditioner=space.sketch().at(problem.precision))
+    return Contestant(BlockCG(), system, columns, guess=guess, spent=0.0, elsewhere=products / columns)
+
+
+def growing_cg(problem: Problem, columns: int) -> Contestant | None:
+    """Block CG from the solutions on an eighth, a quarter, half of the data, all counted."""
+    if columns > len(problem.draw.data_part):
+        return None
+    before = problem.products
+    guess = growing_guess(BlockCG(), problem.system, problem.rhs(columns))
+    guess = replace(guess, curvature_value=problem.model.curvature_product(guess.value), curvature_exact=True)
+    spent = (problem.products - before) / columns
+    return Contestant(BlockCG(), problem.system, columns, guess=guess, spent=spent)
+
+
+def _krylov(problem: Problem) -> tuple[KrylovSpace, float]:
+    """The space as EM builds it, from eight columns of noise until gamma has settled; built once for each problem."""
+    if "krylov" not in problem.reusable:
+        before = problem.products
+        space = krylov_space(problem.draw.data_part[:_PROBES])
+        while not space.complete and len(space.basis) < _ROWS:
+            space = space.grown(problem.model)
+            found = estimated(space, _PROBES, gamma, problem.alpha)
+            if space.iterations > 2 and found.truncation <= _SETTLED * found.value:
+                break
+        problem.reusable["krylov"] = space, problem.products - before
+    return problem.reusable["krylov"]
+
+
+TABLE: list[Entry] = [
+    Entry("SGD (the paper's)", paper_sgd, max_steps=12, reference=True),
+    Entry("CG, one column at a time", separate_cg, max_steps=40, reference=True),
+    Entry("block CG, K = 8", partial(plain, columns=8), _SMALL),
+    Entry("block CG, K = 16", partial(plain, columns=16)),
+    Entry("block CG, K = 64", partial(plain, columns=64), _LARGE),
+    Entry(f"block CG + Nyström {RANK}, K = 8", partial(nystrom_cg, columns=8), _SMALL),
+    Entry(f"block CG + Nyström {RANK}, K = 16", partial(nystrom_cg, columns=16), _LARGE),
+    Entry(f"block CG + Nyström {RANK}, K = 64", partial(nystrom_cg, columns=64), ("spectra",)),
+    Entry(
+        f"block CG + Nyström {RANK} (10 % of the data), K = 16",
+        partial(nystrom_cg, columns=16, stride=10),
+        ("spectra",),
+    ),
+    Entry("block CG + inverse on a third of the data, K = 16", partial(subset_cg, columns=16), ("spectra",), 12),
+    Entry("block CG + EM's Krylov space, K = 8", partial(recycled_cg, columns=8), _SMALL),
+    Entry("block CG + EM's Krylov space, K = 16", partial(recycled_cg, columns=16)),
+    Entry("block CG + EM's Krylov space, K = 64", partial(recycled_cg, columns=64), _LARGE),
+    Entry("block CG from growing subsets, K = 16", partial(growing_cg, columns=16), ("spectra",), 20),
+    Entry("stochastic dual descent, K = 8", partial(plain, columns=8, solver=DualDescent()), _SMALL, 12),
+    Entry("minibatch steps between exact residuals, K = 8", partial(plain, columns=8, solver=Minibatch()), _SMALL, 12),
+    Entry(
+        "minibatch steps between exact residuals, K = 16",
+        partial(plain, columns=16, solver=Minibatch()),
+        ("spectra",),
+        12,
+    ),
+]

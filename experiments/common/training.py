@@ -1,0 +1,113 @@
+"""SGD with augmentation, and SWAG: a Gaussian fitted to where SGD with a constant learning rate goes."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from experiments.common.images import Images
+
+_SHIFT = 4
+
+
+@dataclass(frozen=True)
+class Swag:
+    """The run of SGD with a constant learning rate from which SWAG takes its weights (Maddox et al. 2019)."""
+
+    epochs: float
+    learning_rate: float
+    snapshots: int = 20
+    """Taken at equal distances; all of them give the low-rank part."""
+    batch: int = 128
+    weight_decay: float = 5e-4
+    augment: bool = False
+    """Shifts by up to four pixels and horizontal flips, for a network that was trained with them."""
+
+
+def swag_samples(network: nn.Module, train: Images, recipe: Swag, count: int, seed: int) -> list[nn.Module]:
+    """Networks whose weights are drawn from SWAG's Gaussian, in evaluation mode.
+
+    w = mean + sqrt(variance / 2) e + D u / sqrt(2 (R - 1)), with D the R last deviations from the running mean, and the
+    averages of BatchNorm found anew on the training images.
+
+    Args:
+        network: trained; left as it is.
+        train: the images that SGD sees.
+        recipe: of the run.
+        count: K.
+        seed: of minibatches and draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean, square, deviations = _run(deepcopy(network), train, recipe, generator)
+    variance = (square - mean.square()).clamp_min(0)
+    drawn = []
+    for _ in range(count):
+        diagonal = torch.randn(mean.shape, generator=generator) * (variance / 2).sqrt()
+        low_rank = torch.randn(len(deviations), generator=generator) @ deviations / (2 * (len(deviations) - 1)) ** 0.5
+        sample = deepcopy(network)
+        vector_to_parameters(mean + diagonal + low_rank, sample.parameters())
+        drawn.append(_averages_anew(sample, train, recipe.batch))
+    return drawn
+
+
+def _run(network: nn.Module, train: Images, recipe: Swag, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(P,) mean and (P,) mean square of the weights along the run, and (R, P) deviations."""
+    optimiser = torch.optim.SGD(
+        network.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay
+    )
+    steps = max(recipe.snapshots, int(recipe.epochs * len(train) / recipe.batch))
+    due = {steps * (k + 1) // recipe.snapshots for k in range(recipe.snapshots)}
+    count, mean, square, deviations = 0, torch.zeros(()), torch.zeros(()), []
+    network.train()
+    order = torch.empty(0, dtype=torch.int64)
+    for step in range(1, steps + 1):
+        if len(order) < recipe.batch:
+            order = torch.randperm(len(train), generator=generator)
+        rows, order = order[: recipe.batch], order[recipe.batch :]
+        inputs = augmented(train.inputs[rows], generator) if recipe.augment else train.inputs[rows]
+        optimiser.zero_grad()
+        cross_entropy(network(inputs), train.labels[rows]).backward()
+        optimiser.step()
+        if step in due:
+            weights = parameters_to_vector(network.parameters()).detach().clone()
+            mean, square = (mean * count + weights) / (count + 1), (square * count + weights.square()) / (count + 1)
+            count += 1
+            deviations.append(weights - mean)
+    return mean, square, torch.stack(deviations)
+
+
+@torch.no_grad()
+def _averages_anew(network: nn.Module, train: Images, batch: int) -> nn.Module:
+    """In evaluation mode, with BatchNorm's running averages over one pass."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the average over all batches
+        network.train()
+        for inputs in train.inputs.split(batch):
+            network(inputs)
+    return network.eval()
+
+
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Every image flipped or not, and shifted by up to four pixels (reflected at the border)."""
+    flip = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+    wide, side = pad(images, (_SHIFT,) * 4, mode="reflect"), images.shape[2]
+    corner = torch.randint(0, 2 * _SHIFT + 1, (2, len(images)), generator=generator)
+    rows = (corner[0][:, None] + torch.arange(side)).view(len(images), 1, side, 1)
+    columns = (corner[1][:, None] + torch.arange(images.shape[3])).view(len(images), 1, 1, -1)
+    number, channel = torch.arange(len(images)).view(-1, 1, 1, 1), torch.arange(images.shape[1]).view(1, -1, 1, 1)
+    return wide[number, channel, rows, columns]
+
+
+@torch.no_grad()
+def loss_and_accuracy(network: nn.Module, images: Images, batch: int = 500) -> tuple[float, float]:
+    """Mean cross-entropy and share of right answers, wherever the network is; it is left in evaluation mode."""
+    device = next(network.parameters()).device
+    outputs = torch.cat([network.eval()(part.to(device)).cpu() for part in images.inputs.split(batch)])
+    return float(cross_entropy(outputs, images.labels)), float((outputs.argmax(-1) == images.labels).double().mean())

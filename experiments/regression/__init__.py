@@ -1,0 +1,1 @@
+"""Linear models on the UCI sets, and their simulation-based calibration."""

@@ -1,0 +1,68 @@
+"""Pages of experiments and benchmarks: each is what its store and its template give, to the digit; all modules load."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from benchmarks.engine import __main__ as engine
+from benchmarks.linear import page as linear
+from benchmarks.linear.sizes import Sizes
+from benchmarks.solvers import page as solvers
+from experiments.classification import cifar10, cifar100, mnist, report
+from experiments.common.page import render
+from experiments.common.store import Store
+from experiments.regression import uci_page
+from experiments.tomography import real
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _classification(experiment, elsewhere=False):
+    return lambda store: report.page(experiment, store) | {"picture": True, "elsewhere": elsewhere}
+
+
+PAGES = {
+    "experiments/results/mnist/results": ("experiments/classification/page", _classification(mnist.EXPERIMENT)),
+    "experiments/results/cifar10/results": ("experiments/classification/page", _classification(cifar10.EXPERIMENT)),
+    "experiments/results/cifar100-subset/results": (
+        "experiments/classification/page",
+        _classification(cifar100.EXPERIMENT, elsewhere=True),
+    ),
+    "experiments/results/uci/results": ("experiments/regression/uci", uci_page.page),
+    "experiments/results/tomography-real/results": ("experiments/tomography/real", real.page),
+    "benchmarks/engine": ("benchmarks/engine/engine", engine.page),
+    "benchmarks/linear_models": ("benchmarks/linear/linear_models", lambda store: linear.page(store, Sizes())),
+    "benchmarks/solvers": ("benchmarks/solvers/solvers", solvers.page),
+}
+NEED_AN_EXTRA = {"gpytorch", "linear_operator", "jax", "torchmetrics", "laplace"}
+MODULES = sorted(
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+    for folder in ("experiments", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def rendered(name):
+    template, page = PAGES[name]
+    return render(f"{template}.md.j2", **page(Store.opened(ROOT / f"{name}.json")))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_what_its_store_gives(name):
+    assert rendered(name) == (ROOT / f"{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_loads(module):
+    """Of those that need an extra, so much at least that nothing else is missing."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in NEED_AN_EXTRA:
+            raise
+
+
+def test_no_script_changes_the_path():
+    for folder in ("experiments", "benchmarks", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert "sys.path" + ".insert" not in path.read_text(encoding="utf-8"), path
