@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device lint figures benchmark-solvers benchmark-linear-models benchmark-engine extras uci calibration peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device lint figures benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -41,6 +41,10 @@ benchmark-linear-models: $(INSTALLED)
 benchmark-engine: $(INSTALLED)
 	$(BIN)/python -m benchmarks.engine --anew $(if $(JAX),--jax $(JAX))
 	$(BIN)/python -m benchmarks.engine.vocabulary
+
+# benchmarks/evidence.md: seven minutes on one core.
+benchmark-evidence: $(INSTALLED)
+	$(BIN)/python -m benchmarks.evidence
 
 extras: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments]'

@@ -15,7 +15,17 @@ import torch
 from sampla import em_krylov
 from sampla._checks import require, require_known
 from sampla.em_samples import SampledEM, target_part
-from sampla.emstate import EM, CurvatureAt, EMState, EMStep, Inference, Task, trace_rows, warn_unsettled
+from sampla.emstate import (
+    EM,
+    CurvatureAt,
+    EMState,
+    EMStep,
+    Inference,
+    LinearModelKind,
+    Task,
+    trace_rows,
+    warn_unsettled,
+)
 from sampla.evidence import LogEvidence
 from sampla.features import Features, ScaledFeatures
 from sampla.final import (
@@ -37,7 +47,7 @@ from sampla.solvers import LinearSystem, Solver
 from sampla.spectral import estimated, log_determinant
 from sampla.tuning import tune
 
-__all__ = ["EM", "CurvatureAt", "EMState", "EMStep", "Inference", "infer", "trace_rows"]
+__all__ = ["EM", "CurvatureAt", "EMState", "EMStep", "Inference", "LinearModelKind", "infer", "trace_rows"]
 
 
 def infer(

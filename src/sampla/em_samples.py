@@ -1,4 +1,4 @@
-"""EM from posterior samples (method.md 2 and 3): for what a single Krylov space of M cannot serve.
+"""EM from posterior samples (docs/method.md, sections 2 and 3): for what a single Krylov space of M cannot serve.
 
 That is a prior with several alphas, noise that is learnt per output or in full, B at the linear mode, and solvers other
 than block conjugate gradients. Every step solves for a few samples, warm-started, with the noise draws kept; the next
@@ -38,7 +38,7 @@ def prior_part(task: Task, diagonal: Tensor, num_samples: int) -> Tensor:
 
 
 def target_part(model: LinearModel) -> Tensor:
-    """(1, P) sum_n phi_n' B_n y_n."""
+    """(1, P) sum_n phi_n' B_n y_n; for a tangent with y_n - f_n + J_n w in place of y_n."""
     return -model.loss_gradient(torch.zeros(1, model.num_parameters).to(model.features.like))[1]
 
 

@@ -17,6 +17,7 @@ from sampla.solvers import Mode, Solution, Solver
 from sampla.spectral import LogError
 
 CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
+LinearModelKind: TypeAlias = Literal["surrogate", "tangent"]
 Method: TypeAlias = Literal["krylov", "samples"]
 
 

@@ -15,7 +15,7 @@ _BOUNDS = 1e-12, 1e12
 
 
 def effective_dimension(solution: Solution, num_samples: int, prior: BoundPrior) -> tuple[Tensor, Tensor]:
-    """gamma_g = tr_g(H^-1 M) for every prior group (method.md section 3).
+    """gamma_g = tr_g(H^-1 M) for every prior group (docs/method.md, section 3).
 
     Returns:
         (G,) gamma and (G,) its standard error: from the solver if it knows it exactly (error zero), otherwise the mean
@@ -102,7 +102,7 @@ def relative_change(old: Tensor, new: Tensor) -> float:
 class LogEvidence:
     """log p(y) of the linear model (Laplace's approximation, exact for a Gaussian likelihood), in nats.
 
-    log p(y | mode) - |mode|_A^2 / 2 - log det(I + A^-1 M) / 2 (MacKay 1992).
+    log p(y | mode) - |mode|_A^2 / 2 - log det(I + A^-1 M) / 2 (MacKay 1992; docs/method.md, section 8).
     """
 
     value: float

@@ -66,6 +66,8 @@ class FitReport:
     """log p(y) of the linear model, in nats."""
     log_evidence_error: list[float] | None = None
     """Its standard error, and what more iterations might change."""
+    linear_model: str = "surrogate"
+    """Whose hyperparameters and evidence these are: of y around phi theta, or around a network's tangent."""
     products: str = "forward mode"
     """How the products with a network were taken; empty for other features."""
     effective_dimension_by_layer: dict[str, float] = field(default_factory=dict)
@@ -110,8 +112,9 @@ class FitReport:
             lines.append(f"mean         error {self.mean_error:.2%} of the linear model's mean (estimated)")
         if self.log_evidence is not None and self.log_evidence_error is not None:
             spread, open_end = self.log_evidence_error
+            value = f"{self.log_evidence:,.1f} nats{self._model_words()}"
             lines.append(
-                f"evidence     log p(y) = {self.log_evidence:,.1f} nats, standard error {spread:.1f}"
+                f"evidence     log p(y) = {value}, standard error {spread:.1f}"
                 + (f", iterations may change {open_end:.1f}" if open_end > 0.1 * spread else "")
             )
         if self.noise_precision is not None and not isinstance(self.noise_precision, list):
@@ -167,6 +170,12 @@ class FitReport:
     def _prior_words(self) -> str:
         precision = ", ".join(f"{a:.3g}" for a in self.prior_precision[:8]) + (" ..." * (len(self.prior_precision) > 8))
         return f"precision {precision}{_known(self.precision_error)}; {self._em_words()}"
+
+    def _model_words(self) -> str:
+        """Which linear model of a network it is that y is held against; nothing for other features."""
+        if not self.products:
+            return ""
+        return " of y around " + ("f + J (theta - w)" if self.linear_model == "tangent" else "J theta")
 
     def _gamma_words(self) -> str:
         gamma, error = sum(self.effective_dimension), sum(e**2 for e in self.effective_dimension_error) ** 0.5
@@ -253,6 +262,7 @@ def build_report(
         noise_error=_pair(inference.noise_error),
         log_evidence=None if inference.log_evidence is None else inference.log_evidence.value,
         log_evidence_error=_pair(inference.log_evidence),
+        linear_model="surrogate" if inference.model.features.origin is None else "tangent",
         products=products,
         effective_dimension_by_layer={name: gamma for name, (gamma, _) in layers.items()},
         effective_dimension_by_layer_error={name: error for name, (_, error) in layers.items()},

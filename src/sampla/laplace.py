@@ -15,7 +15,7 @@ from sampla._chunks import Chunks
 from sampla._memory import memory_explained
 from sampla._progress import Progress
 from sampla._typing import Loader
-from sampla.em import EM, CurvatureAt, Inference, infer
+from sampla.em import EM, CurvatureAt, Inference, LinearModelKind, infer
 from sampla.features import (
     NetworkFeatures,
     OutputName,
@@ -50,7 +50,7 @@ _LESS_MEMORY = (
 
 
 class LinearisedLaplace:
-    """Linearised Laplace with exact posterior samples (Antoran et al. 2023; method.md section 5).
+    """Linearised Laplace with exact posterior samples (Antoran et al. 2023; docs/method.md, section 6).
 
     Args:
         model: any torch.nn.Module in evaluation mode; never changed.
@@ -67,6 +67,8 @@ class LinearisedLaplace:
         curvature_at: "network" takes the likelihood's curvature B at the network's outputs, as linearised Laplace is
             defined; "linear-mode" at the mode of the linear model, which is the linear model's own Laplace
             approximation: dearer, and less underconfident when the network has fitted its training data to the last.
+        linear_model: of which hyperparameters and evidence are: "surrogate", outputs J theta, or "tangent", outputs
+            f + J (theta - w) with w the trained weights (docs/method.md, section 8). Predictions have f as their mean.
         log_evidence: whether to estimate log p(y); None: wherever something is learnt by solver="block-cg" or "dense".
         output: which entry of a network's dict, dataclass or tuple the likelihood is about, by name or index; None: the
             only floating-point tensor, or the entry "logits".
@@ -110,6 +112,7 @@ class LinearisedLaplace:
         max_passes: int = 200,
         em: EM | None = None,
         curvature_at: CurvatureAt = "network",
+        linear_model: LinearModelKind = "surrogate",
         log_evidence: bool | None = None,
         output: OutputName = None,
         chunks: tuple[int, int] | None = None,
@@ -141,13 +144,12 @@ class LinearisedLaplace:
         self.solver: Solver[Any] = named(solver, SOLVERS, Solver)
         self.num_samples, self.seed, self.tolerance, self.max_passes = num_samples, seed, tolerance, max_passes
         self.em = EM() if em is None else named(em, {}, EM)
+        self.curvature_at, self.linear_model = curvature_at, linear_model
         require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
-        self.curvature_at: CurvatureAt = curvature_at
+        require_known(linear_model, ("surrogate", "tangent"), "linear_model")
         self.log_evidence, self.output, self.chunks, self.autocast = log_evidence, output, chunks, autocast
-        reduced = autocast is None or autocast in (torch.bfloat16, torch.float16)
-        require(
-            reduced, "autocast as torch.bfloat16, torch.float16 or None", f"{autocast}", "None uses full precision."
-        )
+        fix, reduced = "None uses full precision.", autocast in (None, torch.bfloat16, torch.float16)
+        require(reduced, "autocast as torch.bfloat16, torch.float16 or None", f"{autocast}", fix)
         self.vectors_on = None if vectors_on is None else device_here(vectors_on, "vectors_on")
         require(
             vectors_on is None or isinstance(self.solver, BlockCG), "solver='block-cg' with vectors_on",
@@ -266,8 +268,9 @@ class LinearisedLaplace:
     def log_evidence_(self) -> float:
         """log p(y) of the linear model in nats, to compare networks and priors; its errors are in ``report_``.
 
-        log p(y | mode) - |mode|_A^2 / 2 - log det(I + A^-1 M) / 2, the determinant by stochastic Lanczos quadrature
-        (exact with solver="dense").
+        log p(y | mode) - |mode|_A^2 / 2 - log det(I + A^-1 M) / 2 of ``linear_model`` (docs/method.md, section 8), with
+        Gaussian noise log N(y; 0, J A^-1 J' + B^-1), or for the tangent the same density of y - f + J w; not of the
+        network itself. The determinant by stochastic Lanczos quadrature (exact with solver="dense").
 
         Raises:
             RuntimeError: if the fit was not asked for it.
@@ -287,7 +290,7 @@ class LinearisedLaplace:
 
     @property
     def linear_mean_(self) -> dict[str, Tensor] | None:
-        """Parameter name -> shape: the mode of the linear model itself, which the hyperparameter update uses."""
+        """Parameter name -> shape: the mode of ``linear_model`` itself, which the hyperparameter update uses."""
         inference = self._inference
         if inference is None or inference.mean is None:
             return None
@@ -345,8 +348,9 @@ class LinearisedLaplace:
         check_evaluation_mode(self.model)
         device = only_device(self.model)
         features = NetworkFeatures(
-            self.model, self.names, self.output, autocast=self.autocast, vectors_on=self.vectors_on
-        )
+            self.model, self.names, self.output, autocast=self.autocast, vectors_on=self.vectors_on,
+            tangent=self.linear_model == "tangent",
+        )  # fmt: skip
         data = CheckedLoader(loader, device, self._progress, unpack, self.likelihood.counted)
         first = data.first()
         adjoint = check_network(features, first)
@@ -385,6 +389,7 @@ class LinearisedLaplace:
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),
             "curvature_at": self.curvature_at,
+            "linear_model": self.linear_model,
             "num_samples": self.num_samples,
             "seed": self.seed,
         }

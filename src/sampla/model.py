@@ -60,7 +60,7 @@ class Survey:
     residual: Tensor | None
     """Second moment of y - f for a Gaussian likelihood."""
     target: Tensor | None = None
-    """Second moment of y for a Gaussian likelihood."""
+    """Second moment of y, or of y - f + J w for a tangent, for a Gaussian likelihood."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class LinearBatch:
     stop: int
     first_output: int
     """Position of the first output among all outputs of the pass: the key of its noise."""
+    origin: Tensor | None = None
+    """``Features.origin``."""
     weights: Tensor | None = None
     """(n,) how often each datum counts; None: once."""
 
@@ -112,10 +114,11 @@ class LinearBatch:
         return self.features.vjp(self.noise(seed, samples))
 
     def loss_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """-sum log p(y | phi theta) and its gradient, both in theta: (1, P) -> (), (1, P)."""
+        """-sum log p(y | phi theta), or of the tangent, and its gradient, both in theta: (1, P) -> (), (1, P)."""
         losses: list[Tensor] = []
 
-        def slope(_: Tensor, pushed: Tensor) -> Tensor:
+        def slope(outputs: Tensor, pushed: Tensor) -> Tensor:
+            pushed = pushed if self.origin is None else outputs + pushed
             at = pushed.detach().requires_grad_()
             with torch.enable_grad():
                 each = self.likelihood.log_prob(at[0], self.targets)
@@ -124,12 +127,15 @@ class LinearBatch:
             losses.append(loss.detach())
             return cotangent
 
-        gradient = self.features.product(theta, slope)
+        moved = theta if self.origin is None else theta - self.origin.to(theta)
+        gradient = self.features.product(moved, slope)
         return losses[-1], gradient
 
     def newton_product(self, theta: Tensor, vector: Tensor) -> Tensor:
         """sum_n phi_n' B(phi_n theta) phi_n v over the batch: (1, P), (1, P) -> (1, P)."""
-        at, pushed = self.features.jvp(torch.cat([theta, vector])).split(1)
+        moved = theta if self.origin is None else theta - self.origin.to(theta)
+        at, pushed = self.features.jvp(torch.cat([moved, vector])).split(1)
+        at = at if self.origin is None else self.features.outputs + at
         return self.features.vjp(self.weighted(self.likelihood.curvature_product(at[0], pushed)))
 
 
@@ -207,7 +213,7 @@ class LinearModel:
                 here = Chunked(phi, piece.inputs, self.chunks)
                 stop = piece.position + piece.size
                 yield LinearBatch(
-                    here, self.likelihood, piece.targets, piece.position, stop, first_output, piece.weights
+                    here, self.likelihood, piece.targets, piece.position, stop, first_output, phi.origin, piece.weights
                 )
                 if noisy:
                     first_output += here.outputs.numel()
@@ -223,7 +229,8 @@ class LinearModel:
         for batch in self._whole_pieces():
             if self.data.cut:
                 _check_batch(batch)
-            outputs = Chunked(self.features, batch.inputs, self.chunks).outputs
+            here = Chunked(self.features, batch.inputs, self.chunks)
+            outputs = here.outputs
             where = f"network outputs on inputs {describe_inputs(batch.inputs)} (data from {batch.position})"
             if not bool(outputs.isfinite().all()):
                 origin = self.features.where_not_finite(batch.inputs, batch.position)
@@ -236,7 +243,8 @@ class LinearModel:
             watch.see(outputs, batch.targets)
             count += outputs[0].numel() * (batch.size if batch.weights is None else float(batch.weights.double().sum()))
             if isinstance(self.likelihood, Gaussian):
-                parts = [self._moment(batch, each) for each in (batch.targets - outputs, batch.targets)]
+                explained = batch.targets - self._prior_mean(here)
+                parts = [self._moment(batch, each) for each in (batch.targets - outputs, explained)]
                 moments = parts if moments is None else [a + b for a, b in zip(moments, parts, strict=True)]
         watch.warn()
         return Survey(self.data.num_data, count, count - self.features.absorbed, *(moments or (None, None)))
@@ -245,6 +253,11 @@ class LinearModel:
         """Once the likelihood has all it needs; a noise precision that is to be learnt has no value yet."""
         if not (isinstance(self.likelihood, Gaussian) and self.likelihood.noise_precision is None):
             check_curvature(self.likelihood, outputs, targets)
+
+    def _prior_mean(self, here: Linearisation) -> Tensor | float:
+        """What the linear model says at theta = 0: zero, or f - J w for a tangent."""
+        origin = self.features.origin
+        return 0.0 if origin is None else here.outputs - here.jvp(self._near(origin)[None])[0]
 
     def _whole_pieces(self) -> Iterator[Batch]:
         """One pass over the data alone, in pieces for one vector."""
@@ -259,7 +272,7 @@ class LinearModel:
         return self.likelihood.second_moment(values.unsqueeze(0))
 
     def draw_noise(self, seed: int, num_samples: int) -> NoiseDraw:
-        """One pass of K vjps: the data part of the right-hand sides and the diagonal of M (method.md 2 and 4)."""
+        """One pass of K vjps: the data part of the right-hand sides and the diagonal of M (docs/method.md 2, 5)."""
         total = self._near(self.features.like).new_zeros(num_samples, self.num_parameters)
         diagonal = total.new_zeros(self.num_parameters)
         if self.features.squares_data:
@@ -308,9 +321,9 @@ class LinearModel:
         return total if seen == self.data.num_data else total / share
 
     def loss_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
-        """The loss -sum log p(y_n | phi_n theta) and its gradient: (1, P) -> float, (1, P)."""
+        """The loss -sum log p(y_n | phi_n theta), or of the tangent, and its gradient: (1, P) -> float, (1, P)."""
         features, scale = self.features.unscaled()
-        theta = self._near(theta if scale is None else theta * scale)
+        theta = self._near(theta if scale is None else features.rescaled(theta, scale))
         loss, gradient = 0.0, torch.zeros_like(theta)
         for batch in self._pieces(self.chunks.rows(1), features=features, noisy=False):
             part, slope = batch.loss_gradient(theta)
@@ -340,14 +353,16 @@ class LinearModel:
         return max(1, min(8, self.data.num_data // _PLENTY)) if self.data.fixed_order else 1
 
     def noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Second moments of y - phi mean and of phi z (mean over the K samples), for the noise's M-step."""
+        """Second moments of y less the linear model's mean, and of phi z over K samples, for the noise's M-step."""
         assert isinstance(self.likelihood, Gaussian)
-        columns = self._near(torch.cat([mean, samples]))
+        origin = self.features.origin
+        columns = self._near(torch.cat([mean if origin is None else mean - origin, samples]))
         residual = function = torch.zeros((), dtype=torch.float64, device=columns.device)
         for batch in self._pieces(self.chunks.rows(len(columns)), noisy=False):
             ranges = self.chunks.ranges(len(columns))
             pushed = torch.cat([batch.features.jvp(columns[part.start : part.stop]) for part in ranges])
-            missed = batch.weighted(batch.targets.unsqueeze(0) - pushed[:1], 0.5)
+            found = pushed[:1] if origin is None else batch.features.outputs + pushed[:1]
+            missed = batch.weighted(batch.targets.unsqueeze(0) - found, 0.5)
             residual = residual + self.likelihood.second_moment(missed)
             function = function + self.likelihood.second_moment(batch.weighted(pushed[1:], 0.5))
         self.ledger.products += len(columns) / 2

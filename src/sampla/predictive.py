@@ -1,7 +1,8 @@
 """What the posterior says about new data: pure functions of the mean and K zero-mean function samples.
 
 K samples define the Gaussian N(mean, (1/K) sum_k d_k d_k'). Monte Carlo averages use many draws from it,
-d = sum_k xi_k d_k / sqrt(K) with xi standard normal, which cost no further pass through the network.
+d = sum_k xi_k d_k / sqrt(K) with xi standard normal, which cost no further pass through the network
+(docs/method.md, section 7).
 """
 
 from collections.abc import Callable

@@ -5,7 +5,8 @@ The start vectors are the data parts of the right-hand sides, d = sum_n phi_n' S
     gamma(a)                = tr M (M + a)^-1      = E d' (M + a)^-1 d
     log det(I + M / a)                             = E d' log(1 + M / a) M^-1 d
 
-and both functions are mixtures of 1 / (x + a): Gauss quadrature is below, Gauss-Radau above them.
+and both functions are mixtures of 1 / (x + a): Gauss quadrature is below, Gauss-Radau above them (docs/method.md,
+section 4).
 """
 
 from collections.abc import Callable
@@ -108,7 +109,7 @@ class FixedPoint:
     """alpha at which the mode was found, |mode|^2 there, d log |mode|^2 / d log alpha; None for a Gaussian."""
 
     def at(self, ratio: float, quadrature: Quadrature, weights: Tensor) -> Hyper:
-        """MacKay's updates (method.md 3) at alpha / noise factor = ratio, probes weighted."""
+        """MacKay's updates (docs/method.md, section 3) at alpha / noise factor = ratio, probes weighted."""
         determined = float(gamma(quadrature, ratio)[: self.probes] @ weights)
         if self.mode_size is not None:
             used, size, slope = self.mode_size

@@ -31,6 +31,10 @@ class Linearisation(ABC):
     def vjp(self, cotangents: Tensor) -> Tensor:
         """phi' u for K cotangents, summed over the batch: (K, n, *out) -> (K, P)."""
 
+    def linear_outputs(self, theta: Tensor, origin: Tensor | None) -> Tensor:
+        """What the linear model says: (K, P) -> (K, n, *out), with ``Features.origin`` of the map this came from."""
+        return self.jvp(theta) if origin is None else self.outputs + self.jvp(theta - origin.to(theta))
+
     def product(self, vectors: Tensor, bend: Bend) -> Tensor:
         """phi' bend(outputs, phi v) for K vectors, (K, P) -> (K, P): where the two can share work they do.
 
@@ -55,6 +59,8 @@ class Features(ABC):
 
     layout: ParameterLayout
     """Names and shapes of the P parameters."""
+    origin: Tensor | None = None
+    """(P,) w, where the linear model is a tangent: it is then outputs + phi (theta - w). None: it is phi theta."""
     like: Tensor
     """An empty tensor with the dtype of the products, on the device where vectors of P live."""
 
@@ -79,6 +85,11 @@ class Features(ABC):
     def unscaled(self) -> "tuple[Features, Tensor | None]":
         """phi0 and s (P,) with phi = phi0 diag(s), so that a pass need multiply by s only once; s None for ones."""
         return self, None
+
+    def rescaled(self, theta: Tensor, scale: Tensor) -> Tensor:
+        """theta s, (K, P), for parameters of phi diag(s); what s = 0 takes out of a tangent stays at its origin."""
+        scaled = theta * scale
+        return scaled if self.origin is None else torch.where(scale == 0, self.origin.to(scaled), scaled)
 
     def cheaper(self) -> "Features":
         """The same features with products in reduced precision, where these were asked for; else themselves."""

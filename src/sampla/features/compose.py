@@ -15,6 +15,8 @@ class ScaledFeatures(Features):
         self.absorbed, self.squares_data = base.absorbed, base.squares_data
         self._base, self._scale = base, scale
         self._near = scale.to(base.device)
+        if base.origin is not None:
+            self.origin = torch.where(scale == 0, 0, base.origin / scale)
 
     @property
     def device(self) -> torch.device:
@@ -29,7 +31,7 @@ class ScaledFeatures(Features):
 
 
 class OutputsAt(Features):
-    """The same features phi, with the likelihood's curvature taken at phi theta instead of at the network's outputs.
+    """The same features phi, with the curvature taken where the linear model is at theta, not at the network's outputs.
 
     Args:
         base: phi.
@@ -40,17 +42,20 @@ class OutputsAt(Features):
         self.layout, self.like = base.layout, base.like
         self.absorbed, self.squares_data = base.absorbed, base.squares_data
         self._base, self._theta = base, theta.to(base.device)
+        self.origin = None if base.origin is None else theta[0]
 
     @property
     def device(self) -> torch.device:
         return self._base.device
 
     def linearise(self, inputs: Inputs) -> Linearisation:
-        return _At(self._base.linearise(inputs), self._theta)
+        return _At(self._base.linearise(inputs), self._theta, self._base.origin)
 
     def unscaled(self) -> tuple[Features, Tensor | None]:
         base, scale = self._base.unscaled()
-        return (self, None) if scale is None else (OutputsAt(base, self._theta * scale.to(base.device)), scale)
+        if scale is None:
+            return self, None
+        return OutputsAt(base, base.rescaled(self._theta, scale.to(base.device))), scale
 
     def cheaper(self) -> Features:
         base = self._base.cheaper()
@@ -58,9 +63,9 @@ class OutputsAt(Features):
 
 
 class _At(Linearisation):
-    def __init__(self, base: Linearisation, theta: Tensor) -> None:
+    def __init__(self, base: Linearisation, theta: Tensor, origin: Tensor | None) -> None:
         self._base = base
-        self._outputs = base.jvp(theta)[0]
+        self._outputs = base.linear_outputs(theta, origin)[0]
 
     @property
     def outputs(self) -> Tensor:

@@ -91,6 +91,7 @@ class NetworkFeatures(Features):
         products: Products | None = None,
         autocast: torch.dtype | None = None,
         vectors_on: torch.device | None = None,
+        tangent: bool = False,
     ) -> None:
         self.autocast, self._reduced = autocast, False
         self._inside = _Inside(model)
@@ -107,6 +108,8 @@ class NetworkFeatures(Features):
         self._rest = state
         self.layout = ParameterLayout(tuple(names), tuple(tuple(p.shape) for p in self._point.values()))
         self.like = self._near.to(vectors_on or self.device)
+        if tangent:
+            self.origin = self.layout.flatten({name: p[None] for name, p in self._point.items()})[0].to(self.like)
         self._native_rnn = self.device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules())
 
     @property

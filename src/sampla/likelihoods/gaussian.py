@@ -109,7 +109,7 @@ class Gaussian(Likelihood):
         return Gaussian(self._precision() * factor, learn=self.learns_noise)
 
     def updated(self, residual: Tensor, function: Tensor, effective_dimension: float, entries: float) -> "Gaussian":
-        """The M-step for the noise (method.md section 3; MacKay 1992 for scalar noise).
+        """The M-step for the noise (docs/method.md, section 3; MacKay 1992 for scalar noise).
 
         Args:
             residual: second moment of y - phi mean, summed over all data.

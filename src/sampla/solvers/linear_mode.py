@@ -299,7 +299,7 @@ def _near_hessian(given: Preconditioner | Tensor, precision: Tensor) -> Precondi
 
 def _require_start(start: _Point, guess: Tensor | None) -> None:
     if not start.finite:
-        where = "theta = 0, where all outputs are zero" if guess is None else "the mode that was given to start from"
+        where = "theta = 0, the prior's mean" if guess is None else "the mode that was given to start from"
         raise ArithmeticError(
             f"the loss of the linear model or its gradient is not finite at {where}: check that the likelihood's "
             "log_prob is finite there and differentiable, and that the features are finite."
