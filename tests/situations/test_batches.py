@@ -36,6 +36,19 @@ class Separable(Graph):
         return [_cut_out(self, k) for k in range(len(self.y))]
 
 
+@dataclass
+class InPlace(Graph):
+    """One whose methods change it, as those of graph libraries do."""
+
+    def detach(self) -> "InPlace":
+        self.x = self.x.detach()
+        return self
+
+    def to(self, device: torch.device) -> "InPlace":
+        self.x = self.x.to(device).clone()
+        return self
+
+
 class Encoding(UserDict):
     """As tokenizers return it."""
 
@@ -270,8 +283,9 @@ def test_parts_of_a_pass_over_whole_batches_make_up_all_of_it() -> None:
     assert seen == [[(0, 2), (4, 6), (8, 10)], [(2, 4), (6, 8), (10, 12)]]
 
 
-def test_the_users_batches_stay_as_they_are() -> None:
-    loader = _graph_batches()
+@pytest.mark.parametrize("kind", [Graph, InPlace])
+def test_the_users_batches_stay_as_they_are(kind: type) -> None:
+    loader = _graph_batches(kind)
     before = [(dict(vars(g)), {k: t.clone() for k, t in vars(g).items()}) for g in loader]
     laplace(Graphs()).fit(loader, unpack=lambda g: (g, g.y)).predict(loader[0])
     for graph, (objects, values) in zip(loader, before, strict=True):

@@ -161,6 +161,20 @@ def test_padding_to_the_longest_of_each_batch_is_no_augmentation(
     assert torch.allclose(fit(shuffled).effective_dimension_, plain.effective_dimension_, rtol=1e-4)
 
 
+def test_what_a_mask_of_unknown_meaning_leaves_out_is_looked_at_where_it_varies() -> None:
+    """The first batch only suggests that it is padding."""
+
+    def make(k: int) -> Any:
+        batches = _padded(torch.arange(24), 7, False, "mask", False)
+        if k >= 3:
+            batches[1]["input_ids"][2, 1:] = torch.tensor([3, 9, 4, 1])[: batches[1]["input_ids"].shape[1] - 1]
+        return batches
+
+    assert int(LENGTHS[10]) == 1
+    with pytest.raises(ValueError, match=NOTICED):
+        laplace(Reader("mask")).fit(Passes(make), labels="labels")
+
+
 @pytest.mark.parametrize(("name", "inverted"), [("attention_mask", False), ("mask", False), ("mask", True)])
 @pytest.mark.parametrize("what", ["token", "order", "mask"])
 def test_what_is_not_padding_is_still_looked_at(name: str, inverted: bool, what: str) -> None:
