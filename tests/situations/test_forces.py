@@ -132,6 +132,25 @@ def test_forces_that_are_zero_by_symmetry_are_no_wrong_derivative() -> None:
     assert torch.allclose(variance[10:].double(), expected[10:], rtol=0.2)
 
 
+class Even(nn.Module):
+    """The force of an energy E(x) + E(-x), which is zero at x = 0 whatever the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        return -torch.autograd.grad((self.energy(x) + self.energy(-x)).sum(), x, create_graph=True)[0]
+
+
+def test_inputs_that_are_all_zero_are_moved_too() -> None:
+    x = torch.zeros(12, 3)
+    la = laplace(Even().eval(), sampla.Gaussian(4.0), prior=sampla.Isotropic(1.0, learn=False)).fit([(x, x.clone())])
+    assert la.predict(x).variance.max() < 1e-12
+    assert la.predict(x + 0.5).variance.min() > 1e-4
+
+
 class Halved(torch.autograd.Function):
     """The identity with half of its derivative."""
 

@@ -70,7 +70,7 @@ def _telling(features: NetworkFeatures, inputs: Inputs, outputs: Tensor) -> Inpu
     def moved(t: Tensor) -> Tensor:
         if not t.is_floating_point():
             return t
-        return t + 0.1 * size([t]) * standard_normal(0, ADJOINT, range(1), 0, tuple(t.shape), t)[0]
+        return t + 0.1 * (size([t]) or 1.0) * standard_normal(0, ADJOINT, range(1), 0, tuple(t.shape), t)[0]
 
     near = map_inputs(moved, inputs)
     try:
