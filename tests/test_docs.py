@@ -58,6 +58,18 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert missing == []
 
 
+def test_docstrings_cite_sections_of_the_method_that_exist() -> None:
+    heads = set(re.findall(r"^## (\d+)\. ", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE))
+    cited: set[str] = set()
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        text = path.read_text()
+        found = re.findall(r"docs/method\.md,\s+sections? ([\d, and]+)", text)
+        assert text.count("method.md") == len(found), f"{path}: cite it as docs/method.md, section 1"
+        cited |= {number for each in found for number in re.findall(r"\d+", each)}
+    assert len(cited) > 4
+    assert cited <= heads
+
+
 def test_make_knows_every_command_that_the_pages_name() -> None:
     made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {

@@ -272,7 +272,7 @@ class LinearModel:
         return self.likelihood.second_moment(values.unsqueeze(0))
 
     def draw_noise(self, seed: int, num_samples: int) -> NoiseDraw:
-        """One pass of K vjps: the data part of the right-hand sides and the diagonal of M (docs/method.md 2, 5)."""
+        """One pass of K vjps: the right-hand sides' data part and diag M (docs/method.md, sections 2 and 5)."""
         total = self._near(self.features.like).new_zeros(num_samples, self.num_parameters)
         diagonal = total.new_zeros(self.num_parameters)
         if self.features.squares_data:

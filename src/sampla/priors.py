@@ -131,7 +131,7 @@ class Layerwise(Prior):
 
 
 class GPrior(Prior):
-    """A = alpha diag(s^-2) with s_i = (diag M)_i^(-1/2), the feature-normalising prior (docs/method.md 5).
+    """A = alpha diag(s^-2) with s_i = (diag M)_i^(-1/2), the feature-normalising prior (docs/method.md, section 5).
 
     The diagonal is estimated in the pass that draws the noise, floored at ``floor`` times the mean over the
     parameter's own tensor (so that rescaling a whole tensor changes nothing): a parameter on which the data say less

@@ -71,7 +71,7 @@ class LinearSystem:
 
 @dataclass(frozen=True)
 class RightHandSide:
-    """b = data part + A theta0, the two kept apart (docs/method.md 2), and the mean's columns behind the samples'."""
+    """b = data part + A theta0, kept apart (docs/method.md, section 2), and the mean's columns behind the samples'."""
 
     data_part: Tensor
     """(K, P) sum_n phi_n' S_n xi_n; for a column of the mean sum_n phi_n' B_n y_n."""
