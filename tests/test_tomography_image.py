@@ -241,6 +241,21 @@ def test_bad_sinograms(change, message):
         small_dip(operator).fit(change(sinogram))
 
 
+def test_sinograms_of_other_kinds():
+    operator = ray_transform(parallel(), torch.float64)
+    sinogram, _ = noisy(operator, digit())
+    dip = small_dip(operator)
+    expected = dip.prepare(sinogram)
+    for given in (sinogram.numpy(), sinogram.numpy().astype(">f8"), sinogram.flip(0).numpy()[::-1]):
+        found = dip.prepare(given)
+        assert torch.equal(found.measurements, expected.measurements)
+        assert found.scale == expected.scale
+    with pytest.raises(ValueError, match="a sinogram as a tensor or a NumPy array, got list"):
+        dip.prepare(sinogram.tolist())
+    with pytest.raises(ValueError, match="real measurements, got torch.complex128"):
+        dip.prepare(sinogram + 0j)
+
+
 def test_bad_settings():
     operator = ray_transform(parallel(), torch.float64)
     with pytest.raises(ValueError, match="num_samples of at least 2"):

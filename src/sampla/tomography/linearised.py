@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sampla._allocator import freed_memory_kept
 from sampla._checks import require, require_finite
+from sampla._inputs import as_tensor
 from sampla._params import ParameterLayout
 from sampla._progress import Progress
 from sampla.em import EM, infer
@@ -151,11 +153,12 @@ class LinearisedDIP:
     noise_std_: float
     """sigma: of every measurement, or the factor of ``noise_std`` where that is given for each."""
 
-    def fit(self, sinogram: Tensor) -> "LinearisedDIP":
+    def fit(self, sinogram: Tensor | np.ndarray) -> "LinearisedDIP":
         """Train the network and find the posterior.
 
         Args:
-            sinogram: (A, D), or any shape with m entries whose last axis runs along the detector.
+            sinogram: (A, D), or any shape with m entries whose last axis runs along the detector; a real tensor or
+                array of numbers.
 
         Returns:
             self.
@@ -202,12 +205,18 @@ class LinearisedDIP:
         posterior = self.posterior_
         return posterior.features.image.outputs[0, 0] * posterior.scale
 
-    def prepare(self, sinogram: Tensor) -> Prepared:
+    def prepare(self, sinogram: Tensor | np.ndarray) -> Prepared:
         """What the network is trained on; the scale is that of the best constant image, <T 1, y> / <T 1, T 1>.
 
         Raises:
             ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing.
         """
+        array = isinstance(sinogram, (Tensor, np.ndarray))
+        require(
+            array, "a sinogram as a tensor or a NumPy array", type(sinogram).__name__, "Convert it: np.asarray(...)."
+        )
+        sinogram = as_tensor(sinogram, "the sinogram")
+        require(not sinogram.is_complex(), "real measurements", f"{sinogram.dtype}", "Take their real part.")
         count = self.operator.num_measurements
         fix = "Give the sinogram that belongs to the operator, (angles, bins)."
         require(sinogram.numel() == count, f"{count} measurements", f"{tuple(sinogram.shape)}", fix)
