@@ -252,7 +252,7 @@ def test_sinograms_of_other_kinds():
         assert found.scale == expected.scale
     with pytest.raises(ValueError, match="a sinogram as a tensor or a NumPy array, got list"):
         dip.prepare(sinogram.tolist())
-    with pytest.raises(ValueError, match="real measurements, got torch.complex128"):
+    with pytest.raises(ValueError, match=r"real measurements, got torch\.complex128"):
         dip.prepare(sinogram + 0j)
 
 
