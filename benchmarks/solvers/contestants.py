@@ -5,7 +5,6 @@ counted as passes already spent; ``spent=`` states it otherwise. None: the solve
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from benchmarks.solvers.measure import Contestant, Factory
@@ -61,31 +60,25 @@ def separate_cg(problem: Problem) -> Contestant:
     return Contestant(SeparateCG(), problem.system, SGD_COLUMNS, reference=True)
 
 
-def plain(problem: Problem, columns: int, solver: Solver[Any] = _DEFAULT) -> Contestant | None:
-    """A solver of the library on the system as it is; does not apply where the problem has fewer columns."""
-    return Contestant(solver, problem.system, columns) if columns <= len(problem.draw.data_part) else None
+def plain(problem: Problem, columns: int, solver: Solver[Any] = _DEFAULT) -> Contestant:
+    """A solver of the library on the system as it is."""
+    return Contestant(solver, problem.system, columns)
 
 
-def nystrom_cg(problem: Problem, columns: int, stride: int = 1) -> Contestant | None:
+def nystrom_cg(problem: Problem, columns: int, stride: int = 1) -> Contestant:
     """Block CG with a Nystrom sketch of all data, or of every stride-th piece; the sketch counts."""
-    if columns > len(problem.draw.data_part):
-        return None
     sketch = nystrom(problem.model, RANK, SEED, stride).at(problem.precision)
     return Contestant(BlockCG(), replace(problem.system, preconditioner=sketch), columns)
 
 
-def subset_cg(problem: Problem, columns: int) -> Contestant | None:
+def subset_cg(problem: Problem, columns: int) -> Contestant:
     """Block CG preconditioned by the inverse on a third of the data, whose inner products count."""
-    if columns > len(problem.draw.data_part):
-        return None
     inverse = SubsetInverse(problem.model, problem.precision, problem.draw.diagonal, stride=3)
     return Contestant(BlockCG(), replace(problem.system, preconditioner=inverse), columns)
 
 
-def recycled_cg(problem: Problem, columns: int) -> Contestant | None:
+def recycled_cg(problem: Problem, columns: int) -> Contestant:
     """Block CG on the Krylov space of M that EM would have built for gamma: its start and its preconditioner."""
-    if columns > len(problem.draw.data_part):
-        return None
     space, products = _krylov(problem)
     rhs = problem.rhs(columns)
     value, curvature_value = space.galerkin(rhs.total, problem.precision)
@@ -94,10 +87,8 @@ def recycled_cg(problem: Problem, columns: int) -> Contestant | None:
     return Contestant(BlockCG(), system, columns, guess=guess, spent=0.0, elsewhere=products / columns)
 
 
-def growing_cg(problem: Problem, columns: int) -> Contestant | None:
+def growing_cg(problem: Problem, columns: int) -> Contestant:
     """Block CG from the solutions on an eighth, a quarter, half of the data, all counted."""
-    if columns > len(problem.draw.data_part):
-        return None
     before = problem.products
     guess = growing_guess(BlockCG(), problem.system, problem.rhs(columns))
     guess = replace(guess, curvature_value=problem.model.curvature_product(guess.value), curvature_exact=True)
@@ -119,31 +110,35 @@ def _krylov(problem: Problem) -> tuple[KrylovSpace, float]:
     return problem.reusable["krylov"]
 
 
+def _at(columns: int, name: str, factory: Any, parts: tuple[str, ...], max_steps: int = 60, **options: Any) -> Entry:
+    """A line with K columns; the solver does not apply where the problem has fewer."""
+
+    def build(problem: Problem) -> Contestant | None:
+        known = len(problem.draw.data_part)
+        return factory(problem, columns=columns, **options) if columns <= known else None
+
+    return Entry(f"{name}, K = {columns}", build, parts, max_steps)
+
+
+_SPECTRA = ("spectra",)
+_NYSTROM, _KRYLOV = f"block CG + Nyström {RANK}", "block CG + EM's Krylov space"
+_MINIBATCH = "minibatch steps between exact residuals"
 TABLE: list[Entry] = [
     Entry("SGD (the paper's)", paper_sgd, max_steps=12, reference=True),
     Entry("CG, one column at a time", separate_cg, max_steps=40, reference=True),
-    Entry("block CG, K = 8", partial(plain, columns=8), _SMALL),
-    Entry("block CG, K = 16", partial(plain, columns=16)),
-    Entry("block CG, K = 64", partial(plain, columns=64), _LARGE),
-    Entry(f"block CG + Nyström {RANK}, K = 8", partial(nystrom_cg, columns=8), _SMALL),
-    Entry(f"block CG + Nyström {RANK}, K = 16", partial(nystrom_cg, columns=16), _LARGE),
-    Entry(f"block CG + Nyström {RANK}, K = 64", partial(nystrom_cg, columns=64), ("spectra",)),
-    Entry(
-        f"block CG + Nyström {RANK} (10 % of the data), K = 16",
-        partial(nystrom_cg, columns=16, stride=10),
-        ("spectra",),
-    ),
-    Entry("block CG + inverse on a third of the data, K = 16", partial(subset_cg, columns=16), ("spectra",), 12),
-    Entry("block CG + EM's Krylov space, K = 8", partial(recycled_cg, columns=8), _SMALL),
-    Entry("block CG + EM's Krylov space, K = 16", partial(recycled_cg, columns=16)),
-    Entry("block CG + EM's Krylov space, K = 64", partial(recycled_cg, columns=64), _LARGE),
-    Entry("block CG from growing subsets, K = 16", partial(growing_cg, columns=16), ("spectra",), 20),
-    Entry("stochastic dual descent, K = 8", partial(plain, columns=8, solver=DualDescent()), _SMALL, 12),
-    Entry("minibatch steps between exact residuals, K = 8", partial(plain, columns=8, solver=Minibatch()), _SMALL, 12),
-    Entry(
-        "minibatch steps between exact residuals, K = 16",
-        partial(plain, columns=16, solver=Minibatch()),
-        ("spectra",),
-        12,
-    ),
+    _at(8, "block CG", plain, _SMALL),
+    _at(16, "block CG", plain, _ALL),
+    _at(64, "block CG", plain, _LARGE),
+    _at(8, _NYSTROM, nystrom_cg, _SMALL),
+    _at(16, _NYSTROM, nystrom_cg, _LARGE),
+    _at(64, _NYSTROM, nystrom_cg, _SPECTRA),
+    _at(16, f"{_NYSTROM} (10 % of the data)", nystrom_cg, _SPECTRA, stride=10),
+    _at(16, "block CG + inverse on a third of the data", subset_cg, _SPECTRA, 12),
+    _at(8, _KRYLOV, recycled_cg, _SMALL),
+    _at(16, _KRYLOV, recycled_cg, _ALL),
+    _at(64, _KRYLOV, recycled_cg, _LARGE),
+    _at(16, "block CG from growing subsets", growing_cg, _SPECTRA, 20),
+    _at(8, "stochastic dual descent", plain, _SMALL, 12, solver=DualDescent()),
+    _at(8, _MINIBATCH, plain, _SMALL, 12, solver=Minibatch()),
+    _at(16, _MINIBATCH, plain, _SPECTRA, 12, solver=Minibatch()),
 ]
