@@ -5,13 +5,18 @@ in which the prior precision of parameter i is just alpha of its group.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from sampla._checks import require
+from sampla._checks import require, require_known
 from sampla._params import ParameterLayout
+
+Precision: TypeAlias = float | Sequence[float] | Mapping[str, float] | Tensor | None
+"""alpha: one number, one for each group in their order, or by the names of the groups; None leaves it to the data."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class BoundPrior:
     fixed: tuple[str, ...] = ()
     """Names of groups that keep their alpha when the others are learnt."""
     dead: tuple[str, ...] = ()
-    """Parameter tensors on which the data say nothing at all, taken out."""
+    """Parameter tensors on which the data say nothing at all: the g-prior takes them out, others leave them as wide as
+    they were before the data."""
     guessed: bool = False
     """Whether alpha is only a guess to start EM from, which may choose another."""
 
@@ -63,16 +69,16 @@ _START = 30.0
 class Prior(ABC):
     """How the prior precision is tied together and scaled; ``bind`` fits it to given parameters."""
 
-    def __init__(self, precision: float | None = None, learn: bool = True) -> None:
+    def __init__(self, precision: Precision = None, learn: bool = True) -> None:
         """Args: precision: alpha to start from, or to keep if not learn; None starts from what the data say.
 
         learn: whether EM updates it.
+
+        Raises:
+            ValueError: for a precision that is no positive number, or no number for each group.
         """
         require(learn or precision is not None, "a prior precision to keep with learn=False", "None", "Give a number.")
-        if precision is not None:
-            value = float(precision)
-            require(0 < value < float("inf"), "a positive prior precision", f"{value:g}", "Give 1 / prior variance.")
-        self.precision, self.learn = precision, learn
+        self.precision, self.learn = _checked(precision), learn
 
     @abstractmethod
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
@@ -80,7 +86,8 @@ class Prior(ABC):
 
     def starting(self, diagonal: Tensor, scale: Tensor, group: Tensor, names: tuple[str, ...]) -> BoundPrior:
         """The prior with these scales and groups, at the precision that it was given or at one to start EM from."""
-        precision = torch.full((len(names),), self.precision or 1.0, dtype=torch.float64, device=scale.device)
+        given = _for_groups(self.precision, names)
+        precision = torch.tensor(given, dtype=torch.float64, device=scale.device)
         bound = BoundPrior(precision, scale, group.to(scale.device), names, self.learn)
         if self.precision is not None:
             return bound
@@ -91,31 +98,44 @@ class Prior(ABC):
 class Isotropic(Prior):
     """A = alpha I."""
 
+    def __init__(self, precision: float | None = None, learn: bool = True) -> None:
+        super().__init__(_one_number(precision), learn)
+
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
-        return self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), _one_group(layout), ("all",))
+        ones = torch.ones_like(curvature_diagonal)
+        bound = self.starting(curvature_diagonal, ones, _one_group(layout), ("all",))
+        return replace(bound, dead=_dead(layout, curvature_diagonal))
 
 
 class Layerwise(Prior):
     """A = alpha_g I on each group of parameter tensors; by default one group per layer (weight and bias together).
 
+    A group on which the data say nothing at all keeps its alpha.
+
     Args:
-        precision: alpha to start from, or to keep; None starts from what the data say.
+        precision: alpha to start from, or to keep: one number, a sequence with one for each group in the order of the
+            layers (or of ``groups``), or a dict from the names of the groups; None starts from what the data say.
         learn: whether EM updates it.
         groups: names of groups -> prefixes of parameter names; every parameter must belong to exactly one.
     """
 
     def __init__(
-        self, precision: float | None = None, learn: bool = True, groups: dict[str, list[str]] | None = None
+        self, precision: Precision = None, learn: bool = True, groups: dict[str, list[str]] | None = None
     ) -> None:
         super().__init__(precision, learn)
         self.groups = groups
+        if groups is not None and isinstance(self.precision, list):
+            self.precision = dict(zip(groups, _for_groups(self.precision, tuple(groups)), strict=True))
 
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         of_tensor = [self._group_of(name) for name in layout.names]
         names = tuple(dict.fromkeys(of_tensor))
         numbers = torch.tensor([names.index(g) for g in of_tensor])
         group = numbers[layout.tensor_index(torch.device("cpu"))]
-        return self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, names)
+        bound = self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, names)
+        informed = bound.group_sum(curvature_diagonal) != 0
+        unknown = tuple(name for name, known in zip(names, informed.tolist(), strict=True) if not known)
+        return replace(bound, dead=_dead(layout, curvature_diagonal), fixed=unknown)
 
     def _group_of(self, parameter: str) -> str:
         if self.groups is None:
@@ -145,14 +165,14 @@ class GPrior(Prior):
     """
 
     def __init__(self, precision: float | None = None, learn: bool = True, floor: float = 1e-2) -> None:
-        super().__init__(precision, learn)
+        super().__init__(_one_number(precision), learn)
         require(0 < floor <= 1, "a floor in (0, 1]", f"{floor:g}", "The default is 1e-2.")
         self.floor = floor
 
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         tensors = curvature_diagonal.split(list(layout.sizes))
         scale = torch.cat([self._scale(t) for t in tensors])
-        dead = tuple(name for name, t in zip(layout.names, tensors, strict=True) if not bool(t.any()))
+        dead = _dead(layout, curvature_diagonal)
         require(
             len(dead) < len(tensors),
             "data that inform at least one parameter",
@@ -171,3 +191,57 @@ class GPrior(Prior):
 
 def _one_group(layout: ParameterLayout) -> Tensor:
     return torch.zeros(layout.total, dtype=torch.int64)
+
+
+def _dead(layout: ParameterLayout, diagonal: Tensor) -> tuple[str, ...]:
+    """The parameter tensors whose whole diagonal is zero."""
+    tensors = diagonal.split(list(layout.sizes))
+    return tuple(name for name, part in zip(layout.names, tensors, strict=True) if not bool(part.any()))
+
+
+def _checked(precision: Precision) -> float | list[float] | dict[str, float] | None:
+    """The same in plain Python, every number positive."""
+    if isinstance(precision, Mapping):
+        return {name: _positive(value, f" for group {name!r}") for name, value in precision.items()}
+    several = precision.ndim > 0 if isinstance(precision, Tensor) else isinstance(precision, Iterable)
+    if several and not isinstance(precision, str):
+        return [_positive(value) for value in precision]  # type: ignore[union-attr]
+    return None if precision is None else _positive(precision)
+
+
+def _positive(precision: object, where: str = "") -> float:
+    try:
+        value = float(precision)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        value = float("nan")
+    fix = "Give 1 / prior variance."
+    require(0 < value < float("inf"), f"a positive prior precision{where}", f"{precision!r}", fix)
+    return value
+
+
+def _one_number(precision: float | None) -> float | None:
+    """Refuse several precisions where there is one group."""
+    fix = "Layerwise takes one for each layer."
+    several = isinstance(precision, Mapping) or (isinstance(precision, Iterable) and getattr(precision, "ndim", 1) > 0)
+    require(not several or isinstance(precision, str), "one prior precision", f"{precision!r}", fix)
+    return precision
+
+
+def _for_groups(precision: float | list[float] | dict[str, float] | None, names: tuple[str, ...]) -> list[float]:
+    """alpha of each group, ones where none is given.
+
+    Raises:
+        ValueError: naming the groups, if there is not one number for each.
+    """
+    if not isinstance(precision, list | dict):
+        return [precision or 1.0] * len(names)
+    each = f"one prior precision for each of {len(names)} groups ({', '.join(map(repr, names))})"
+    if isinstance(precision, list):
+        fix = "Give one for each, in this order, or a dict from these names."
+        require(len(precision) == len(names), each, f"{len(precision)}", fix)
+        return precision
+    for name in precision:
+        require_known(name, names, "prior group")
+    missing = [name for name in names if name not in precision]
+    require(not missing, each, f"none for {', '.join(map(repr, missing))}", "Give one for each of these names.")
+    return [precision[name] for name in names]
