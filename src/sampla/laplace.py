@@ -56,8 +56,8 @@ class LinearisedLaplace:
         model: any torch.nn.Module in evaluation mode; never changed.
         likelihood: "categorical", "gaussian" (noise learnt), "bernoulli", or a Likelihood.
         prior: "g-prior", "isotropic", "layerwise", or a Prior; its precision is learnt unless it says learn=False.
-        parameters: None for all that require grad except normalisation layers; names, patterns, "last-layer" or a
-            predicate (see ``select_parameters``).
+        parameters: None for all that require grad except normalisation layers; names, patterns, "last-layer",
+            modules or parameters of the model, or a predicate (see ``select_parameters``).
         num_samples: K, at least 2; a standard deviation is known to about 1 / sqrt(2 K) of itself.
         solver: "auto", "block-cg", "dense", "minibatch", "dual", "sgd", or a Solver.
         seed: of all noise.
