@@ -15,7 +15,7 @@ import sampla
 
 FLOORS = (
     # Top floor last. A folder stands for all its modules; "" is the package's own __init__, the public names.
-    ("no statistics", "_allocator _stack _memory _typing _checks _params _progress noise checkpoint"),
+    ("no statistics", "_allocator _stack _memory _typing _checks _params _progress _rounding noise checkpoint"),
     ("inner products of blocks; when memory is short; what is given by name", "_blocks _chunks _arguments"),
     ("the user's inputs", "_inputs"),
     ("whether data are the same", "_hashes"),

@@ -16,6 +16,7 @@ from sampla._chunks import COLUMNS, ENTRIES, Chunks
 from sampla._inputs import describe_inputs, input_tensors
 from sampla._params import row_dot
 from sampla._progress import Progress
+from sampla._rounding import Rounding
 from sampla._typing import Loader
 from sampla.features import Chunked, Features, Linearisation
 from sampla.likelihood_checks import ProbabilityWatch, check_counted, check_curvature, check_settings
@@ -45,7 +46,9 @@ class NoiseDraw:
     data_part: Tensor
     """(K, P): sum_n phi_n' S_n xi_n, distributed as N(0, M)."""
     diagonal: Tensor
-    """(P,): unbiased estimate of the diagonal of M, relative error sqrt(2 / (blocks * K))."""
+    """(P,): unbiased estimate of the diagonal of M, relative error sqrt(2 / (blocks * K)).
+
+    Zero for tensors of which the pass gives rounding only."""
 
 
 @dataclass(frozen=True)
@@ -272,20 +275,27 @@ class LinearModel:
         return self.likelihood.second_moment(values.unsqueeze(0))
 
     def draw_noise(self, seed: int, num_samples: int) -> NoiseDraw:
-        """One pass of K vjps: the right-hand sides' data part and diag M (docs/method.md, sections 2 and 5)."""
+        """One pass of K vjps: the right-hand sides' data part and diag M (docs/method.md, sections 2 and 5).
+
+        Both are exactly zero for a parameter tensor of which the pass gives rounding only (``Rounding``).
+        """
         total = self._near(self.features.like).new_zeros(num_samples, self.num_parameters)
         diagonal = total.new_zeros(self.num_parameters)
         if self.features.squares_data:
             return self._draw_by_datum(seed, total, diagonal)
-        block = torch.zeros_like(total)
+        block, rounding = torch.zeros_like(total), Rounding(total, self.features.layout.sizes)
         for batch in self._pieces(_block_part(self.chunks.rows(num_samples))):
             for samples in self.chunks.ranges(num_samples):
                 block[samples.start : samples.stop] += batch.noise_gradient(seed, samples)
+            if rounding.rows:
+                rounding.add(batch.noise(seed, rounding.rows), batch.features.rounded_otherwise().vjp)
             if batch.stop // _BLOCK > batch.start // _BLOCK or batch.stop == self.data.num_data:
                 total += block
                 diagonal += block.square().mean(0)
+                rounding.close(block)
                 block.zero_()
-        self.ledger.products += num_samples / 2
+        rounding.silence(diagonal, total)
+        self.ledger.products += (num_samples + rounding.columns) / 2
         return NoiseDraw(self._home(total), self._home(diagonal))
 
     def _draw_by_datum(self, seed: int, total: Tensor, diagonal: Tensor) -> NoiseDraw:

@@ -44,6 +44,10 @@ class Linearisation(ABC):
         """
         return self.vjp(bend(self.outputs, self.jvp(vectors)))
 
+    def rounded_otherwise(self) -> "Linearisation":
+        """The same phi, up to rounding errors that are others: to see by products how large they are."""
+        return self
+
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         """sum_n (phi_n' u_n)^2, entry by entry, the mean over K cotangents: (K, n, *out) -> (P,)."""
         raise NotImplementedError(f"{type(self).__name__} does not square the gradient of each datum")
@@ -81,6 +85,10 @@ class Features(ABC):
             position: number of its first datum.
         """
         return ""
+
+    def rounded_otherwise(self) -> "Features":
+        """The same phi, up to rounding errors that are others, where that can be had; the outputs may differ."""
+        return self
 
     def unscaled(self) -> "tuple[Features, Tensor | None]":
         """phi0 and s (P,) with phi = phi0 diag(s), so that a pass need multiply by s only once; s None for ones."""

@@ -71,6 +71,10 @@ class Chunked(Linearisation):
             self._make_room(self._size, len(vectors), words)
         return super().product(vectors, bend)
 
+    def rounded_otherwise(self) -> Linearisation:
+        self._whole = None  # its activations make room for those of the other
+        return Chunked(self._features.rounded_otherwise(), self._inputs, self._chunks)
+
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         def pulled(rows: int, columns: int) -> Tensor:
             del columns  # the mean over all of them

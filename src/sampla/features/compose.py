@@ -25,6 +25,9 @@ class ScaledFeatures(Features):
     def linearise(self, inputs: Inputs) -> Linearisation:
         return _Scaled(self._base.linearise(inputs), self._near)
 
+    def rounded_otherwise(self) -> Features:
+        return ScaledFeatures(self._base.rounded_otherwise(), self._scale)
+
     def unscaled(self) -> tuple[Features, Tensor | None]:
         base, inner = self._base.unscaled()
         return base, self._scale if inner is None else inner * self._scale
@@ -50,6 +53,9 @@ class OutputsAt(Features):
 
     def linearise(self, inputs: Inputs) -> Linearisation:
         return _At(self._base.linearise(inputs), self._theta, self._base.origin)
+
+    def rounded_otherwise(self) -> Features:
+        return self._base.rounded_otherwise()
 
     def unscaled(self) -> tuple[Features, Tensor | None]:
         base, scale = self._base.unscaled()

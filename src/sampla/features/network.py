@@ -15,6 +15,7 @@ from sampla._checks import require
 from sampla._inputs import describe_inputs, detached, num_inputs, pick
 from sampla._memory import is_out_of_memory
 from sampla._params import ParameterLayout
+from sampla._rounding import nudged
 from sampla._typing import Inputs
 from sampla.features._arguments import call_arguments, call_in_words
 from sampla.features._base import Bend, Features, Linearisation
@@ -186,6 +187,11 @@ class NetworkFeatures(Features):
             self.products = Products(shared=works, both=works)
         self.products = replace(self.products, math_attention=attention.seen)
         return self.products
+
+    def rounded_otherwise(self) -> Features:
+        other = copy(self)
+        other._point = nudged(self._point)
+        return other
 
     def cheaper(self) -> Features:
         if self.autocast is None:

@@ -50,7 +50,8 @@ class MeasuredGPrior(GPrior):
         self._diagonal = diagonal
 
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
-        return super().bind(layout, self._diagonal.to(curvature_diagonal))
+        measured = self._diagonal.to(curvature_diagonal)
+        return super().bind(layout, measured.where(curvature_diagonal != 0, 0))  # zero there: rounding only
 
 
 @dataclass(frozen=True)

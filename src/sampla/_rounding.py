@@ -1,0 +1,96 @@
+"""Which sums of squared derivatives are nothing but rounding.
+
+A derivative that is zero in exact arithmetic (of the bias of an attention's keys, of a convolution's bias before an
+instance normalisation) comes out as some multiple of the rounding error, whatever the tensor's own size. How large that
+multiple is depends on the network; it is measured by taking a few derivatives twice, with cotangents u and 3 u and at
+weights that differ by a rounding error (``Features.rounded_otherwise``): what differs then is rounding.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+_COLUMNS = 4
+"""Vectors that are pulled back twice, in blocks 0, 1, 2, 4, 8, ... of a pass: below 2 % of it from 5,000 data on."""
+_FACTOR = 3.0
+"""No power of two, so that every product and sum rounds anew."""
+_SMALL = 1e-5
+"""Rounding errors up to which a change of all weights by one leaves every derivative about as it was."""
+_MOST = 2.0**11
+"""The largest ratio of squares that may be called rounding in float32 and float64; see ``Rounding.silence``."""
+
+
+def nudged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors a rounding error away, up or down by the sign of another entry; those of short types as they are."""
+    changed = {}
+    for name, tensor in tensors.items():
+        at, epsilon = tensor.detach(), torch.finfo(tensor.dtype).eps
+        signs = at.flatten().flip(0).view_as(at).sign()
+        changed[name] = at + at * signs * epsilon if epsilon < _SMALL else at
+    return changed
+
+
+class Rounding:
+    """What rounding alone makes of the diagonal of M, tensor by tensor, measured beside the pass that estimates it.
+
+    Args:
+        like: (K, P) of the pass.
+        sizes: number of entries of each parameter tensor.
+    """
+
+    def __init__(self, like: Tensor, sizes: Sequence[int]) -> None:
+        self._sizes = list(sizes)
+        self._again = torch.zeros_like(like[:_COLUMNS])
+        self._sums = torch.zeros(len(self._sizes), dtype=torch.float64, device=like.device)
+        self._blocks = self._seen = 0
+        self._epsilon = torch.finfo(like.dtype).eps
+
+    def add(self, cotangents: Tensor, pull: Callable[[Tensor], Tensor]) -> None:
+        """Take the derivatives of a piece of a block again.
+
+        Args:
+            cotangents: (len(rows), n, *out).
+            pull: (k, n, *out) -> (k, P), linear, and rounded otherwise.
+        """
+        self._again += pull(cotangents * _FACTOR) / _FACTOR
+        self._epsilon = max(self._epsilon, torch.finfo(cotangents.dtype).eps)
+
+    def close(self, block: Tensor) -> None:
+        """Compare with a block (K, P) that is complete."""
+        if self.rows:
+            squares = (block[: len(self._again)] - self._again).double().square().mean(0)
+            self._sums += torch.stack([part.sum() for part in squares.split(self._sizes)])
+            self._again.zero_()
+            self._seen += 1
+        self._blocks += 1
+
+    @property
+    def rows(self) -> range:
+        """Which rows of the present block are to be taken again: those of a few blocks, few."""
+        return range(len(self._again) if self._blocks & (self._blocks - 1) == 0 else 0)
+
+    @property
+    def columns(self) -> float:
+        """Vectors pulled back again over the whole pass: the cost of the measurement."""
+        return len(self._again) * self._seen / max(1, self._blocks)
+
+    def silence(self, diagonal: Tensor, total: Tensor) -> None:
+        """Set to zero, in place, what belongs to tensors whose part of the diagonal is rounding only.
+
+        In squares, over 40 networks, what is zero in exact arithmetic was at most 8 times the rounding measured here,
+        and all else at least 2e7 times in float32 and 1e25 times in float64. In float16 and bfloat16, where the weights
+        stay as they are, it was at most 100 times as a rule (but 1e4 before a normalisation of three values), all else
+        1e5 and 1e3. The line is 1 / eps, and for longer types that of TensorFloat-32, in which accelerators may
+        multiply float32. NaN counts as something.
+
+        Args:
+            diagonal: (P,) of M.
+            total: (K, P).
+        """
+        bound = min(1 / self._epsilon, _MOST) * self._blocks / max(1, self._seen)
+        parts = zip(diagonal.split(self._sizes), total.split(self._sizes, 1), self._sums, strict=True)
+        for squares, columns, rounding in parts:
+            silent = squares.sum(dtype=torch.float64) <= bound * rounding
+            squares.masked_fill_(silent, 0)
+            columns.masked_fill_(silent, 0)
