@@ -11,8 +11,10 @@ from torch.nn.functional import scaled_dot_product_attention
 import sampla
 from cases import linear_model, randn
 from dense import curvature, jacobian
+from sampla._params import ParameterLayout
 from sampla.features import NetworkFeatures, Products
 from sampla.features._products import DOUBLE_REVERSE
+from sampla.tomography.linearised import MeasuredGPrior
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -154,7 +156,7 @@ def test_other_priors_leave_them_at_prior_width(prior):
 def test_a_group_of_nothing_else_keeps_its_alpha(dtype):
     """EM would divide rounding by rounding."""
     groups = {"keys": ["k.bias", "relative"], "rest": ["q", "k.weight", "v", "o"]}
-    options = {"em": sampla.EM(max_steps=3, tolerance=0.9), "curvature_at": "linear-mode"}
+    options = {"em": sampla.EM(max_steps=3, tolerance=0.9), "curvature_at": "linear-mode", "solver": "block-cg"}
     la = fit(network("attention", dtype), dtype, sampla.Layerwise(groups=groups), **options)
     names = la._inference.prior.names
     assert float(la.prior_precision_[names.index("keys")]) == 1.0
@@ -181,6 +183,15 @@ def test_rescaling_a_live_tensor_before_a_normalisation_does_not_kill_it(dtype, 
     assert dead == ["0.bias"]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounding_in_the_forward_pass_is_seen_too(dtype):
+    """Two values about ten less their mean: errors of the mean are the same for all cotangents."""
+    model = network("bias before InstanceNorm", dtype)
+    with torch.no_grad():
+        model[0].bias.add_(10)
+    assert fit(model, dtype, sampla.GPrior(1.0, learn=False)).report_.dead_parameters == ["0.bias"]
+
+
 def split(model: nn.Module, vector: Tensor) -> list[Tensor]:
     return list(vector.split([p.numel() for p in model.parameters()]))
 
@@ -205,6 +216,8 @@ def test_neither_batches_nor_the_kind_of_product_matter(rows, columns, mode, dty
         if name in dead:
             assert 0 < float(part.abs().max()) < 1e-4
             part.zero_()
+    for name, part in zip(names, draw.data_part.split([p.numel() for p in model.parameters()], 1), strict=True):
+        assert bool(part.any()) == (name not in dead)
     torch.testing.assert_close(draw.data_part, expected, rtol=0, atol=1e-4)
 
 
@@ -225,6 +238,15 @@ def slice_of(la: sampla.LinearisedLaplace, name: str) -> slice:
     sizes = [la.samples_[n][0].numel() for n in la.names]
     start = sum(sizes[: la.names.index(name)])
     return slice(start, start + sizes[la.names.index(name)])
+
+
+def test_scales_of_a_reconstruction_that_are_measured_beforehand_know_it_too():
+    """The image prior measures the diagonal itself; the noise pass says which tensors are rounding."""
+    layout = ParameterLayout(("weight", "bias"), ((2,), (2,)))
+    measured = torch.tensor([4.0, 4.0, 1e-14, 1e-14])
+    bound = MeasuredGPrior(measured).bind(layout, torch.tensor([3.0, 5.0, 0.0, 0.0]))
+    assert bound.dead == ("bias",)
+    torch.testing.assert_close(bound.scale, torch.tensor([0.5, 0.5, 0.0, 0.0]))
 
 
 def test_nan_is_not_mistaken_for_nothing():
