@@ -169,7 +169,7 @@ def test_em_that_does_not_settle_says_so_and_the_report_too() -> None:
     la = laplace(classifier(), prior="isotropic", em=sampla.EM(max_steps=1))
     with pytest.warns(sampla.ConvergenceWarning, match=r"EM was asked to settle within 2%, and after 1 steps.*learn=F"):
         la.fit(class_batches())
-    assert "NOT settled: raise EM(max_steps=...)" in str(la.report_)
+    assert "EM has NOT settled in 1 step" in str(la.report_)
 
 
 # Predictions

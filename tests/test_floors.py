@@ -27,6 +27,7 @@ FLOORS = (
     ("verbs", "solvers krylov"),
     ("what follows from samples", "evidence posterior spectral"),
     ("what the loop remembers", "emstate"),
+    ("exact traces", "exact"),
     ("the two ways of an E-step", "em_krylov em_samples"),
     ("the final solve", "final"),
     ("the loop", "em"),

@@ -1,8 +1,11 @@
 """Every "expected ..., got ..." message that more than one file needs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from numbers import Integral, Real
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -13,6 +16,46 @@ _SHOWN = 12
 
 class ConvergenceWarning(UserWarning):
     """A solve or an EM loop stopped before it reached the accuracy that was asked for."""
+
+
+_Complaints = dict[str, list[tuple[float, str]]]
+_complaints: ContextVar[_Complaints | None] = ContextVar("complaints", default=None)
+
+
+def complain(kind: str, size: float, message: str) -> None:
+    """Issue a ConvergenceWarning, now or at the end of the fit that is running in this thread.
+
+    Args:
+        kind: of which a fit issues one warning.
+        size: how bad it is, among its kind.
+        message: what was asked, what was reached and what to do.
+    """
+    waiting = _complaints.get()
+    if waiting is None:
+        warn(message, ConvergenceWarning, stacklevel=3)
+    else:
+        waiting.setdefault(kind, []).append((size, message))
+
+
+@contextmanager
+def one_of_each(stacklevel: int) -> Iterator[None]:
+    """Keep what is complained of inside, and issue the worst of each kind with a count, at the end.
+
+    Inside another, that one does. An exception passes, and nothing is issued.
+    """
+    if _complaints.get() is not None:
+        yield
+        return
+    waiting: _Complaints = {}
+    token = _complaints.set(waiting)
+    try:
+        yield
+    finally:
+        _complaints.reset(token)
+    for found in waiting.values():
+        message = max(found, key=lambda one: (one[0] == one[0], one[0]))[1]
+        count = f" This is the worst of {len(found)} such cases in this fit." if len(found) > 1 else ""
+        warn(message + count, ConvergenceWarning, stacklevel=stacklevel)
 
 
 def require(condition: bool, expected: str, got: str, remedy: str) -> None:

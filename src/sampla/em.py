@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sampla import em_krylov
-from sampla._checks import require, require_known
+from sampla._checks import one_of_each, require, require_known
 from sampla.em_samples import SampledEM, target_part
 from sampla.emstate import (
     EM,
@@ -23,10 +23,11 @@ from sampla.emstate import (
     Inference,
     LinearModelKind,
     Task,
+    complain_unsettled,
     trace_rows,
-    warn_unsettled,
 )
 from sampla.evidence import LogEvidence
+from sampla.exact import unseen_draws
 from sampla.features import Features, ScaledFeatures
 from sampla.final import (
     extended,
@@ -41,11 +42,14 @@ from sampla.final import (
     with_mode,
 )
 from sampla.likelihoods import Gaussian
-from sampla.model import LinearModel, NoiseDraw
+from sampla.model import LinearModel, NoiseDraw, Survey
 from sampla.priors import BoundPrior, Prior
 from sampla.solvers import LinearSystem, Solver
 from sampla.spectral import estimated, log_determinant
 from sampla.tuning import tune
+
+_MET = 4.0
+"""Rounding errors of the targets within which a network is taken to meet them all."""
 
 __all__ = ["EM", "CurvatureAt", "EMState", "EMStep", "Inference", "LinearModelKind", "infer", "trace_rows"]
 
@@ -89,13 +93,15 @@ def infer(
         The Inference. Warnings say if EM or a solve stopped short.
 
     Raises:
-        ValueError: if EM(method="krylov") is asked for what no single Krylov space serves.
+        ValueError: if EM(method="krylov") is asked for what no single Krylov space serves, or for targets from which
+            no noise or prior can be learnt: all zero, or all met by the network.
     """
     require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
     say("checking the data")
     survey = model.survey()
     likelihood = model.likelihood
     if isinstance(likelihood, Gaussian) and survey.residual is not None:
+        _require_informative(likelihood, survey, prior.learn, model.features.like.dtype)
         model = model.replaced(likelihood=likelihood.started(survey.residual, survey.entries))
     say("measuring what fits best")
     tune(model, num_samples)
@@ -107,12 +113,40 @@ def infer(
     learns = bound.learn or model.likelihood.learns_noise
     cheap = solver.recycles or solver.exact_determinant
     wanted = learns and cheap if log_evidence is None else log_evidence
-    task = Task(solver, em, seed, num_samples, survey, draw, tolerance, max_passes, learns, wanted, say)
     moving = curvature_at == "linear-mode" and not model.likelihood.is_quadratic
+    task = Task(solver, em, seed, num_samples, survey, draw, tolerance, max_passes, learns, wanted, moving, say)
     state = EMState(bound, model)
-    if _uses_krylov(task, model, bound, moving):
-        return _with_krylov(task, state, restore, keep)
-    return _with_samples(task, state, restore, keep, model.features if moving else None)
+    with one_of_each(stacklevel=5):
+        if _uses_krylov(task, model, bound, moving):
+            return _with_krylov(task, state, restore, keep)
+        return _with_samples(task, state, restore, keep, model.features if moving else None)
+
+
+def _require_informative(likelihood: Gaussian, survey: Survey, learns_prior: bool, dtype: torch.dtype) -> None:
+    """Refuse targets from which no noise or prior can be learnt: both would run to infinity."""
+    assert survey.residual is not None
+    assert survey.target is not None
+    residual, target = (
+        (moment.diagonal() if moment.ndim == 2 else moment).reshape(-1) for moment in (survey.residual, survey.target)
+    )
+    give = "Give the noise, Gaussian(noise_precision=1 / std**2)"
+    require(
+        float(target.sum()) > 0 or not (likelihood.learns_noise or learns_prior),
+        "targets that are not all zero, to learn the noise and the prior's precision from",
+        "zeros only",
+        f"{give}, and the prior, GPrior(precision=..., learn=False): the error bars then tell what these data say.",
+    )
+    if likelihood.noise_precision is not None:
+        return
+    rounding = _MET * torch.finfo(dtype).eps
+    met = (residual.sqrt() <= rounding * target.sqrt()).nonzero().flatten().tolist()
+    which = "" if len(residual) == 1 else f" for output {', '.join(map(str, met[:12]))}"
+    require(
+        not met,
+        "targets that differ from the network's outputs, to learn the noise from",
+        f"residuals of zero up to the rounding of {str(dtype).removeprefix('torch.')}{which}",
+        f"{give}, or data that the network was not made from.",
+    )
 
 
 def _uses_krylov(task: Task, model: LinearModel, prior: BoundPrior, moving: bool) -> bool:
@@ -139,11 +173,11 @@ def _with_krylov(task: Task, state: EMState, restore: _Restore, keep: _Keep) -> 
     if task.learns:
         state = em_krylov.run(task, state, keep)
         if not state.settled:
-            warn_unsettled(task.em, state)
+            state = replace(state, unsettled=complain_unsettled(task, state))
     factor = state.noise_factor
     ratio = float(state.prior.precision[0]) / factor
     if task.wants_evidence and state.space is not None:
-        state = replace(state, space=settled_space(task, state.space, state.model, ratio))
+        state = replace(state, space=settled_space(task, state.space, state.model, ratio, unseen_draws(task)))
         if not quadratic and state.mode is None:
             state = with_mode(task, state)
     state = replace(state, last_mode=None)  # what the search for modes has learnt is of no more use, and large
@@ -160,6 +194,8 @@ def _with_krylov(task: Task, state: EMState, restore: _Restore, keep: _Keep) -> 
         system = replace(system, preconditioner=scaled(state.space.sketch(), factor).at(state.prior.diagonal))
         guess = galerkin(state.space, rhs, state.prior.diagonal, factor)
     solution = final_solve(task, system, rhs, guess)
+    if state.space is not None and state.space.exact:
+        solution = replace(solution, effective_dimension=state.space.determined(ratio))
     final = replace(state, model=model, solution=solution)
     determinant = None
     if task.wants_evidence and state.space is not None:
@@ -177,7 +213,7 @@ def _with_samples(task: Task, state: EMState, restore: _Restore, keep: _Keep, mo
     if task.learns:
         state = loop.run(state, keep)
         if not state.settled:
-            warn_unsettled(task.em, state)
+            state = replace(state, unsettled=complain_unsettled(task, state))
     state = replace(loop.at_mode(state, "final: "), last_mode=None)
     if len(loop.draw.data_part) < task.num_samples:
         loop.redraw(state, task.num_samples)
@@ -193,6 +229,8 @@ def _with_samples(task: Task, state: EMState, restore: _Restore, keep: _Keep, mo
         solution = whitened_solve(task, system, rhs, guess, space)
     else:
         solution = final_solve(task, system, rhs, guess)
+    if space is not None and space.exact:
+        solution = replace(solution, effective_dimension=space.determined(1.0))
     determinant = None
     if task.wants_evidence and solution.log_determinant is not None:
         determinant = LogEvidence(solution.log_determinant - float(state.prior.diagonal.double().log().sum()), 0.0, 0.0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sampla.emstate import EMState, EMStep, Task, looseness
+from sampla.exact import is_affordable, is_always, unseen_draws, whole
 from sampla.krylov import KrylovSpace, krylov_space
 from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
@@ -79,37 +80,59 @@ def _gaussian_step(task: Task, state: EMState) -> EMState:
     """The space grows by an iteration, or more where it is large; the fixed point of alpha and noise is read off."""
     start, spent = perf_counter(), state.model.ledger.products
     assert state.space is not None
-    space = state.space
+    number = len(state.trace) + 1
+    space = _first_space(task, state, number)
     for _ in range(1 + space.iterations // _AT_ONCE):
-        space = _grown(task, state, space, len(state.trace) + 1)
-    used = float(state.prior.precision[0]) / state.noise_factor
-    found = _fixed_point(task, state, space).solved(used)
-    hyper = found.hyper
+        space = _grown(task, state, space, number)
+    used = float(state.prior.precision[0])
+    problem = _fixed_point(task, state, space)
+    found = problem.solved(used / state.noise_factor)
+    if _needs_exact(task, state, space, found):
+        space = whole(task, state.model, space, unseen_draws(task), f"EM {number}: ")
+        problem = replace(problem, space=space)
+        found = problem.solved(used / state.noise_factor)
+    unknown = ""
+    if problem.learn_noise and found.precision_error.truncation < inf:
+        unknown = problem.noise_unknown(found.hyper.ratio)
+    if unknown:
+        found = replace(problem, learn_noise=False, noise_factor=state.noise_factor).solved(used / state.noise_factor)
+    hyper, error = found.hyper, max(found.precision_error.truncation, found.noise_error.truncation)
+    change = max(abs(log(hyper.precision / used)), abs(log(hyper.noise_factor / state.noise_factor)))
     if found.precision_error.truncation == inf:  # out of reach: the update at its border says nothing, the space grows
-        hyper = Hyper(used, float(state.prior.precision[0]), state.noise_factor)
+        hyper, change = Hyper(used / state.noise_factor, used, state.noise_factor), _UNKNOWN
     prior = state.prior.with_precision(torch.full_like(state.prior.precision, hyper.precision))
-    change = (
-        _UNKNOWN
-        if found.precision_error.truncation == inf
-        else max(
-            abs(log(hyper.precision / float(state.prior.precision[0]))),
-            abs(log(hyper.noise_factor / state.noise_factor)),
-        )
-    )
-    open_error = max(found.precision_error.truncation, found.noise_error.truncation)
     size = float((space.quadrature.nodes + hyper.ratio).reciprocal().square() @ space.quadrature.weights[:, -1])
-    row = _row(task, state, space, found, change, open_error, (hyper.precision * size) ** 0.5, 0.0, start, spent)
-    settled = open_error <= task.em.tolerance / 2 and (space.complete or space.iterations >= _FEWEST)
+    row = _row(task, state, space, found, change, error, (hyper.precision * size) ** 0.5, 0.0, start, spent)
+    enough = space.complete or space.iterations >= _FEWEST
     return replace(
-        state, prior=prior, space=space, noise_factor=hyper.noise_factor, trace=[*state.trace, row], settled=settled,
+        state, prior=prior, space=space, noise_factor=hyper.noise_factor, trace=[*state.trace, row],
+        settled=error <= task.em.tolerance / 2 and enough and not unknown, noise_unknown=unknown,
         precision_error=found.precision_error, noise_error=found.noise_error,
     )  # fmt: skip
+
+
+def _first_space(task: Task, state: EMState, number: int) -> KrylovSpace:
+    """The space as it is, or the whole of it where the problem is small."""
+    assert state.space is not None
+    if state.space.exact or not is_always(task, state.model):
+        return state.space
+    return whole(task, state.model, state.space, unseen_draws(task), f"EM {number}: ")
+
+
+def _needs_exact(task: Task, state: EMState, space: KrylovSpace, found: Settled) -> bool:
+    """Whether the probes, and not the space, keep the noise from being known to EM's tolerance."""
+    if space.exact or not state.model.likelihood.learns_noise or not is_affordable(task, state.model):
+        return False
+    if max(found.precision_error.truncation, found.noise_error.truncation) <= task.em.tolerance / 2:
+        return found.noise_error.standard_error > task.em.tolerance
+    return _is_full(task, state, space)
 
 
 def _mode_step(task: Task, state: EMState) -> EMState:
     """The mode at the present alpha, and the alpha at which gamma over the mode's size would come back to itself."""
     start, spent = perf_counter(), state.model.ledger.products
     number, loose = len(state.trace) + 1, looseness(task.em, state.trace)
+    state = replace(state, space=_first_space(task, state, number))
     assert state.space is not None
     while state.space.iterations < _FEWEST:  # needed anyway, and it preconditions the first mode
         larger = _grown(task, state, state.space, number)
@@ -163,16 +186,21 @@ def _fixed_point(task: Task, state: EMState, space: KrylovSpace) -> FixedPoint:
         size = likelihood.weighted(task.survey.target)
     return FixedPoint(
         space, task.em_samples, learn_prior=state.prior.learn, precision=float(state.prior.precision[0]),
-        learn_noise=likelihood.learns_noise, target_size=size, entries=task.survey.entries,
+        learn_noise=likelihood.learns_noise, target_size=size, noise_factor=state.noise_factor,
+        entries=task.survey.entries,
     )  # fmt: skip
 
 
 def _grown(task: Task, state: EMState, space: KrylovSpace, number: int) -> KrylovSpace:
     """One iteration more, if the space is not whole and memory allows."""
-    if space.complete or len(space.basis) + len(space.following) > task.rows(state.model):
+    if space.complete or _is_full(task, state, space):
         return space
     task.say(f"EM {number}: Krylov space of {len(space.basis) + len(space.following)} vectors")
     return space.grown(state.model)
+
+
+def _is_full(task: Task, state: EMState, space: KrylovSpace) -> bool:
+    return len(space.basis) + len(space.following) > task.rows(state.model)
 
 
 def _mode_tolerance(task: Task, state: EMState) -> float:

@@ -21,14 +21,21 @@ from sampla.evidence import (
     relative_change,
     updated_precision,
 )
+from sampla.exact import ExactPosterior, is_affordable, is_always, whole
 from sampla.features import Features, OutputsAt
+from sampla.krylov import KrylovSpace, krylov_space
 from sampla.likelihoods import Gaussian, Likelihood
 from sampla.model import LinearModel, NoiseDraw
 from sampla.noise import PRIOR, standard_normal
 from sampla.preconditioners import Jacobi
 from sampla.priors import BoundPrior
-from sampla.solvers import LinearSystem, Mode, RightHandSide, Solution, linear_mode, solve_balanced
-from sampla.spectral import LogError
+from sampla.solvers import Dense, LinearSystem, Mode, RightHandSide, Solution, linear_mode, solve_balanced
+from sampla.spectral import ALL_MET, LEAST_LEFT, LogError, nothing_left
+
+_MET = 4.0
+"""Rounding errors of the targets within which the mean is taken to meet them all."""
+_SLOWEST = 0.02
+"""EM's update of the noise covers a part 1 - used of the way, at least this."""
 
 
 def prior_part(task: Task, diagonal: Tensor, num_samples: int) -> Tensor:
@@ -56,12 +63,23 @@ class SampledEM:
     target: Tensor | None = None
     """(1, P) of the present likelihood, once it is known."""
     looseness: float = 1.0
+    space: KrylovSpace | None = None
+    """The whole range of M, where E-steps are exact."""
+    space_of: LinearModel | None = None
+    """Whose M that is."""
+    exact: bool = False
+    """Whether they are: from the start in a small problem, or since the noise asked for it."""
 
     def run(self, state: EMState, keep: Callable[[EMState], None]) -> EMState:
         """EM steps until everything learnt has settled, or until the steps are used up."""
-        while not state.settled and len(state.trace) < self.task.em.max_steps:
+        task = self.task
+        told = isinstance(task.solver, Dense) and not state.model.likelihood.learns_noise
+        self.exact = not told and is_always(task, state.model)
+        stuck = False
+        while not state.settled and not stuck and len(state.trace) < task.em.max_steps:
             state = self.step(state)
             keep(state)
+            stuck = bool(state.noise_unknown) and state.trace[-1].change <= task.em.tolerance and self.looseness == 1
         self.looseness = 1.0
         return state
 
@@ -74,11 +92,16 @@ class SampledEM:
         tolerance = em.solve_tolerance
         if state.model.likelihood.is_quadratic and state.prior.learn:  # |mean|_A depends on weak directions too
             tolerance = min(tolerance, em.mode_tolerance)
-        solution = self.e_step(state, task.em_samples, tolerance * self.looseness, f"EM {number}: samples, ")
+        solution = self._solution(state, tolerance * self.looseness, f"EM {number}: ")
         mode, found = self._mode(state, solution, f"EM {number}: ")
         gamma, gamma_error = effective_dimension(solution, task.em_samples, state.prior)
         updated = updated_precision(state.prior, gamma, mode[0]) if state.prior.learn else state.prior.precision
-        model, noise_change = self._noise_step(state, solution, mode, float(gamma.sum()))
+        unknown = self._noise_unknown(state, gamma, gamma_error)
+        if unknown and not self.exact and is_affordable(task, state.model):
+            self.exact = True
+            return self.step(state)
+        model, noise_change, met = self._noise_step(state, solution, mode, float(gamma.sum()), unknown)
+        unknown = unknown or met
         change = max(change_that_matters(state.prior, updated, gamma), noise_change)
         likelihood = state.model.likelihood
         row = EMStep(
@@ -97,13 +120,14 @@ class SampledEM:
             products=state.model.ledger.products - spent,
         )
         trace = [*state.trace, row]
-        settled = change <= em.tolerance and self.looseness == 1
+        settled = change <= em.tolerance and self.looseness == 1 and not unknown
         prior = state.prior.with_precision(updated if settled else _proposed(trace, updated))
         shift = 0.5 * float(((prior.diagonal - state.prior.diagonal) * mode[0].square()).double().sum())
         following = EMState(
             prior, model, solution, mode, found, trace, settled,
             precision_error=_precision_error(trace, state.prior) if state.prior.learn else None,
             objective=None if found is None else found.objective + shift, mode_error=row.mode_error,
+            noise_unknown=unknown,
         )  # fmt: skip
         if model is not state.model:
             self.renoise(following, before=state.model.likelihood)
@@ -186,18 +210,61 @@ class SampledEM:
             say=lambda text: self.task.say(label + text),
         )  # fmt: skip
 
-    def _noise_step(self, state: EMState, solution: Solution, mode: Tensor, gamma: float) -> tuple[LinearModel, float]:
-        likelihood = state.model.likelihood
-        if not (isinstance(likelihood, Gaussian) and likelihood.learns_noise):
-            return state.model, 0.0
-        residual, function = state.model.noise_moments(mode, solution.value[: self.task.em_samples])
-        updated = likelihood.updated(residual, function, gamma, self.task.survey.entries)
+    def _noise_unknown(self, state: EMState, gamma: Tensor, gamma_error: Tensor) -> str:
+        """Why N C - gamma cannot tell the noise; empty if it can, or need not."""
+        if not state.model.likelihood.learns_noise:
+            return ""
+        error = float(gamma_error.square().sum().sqrt())
+        return nothing_left(self.task.survey.entries, float(gamma.sum()), error)
+
+    def _noise_step(
+        self, state: EMState, solution: Solution, mode: Tensor, gamma: float, unknown: str
+    ) -> tuple[LinearModel, float, str]:
+        """The model with its next noise, by how much that changes, and why it is kept where it cannot be told."""
+        likelihood, entries = state.model.likelihood, self.task.survey.entries
+        if not (isinstance(likelihood, Gaussian) and likelihood.learns_noise) or unknown:
+            return state.model, 0.0, unknown
+        exact = self.exact and likelihood.structure != "scalar"
+        columns = self._exactly(state).function_columns() if exact else solution.value[: self.task.em_samples]
+        residual, function = state.model.noise_moments(mode, columns)
+        target = self.task.survey.target
+        assert target is not None
+        if bool((_powers(residual) <= (_MET * torch.finfo(mode.dtype).eps) ** 2 * _powers(target)).any()):
+            return state.model, 0.0, ALL_MET
+        used = 0.0 if likelihood.structure == "scalar" else likelihood.used_up(function, entries)
+        if exact and used > 1 - LEAST_LEFT:
+            return state.model, 0.0, nothing_left(entries, entries * used, 0.0)
+        updated = likelihood.updated(residual, function, gamma, entries, exact)
         old, new = likelihood.noise_precision, updated.noise_precision
         assert old is not None
         assert new is not None
         if old.ndim == 2:
             old, new = old.diagonal(), new.diagonal()
-        return state.model.replaced(likelihood=updated), relative_change(old, new)
+        ahead = 1.0 if exact else 1 / max(1 - used, _SLOWEST)  # EM's own update goes so small a part of the way
+        return state.model.replaced(likelihood=updated), relative_change(old, new) * ahead, ""
+
+    def _solution(self, state: EMState, tolerance: float, label: str) -> Solution:
+        """The E-step: exact in a small problem, else by the solver."""
+        if not self.exact:
+            return self.e_step(state, self.task.em_samples, tolerance, label + "samples, ")
+        return self._exactly(state, label).solution(self.right_hand_side(state, self.task.em_samples))
+
+    def _exactly(self, state: EMState, label: str = "") -> ExactPosterior:
+        """The posterior in the whole range of M, which is found again when M changes by more than a factor."""
+        factor = scalar_ratio(state.model.likelihood, self.first)
+        model = state.model if factor is None else state.model.replaced(likelihood=self.first)
+        draw = self.draw if factor is None else self.task.draw
+        if self.space is None or (factor is None and self.space_of is not state.model):
+            start, unseen = draw.data_part.tensor_split([self.task.em_samples])
+            self.space = whole(self.task, model, krylov_space(start), unseen, label)
+            self.space_of = state.model
+        space = self.space if factor is None else self.space.times(factor)
+        return ExactPosterior(space, state.prior.diagonal)
+
+
+def _powers(moment: Tensor) -> Tensor:
+    """The diagonal of a second moment, as a vector."""
+    return (moment.diagonal() if moment.ndim == 2 else moment).reshape(-1)
 
 
 def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
-from warnings import warn
 
 from torch import Tensor
 
-from sampla._checks import ConvergenceWarning, require, require_count, require_fraction
+from sampla._checks import complain, require, require_count, require_fraction
 from sampla.evidence import LogEvidence
 from sampla.krylov import KrylovSpace
 from sampla.likelihoods import Gaussian, Likelihood
@@ -23,6 +22,10 @@ Method: TypeAlias = Literal["krylov", "samples"]
 
 _FEWEST_ROWS, _MOST_ROWS, _SPACE_BYTES = 256, 1024, 2**28
 """Vectors in EM's Krylov space: so many at least may become necessary, and up to so many where they are small."""
+_FALLING = 0.2
+"""Change of a late EM step by which the noise is on its way to zero, as a rule: the model explains all the targets."""
+_MANY = 10.0
+"""An error of a logarithm from which it is not given as a percentage."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class EM:
         num_samples: right-hand sides that EM works with; the final solve has K. gamma is then known to about
             sqrt(2 / (num_samples gamma)) of itself.
         max_rows: vectors of P that the Krylov space of M may hold; None: 256, or as many as 256 MiB hold, up to 1,024.
+        exact_up_to: min(N C, P) up to which traces are exact, without probes: a Krylov space then holds the whole
+            range of M. Up to eight times that they become exact where the noise could not be told otherwise. 0: never.
         method: "krylov" reads gamma for every alpha off one Krylov space of M, "samples" solves for posterior samples
             at every step, as the paper does; None: the Krylov space wherever M does not change with what is learnt.
     """
@@ -48,6 +53,7 @@ class EM:
     mode_tolerance: float = 0.005
     num_samples: int = 8
     max_rows: int | None = None
+    exact_up_to: int = 256
     method: Method | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +63,7 @@ class EM:
         require_count(self.num_samples, "EM num_samples", 2, "The default is 8.")
         if self.max_rows is not None:
             require_count(self.max_rows, "EM max_rows", 16, "None takes 256 to 1,024, by their size.")
+        require_count(self.exact_up_to, "EM exact_up_to", 0, "The default is 256; 0 means never.")
         known = self.method in (None, "krylov", "samples")
         require(known, "EM method 'krylov', 'samples' or None", f"{self.method!r}", "None chooses.")
 
@@ -117,6 +124,10 @@ class EMState:
     mode_error: float = float("nan")
     precision_error: LogError | None = None
     noise_error: LogError | None = None
+    noise_unknown: str = ""
+    """Why the noise precision was kept where it should have been learnt; empty if it was learnt."""
+    unsettled: str = ""
+    """What keeps EM from having settled, in words; empty as long as it goes on, and if it has."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,8 @@ class Task:
     learns: bool
     """Whether there are hyperparameters to find."""
     wants_evidence: bool
+    moves: bool
+    """Whether B is taken at the linear mode."""
     say: Callable[[str], None]
 
     @property
@@ -176,17 +189,56 @@ class Inference:
     precision_error: LogError | None
     """Relative errors of alpha, where they are known."""
     noise_error: LogError | None
+    unsettled: str = ""
+    """What keeps EM from having settled; empty if it has."""
 
 
-def warn_unsettled(em: EM, state: EMState) -> None:
-    """Say that EM stopped at max_steps."""
-    warn(
-        f"EM was asked to settle within {em.tolerance:.0%}, and after {len(state.trace)} steps the hyperparameters "
-        f"still change by {state.trace[-1].change:.1%} a step: see report_.trace, raise EM(max_steps=...), or "
-        "EM(max_rows=...) if the Krylov space was full, or fix the prior with learn=False.",
-        ConvergenceWarning,
-        stacklevel=4,
+def complain_unsettled(task: Task, state: EMState) -> str:
+    """Say that EM stopped before it had settled; returns what is open, for the report."""
+    steps, reason = len(state.trace), what_is_open(task, state)
+    complain(
+        "EM",
+        state.trace[-1].change,
+        f"EM was asked to settle within {task.em.tolerance:.0%}, and after {steps} steps {reason}. See report_.trace; "
+        "with learn=False the prior is kept as it is given.",
     )
+    return reason
+
+
+def what_is_open(task: Task, state: EMState) -> str:
+    """What keeps EM from having settled, with its number, and what helps: the first thing that applies."""
+    last, most, space = state.trace[-1], task.rows(state.model), state.space
+    if state.noise_unknown:
+        whole = min(task.survey.numbers, state.model.num_parameters)
+        sampled = last.effective_dimension_error[0] > 0
+        exactly = f", EM(exact_up_to={whole}, max_rows={whole}) for exact traces" if sampled else ""
+        return (
+            f"the noise is not known, because {state.noise_unknown}: give Gaussian(noise_precision=1 / std**2), fewer "
+            f"parameters=[...]{exactly}, or more data"
+        )
+    moves = last.change > task.em.tolerance
+    truncation = 0.0 if space is None else last.solve_error
+    if space is not None and truncation > task.em.tolerance / 2 and not (last.mode_error and moves):
+        wide = f"the Krylov space of {len(space.basis)} vectors"
+        if space.complete:
+            kind = str(space.basis.dtype).removeprefix("torch.")
+            remedy = "use float64" if kind != "float64" else "give the noise or the prior's precision"
+            return f"rounding of {kind} leaves the hyperparameters open by {_percent(truncation)}: {remedy}"
+        full = len(space.basis) + len(space.following) > most
+        more = f"EM(max_rows=...), it is full with {most}" if full else "EM(max_steps=...)"
+        return f"{wide} leaves the hyperparameters open by {_percent(truncation)}: raise {more}"
+    if moves:
+        falling = state.model.likelihood.learns_noise and last.change > _FALLING
+        remedy = ", or give Gaussian(noise_precision=1 / std**2) if the noise only ever falls" if falling else ""
+        return f"the hyperparameters still change by {last.change:.1%} a step: raise EM(max_steps=...){remedy}"
+    return (
+        f"the linear mode is known to {last.mode_error:.2%} only, of which alpha needs more: raise EM(max_steps=...), "
+        "or use float64 where rounding stops the search"
+    )
+
+
+def _percent(error: float) -> str:
+    return f"{error:.1%}" if error < _MANY else "more than ten times"
 
 
 def looseness(em: EM, trace: list[EMStep]) -> float:

@@ -10,6 +10,8 @@ from sampla.model import effective_dimensions
 from sampla.priors import BoundPrior
 from sampla.solvers import Solution
 
+_FURTHEST, _HALVINGS = 1e30, 100
+"""How far, and how often halved, the interval in which ``at_least_zero`` looks for t may become."""
 _BOUNDS = 1e-12, 1e12
 """Where a prior precision is stopped: beyond, the data say nothing about it, or everything."""
 
@@ -50,6 +52,37 @@ def dimension_by_layer(solution: Solution, num_samples: int, layout: ParameterLa
     return {
         layer: (float(each.mean()), float(each.std()) * spread if spread else 0.0) for layer, each in shares.items()
     }
+
+
+def at_least_zero(shares: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """The shares nearest to sampled ones of which none is negative, and which add up to the same.
+
+    A share's true value is at least zero, and sampling errors can be far larger than it. Of
+    sum (x - share)^2 / error^2 under both conditions the least is at x = max(0, share - t error^2), one t for all.
+
+    Args:
+        shares: name -> a share of gamma and its standard error, as ``dimension_by_layer`` gives them.
+
+    Returns:
+        The same names and errors.
+    """
+    total = sum(share for share, _ in shares.values())
+    if all(share >= 0 for share, _ in shares.values()):
+        return shares
+
+    def shrunk(t: float) -> dict[str, tuple[float, float]]:
+        return {name: (max(0.0, share - t * error**2), error) for name, (share, error) in shares.items()}
+
+    def excess(t: float) -> float:
+        return sum(share for share, _ in shrunk(t).values()) - max(total, 0.0)
+
+    low, high = 0.0, 1.0
+    while excess(high) > 0 and high < _FURTHEST:
+        high *= 2
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return shrunk(high)
 
 
 def updated_precision(prior: BoundPrior, gamma: Tensor, mode: Tensor) -> Tensor:

@@ -2,16 +2,16 @@
 
 from dataclasses import replace
 from math import log, nan, pi
-from warnings import warn
 
 import torch
 from torch import Tensor
 
-from sampla._checks import ConvergenceWarning
+from sampla._checks import complain
 from sampla.em_krylov import mode_preconditioner
 from sampla.em_samples import prior_part
 from sampla.emstate import EMState, Inference, Task
 from sampla.evidence import LogEvidence, effective_dimension
+from sampla.exact import is_always, whole
 from sampla.features import ScaledFeatures
 from sampla.krylov import KrylovSpace, krylov_space
 from sampla.likelihoods import Gaussian
@@ -96,8 +96,13 @@ def with_mode(task: Task, state: EMState) -> EMState:
     return replace(state, mode=found.value, objective=found.objective, mode_error=found.error)
 
 
-def settled_space(task: Task, space: KrylovSpace, model: LinearModel, ratio: float) -> KrylovSpace:
-    """The space, grown until the log determinant depends less on its iterations than on its probes."""
+def settled_space(task: Task, space: KrylovSpace, model: LinearModel, ratio: float, draws: Tensor) -> KrylovSpace:
+    """The space, grown until the log determinant depends less on its iterations than on its probes.
+
+    Where the problem is small it is grown to the whole range of M, with draws that it has not seen.
+    """
+    if not space.exact and is_always(task, model):
+        return whole(task, model, space, draws, "log evidence: ")
     while not space.complete and len(space.basis) + len(space.following) <= task.rows(model):
         if space.iterations >= _FEWEST:
             found = estimated(space, task.em_samples, log_determinant, ratio)
@@ -112,7 +117,8 @@ def whitened_space(task: Task, system: LinearSystem, rhs: RightHandSide) -> Kryl
     """The space of A^(-1/2) M A^(-1/2), where A is the identity."""
     white = system.precision.rsqrt()
     model = system.model.replaced(features=ScaledFeatures(system.model.features, white))
-    return settled_space(task, krylov_space(rhs.data_part[: task.em_samples] * white), model, 1.0)
+    start, unseen = (rhs.data_part[: rhs.num_samples] * white).tensor_split([task.em_samples])
+    return settled_space(task, krylov_space(start), model, 1.0, unseen)
 
 
 def whitened_solve(
@@ -150,15 +156,32 @@ def inference(task: Task, state: EMState, determinant: LogEvidence | None, metho
             noise_error = _checked_noise(task, state, loss)
     evidence = None
     if determinant is not None and objective is not None:
+        assert mean is not None
+        excess = _excess(state, mean, mean_error, moves=task.moves, determined=float(dimension.sum()))
         evidence = LogEvidence(
-            -objective - determinant.value / 2, determinant.standard_error / 2, determinant.truncation / 2
+            -objective - determinant.value / 2, determinant.standard_error / 2, determinant.truncation / 2 + excess
         )
     return Inference(
         solution.value[:count] * state.prior.scale,
         None if mean is None else mean * state.prior.scale,
         state.prior, state.model, solution, dimension, dimension_error, state.trace,
         state.settled or not task.learns, method, evidence, mean_error, state.precision_error, noise_error,
+        state.unsettled,
     )  # fmt: skip
+
+
+def _excess(state: EMState, mean: Tensor, error: float, *, moves: bool, determined: float) -> float:
+    """By how much an error of the mode may have changed the evidence: |e|_H^2 / 2, relative to |mode|_H or |mode|_A.
+
+    Where B is taken at the mode, the determinant moves with it, by gamma / 2 times the relative change of B.
+    """
+    size = float((state.prior.diagonal * mean.square()).double().sum())
+    if state.model.likelihood.is_quadratic:
+        assert state.solution is not None
+        size += float(mean.double() @ state.solution.curvature_value[-1].double())
+    elif state.trace:  # alpha has moved since the mode was found
+        error = (error**2 + state.trace[-1].change ** 2 / 2) ** 0.5
+    return error**2 * size / 2 + (error * determined / 2 if moves else 0.0)
 
 
 def _checked_noise(task: Task, state: EMState, loss: float) -> LogError | None:
@@ -175,11 +198,12 @@ def _checked_noise(task: Task, state: EMState, loss: float) -> LogError | None:
     outputs = task.survey.outputs
     residual = 2 * loss - outputs * log(2 * pi) + outputs * float(likelihood.noise_precision.log())
     drift = abs(log(max(entries - determined, 1e-3 * entries) / max(residual, 1e-300)))
-    if drift > 2 * task.em.tolerance:
-        warn(
+    if drift > 2 * task.em.tolerance and not state.noise_unknown and (state.settled or not state.space.exact):
+        remedy = "use float64, or give the noise" if state.space.exact else "raise EM(max_rows=...), or use float64"
+        complain(
+            "noise",
+            drift,
             f"the noise precision was asked for within {task.em.tolerance:.0%}, and the residuals at the posterior "
-            f"mean say {drift:.1%} off: rounding, or too small a Krylov space. Use float64, or EM(method='samples').",
-            ConvergenceWarning,
-            stacklevel=3,
+            f"mean say {drift:.1%} off: rounding, or too small a Krylov space: {remedy}.",
         )
     return replace(known, truncation=max(known.truncation, drift))

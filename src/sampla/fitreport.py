@@ -5,13 +5,17 @@ from typing import Any
 
 from sampla._batches import Data
 from sampla.em import Inference, trace_rows
-from sampla.evidence import LogEvidence, dimension_by_layer
+from sampla.evidence import LogEvidence, at_least_zero, dimension_by_layer
 from sampla.likelihoods import Gaussian
 from sampla.solvers import Status
 from sampla.spectral import LogError
 
+_SMALL_CHANGE = 0.1
+"""Change of an EM step that is worth a word: the first step to a fixed point that is read off at once changes much."""
 _LAYERS = 4
 """Layers that a report names."""
+_SEEN = 2.0
+"""Standard errors by which a layer's share must exceed zero to be named."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,11 @@ class FitReport:
     products: str = "forward mode"
     """How the products with a network were taken; empty for other features."""
     effective_dimension_by_layer: dict[str, float] = field(default_factory=dict)
-    """Module name -> its share of gamma; "" is the network itself."""
+    """Module name -> its share of gamma, never negative; "" is the network itself. They add up to gamma."""
     effective_dimension_by_layer_error: dict[str, float] = field(default_factory=dict)
     """Standard errors of the same; zero when exact."""
+    unsettled: str = ""
+    """What keeps EM from having settled, and what helps; empty if it has."""
     chunks: dict[str, Any] | None = None
     """How much went through the features at once, how that was found, and how often memory ran out."""
 
@@ -114,8 +120,9 @@ class FitReport:
             spread, open_end = self.log_evidence_error
             value = f"{self.log_evidence:,.1f} nats{self._model_words()}"
             lines.append(
-                f"evidence     log p(y) = {value}, standard error {spread:.1f}"
-                + (f", iterations may change {open_end:.1f}" if open_end > 0.1 * spread else "")
+                f"evidence     log p(y) = {value}, "
+                + (f"standard error {spread:.1f}" if spread else f"exact up to {open_end:.1g}")
+                + (f", iterations may change {open_end:.1f}" if open_end > 0.1 * spread > 0 else "")
             )
         if self.noise_precision is not None and not isinstance(self.noise_precision, list):
             known = _known(self.noise_error)
@@ -148,7 +155,7 @@ class FitReport:
         if self.status == Status.UNVERIFIED.value:
             return "the samples' error is an estimate that could not be verified: raise max_passes, or use float64"
         if not self.settled:
-            return "EM has not settled: raise EM(max_steps=...), or EM(max_rows=...) if the Krylov space was full"
+            return f"EM has not settled: {self.unsettled or 'raise EM(max_steps=...)'}"
         alpha = max(self.precision_error or [0.0])
         if alpha > self.std_error:
             return f"alpha is known to {alpha:.0%} only: raise EM(num_samples=...)"
@@ -182,17 +189,29 @@ class FitReport:
         return f"{gamma:.1f}" + (f" (standard error {error:.1f})" if error else " (exact)")
 
     def _layer_words(self) -> str:
+        errors = self.effective_dimension_by_layer_error
         ranked = sorted(self.effective_dimension_by_layer.items(), key=lambda item: -item[1])
-        shown = ", ".join(f"{name or 'the network itself'} {gamma:.1f}" for name, gamma in ranked[:_LAYERS])
-        rest = sum(gamma for _, gamma in ranked[_LAYERS:])
-        return f"of these: {shown}" + (f", {len(ranked) - _LAYERS} others {rest:.1f}" if ranked[_LAYERS:] else "")
+        seen = [(name, gamma) for name, gamma in ranked if gamma > _SEEN * errors.get(name, 0.0)]
+        shown = [
+            f"{name or 'the network itself'} {gamma:.1f}" + (f" +- {errors[name]:.1f}" if errors.get(name) else "")
+            for name, gamma in seen[:_LAYERS]
+        ]
+        others = len(ranked) - len(shown)
+        if others:
+            rest = sum(gamma for _, gamma in ranked) - sum(gamma for _, gamma in seen[:_LAYERS])
+            hidden = len(ranked) - len(seen)
+            why = f" ({hidden} of them not resolved by K = {self.num_samples} samples)" if hidden else ""
+            shown.append(f"{others} other{'s' * (others > 1)} {rest:.1f}{why}")
+        return f"of these: {', '.join(shown)}"
 
     def _em_words(self) -> str:
         if not self.trace:
             return "fixed by the user"
+        steps = f"{len(self.trace)} step" + "s" * (len(self.trace) > 1)
+        if not self.settled:
+            return f"EM has NOT settled in {steps}"
         change = self.trace[-1]["change"]
-        word = "settled" if self.settled else "NOT settled: raise EM(max_steps=...)"
-        return f"EM {word} in {len(self.trace)} steps (last change {change:.1%})"
+        return f"EM settled in {steps}" + (f" (last change {change:.1%})" if change < _SMALL_CHANGE else "")
 
 
 def _chunk_words(chunks: dict[str, Any]) -> str:
@@ -211,6 +230,8 @@ def _known(errors: list[float] | None) -> str:
     if errors is None:
         return ""
     spread, open_end = errors
+    if spread == 0:
+        return f" (exact up to {open_end:.1%})"
     return f" (known to {spread:.1%}" + (f", iterations may change {open_end:.1%})" if open_end > spread / 10 else ")")
 
 
@@ -231,7 +252,7 @@ def build_report(
     likelihood = inference.model.likelihood
     noise = likelihood.noise_precision if isinstance(likelihood, Gaussian) else None
     count = len(inference.samples)
-    layers = dimension_by_layer(inference.solution, count, inference.model.features.layout)
+    layers = at_least_zero(dimension_by_layer(inference.solution, count, inference.model.features.layout))
     return FitReport(
         num_data=data.num_data,
         num_parameters=inference.model.num_parameters,
@@ -243,6 +264,7 @@ def build_report(
         effective_dimension_error=inference.effective_dimension_error.tolist(),
         trace=trace_rows(inference.trace),
         settled=inference.settled,
+        unsettled=inference.unsettled,
         status=inference.solution.status.value,
         final_passes=inference.solution.passes,
         solve_error=inference.solution.error,

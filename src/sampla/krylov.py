@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sampla._blocks import gram, orthonormal
+from sampla._blocks import CHUNK, gram, orthonormal
 from sampla._stack import Stack
 from sampla.model import LinearModel
 from sampla.preconditioners import Sketch
 
 _TAIL = 0.25
 """The quantile of the Ritz values that a sketch takes for the level of M outside the space."""
+_ROUNDING = 1.0
+"""Rounding errors of the largest eigenvalue by which every eigenvalue is taken to be off, all in the same direction."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class KrylovSpace:
     """(m, k) V X'; (j, k) before the first product."""
     widths: tuple[int, ...]
     """How many rows each multiplication added."""
+    exact: int = 0
+    """Where the space is known to hold the whole range of M: of how many start vectors, the first ones, distributed as
+    N(0, M), the quadratic forms are replaced by their expectation, the trace of M f(M). Else zero."""
 
     @property
     def iterations(self) -> int:
@@ -82,6 +87,8 @@ class KrylovSpace:
     def gauss(self) -> Quadrature:
         """Below the truth for f(x) = 1 / (x + a) and its mixtures."""
         values, vectors = self.spectrum
+        if self.exact:
+            return self._traces(values - self.rounding)
         return Quadrature(values, (vectors.mT @ self.start).square())
 
     @cached_property
@@ -91,9 +98,11 @@ class KrylovSpace:
         The block is D = C' (T^-1)_last C with C the coupling: the Schur complement D - C' T^-1 C of the continued
         matrix is zero then.
         """
+        values, vectors = self.spectrum
+        if self.exact:
+            return self._traces(values + self.rounding)
         if self.complete:
             return self.gauss
-        values, vectors = self.spectrum
         floor = torch.finfo(self.basis.dtype).eps * values.max()
         corner = vectors[len(self.gram) - len(self.coupling) :]
         last = (corner / values.clamp_min(floor)) @ corner.mT
@@ -107,8 +116,50 @@ class KrylovSpace:
 
     @cached_property
     def quadrature(self) -> Quadrature:
-        """The mean of the two rules, whose errors have opposite signs."""
+        """The mean of the two rules, whose errors have opposite signs; where the space is whole, its own rule."""
+        if self.exact:
+            return self._traces(self.spectrum[0])
         return 0.5 * self.gauss + 0.5 * self.gauss_radau
+
+    @property
+    def rounding(self) -> float:
+        """How far rounding of the products may have moved an eigenvalue of M, about."""
+        return _ROUNDING * torch.finfo(self.basis.dtype).eps * float(self.spectrum[0].max())
+
+    def _traces(self, nodes: Tensor) -> Quadrature:
+        """E d' f(M) d = tr M f(M) with these eigenvalues of M, behind it the start vectors that stand for themselves.
+
+        Eigenvalues that rounding may have moved bracket the trace, as the two quadratures do elsewhere.
+        """
+        nodes = nodes.clamp_min(0)
+        weights = (self.spectrum[1].mT @ self.start).square()
+        weights[:, : self.exact] = nodes[:, None]
+        return Quadrature(nodes, weights)
+
+    def widened(self, vectors: Tensor) -> "KrylovSpace":
+        """An invariant space to go on from what of these vectors (K, P) it does not hold; as it is if it holds them.
+
+        A block of k vectors does not reach eigenvectors that share their eigenvalue with k others. M maps the space
+        onto itself, and so its complement: nothing couples the two.
+        """
+        rest, lengths = vectors.clone(), vectors.norm(dim=1)
+        self.basis.add_to(rest, -gram(self.basis, rest).mT)
+        self.basis.add_to(rest, -gram(self.basis, rest).mT)
+        following, _ = orthonormal(rest, lengths)
+        if len(following):
+            self.basis.add_to(following, -gram(self.basis, following).mT)
+            following, _ = orthonormal(following)
+        return replace(self, following=following, coupling=self.coupling.new_zeros(self.widths[-1], len(following)))
+
+    def closed(self, exact: int) -> "KrylovSpace":
+        """The space as the whole range of M; what would follow is rounding."""
+        nothing = self.coupling.new_zeros(self.widths[-1], 0)
+        return replace(self, following=self.following[:0], coupling=nothing, exact=exact)
+
+    def times(self, factor: float) -> "KrylovSpace":
+        """The space of M times a factor."""
+        root = factor**0.5
+        return replace(self, gram=self.gram * factor, coupling=self.coupling * factor, start=self.start * root)
 
     def before(self) -> "KrylovSpace":
         """The space one iteration ago: the change since then says how far quadratic forms have settled."""
@@ -122,12 +173,25 @@ class KrylovSpace:
             coupling=self.gram[size - previous : size, size:],
             start=self.start[:size],
             widths=self.widths[:-1],
+            exact=0,
         )
 
     def sketch(self) -> Sketch:
-        """M on this space, for preconditioning, with the lowest quarter of the Ritz values as the level outside."""
+        """M on this space, for preconditioning, with the lowest quarter of the Ritz values as the level outside.
+
+        Outside of the whole range of M there is nothing.
+        """
         values, vectors = self.spectrum
-        return Sketch(self.basis, (vectors * values) @ vectors.mT, float(values.quantile(_TAIL)))
+        level = 0.0 if self.exact else float(values.quantile(_TAIL))
+        return Sketch(self.basis, (vectors * values) @ vectors.mT, level)
+
+    def determined(self, ratio: float) -> Tensor:
+        """(P,) the diagonal of (M + ratio)^-1 M, where the space holds the whole range of M."""
+        values, vectors = self.spectrum
+        share, turned = (values / (values + ratio)).to(self.following.device), vectors.mT.to(self.following.device)
+        size, width = self.basis.shape[1], max(1, CHUNK // max(1, len(self.basis)))
+        parts = [slice(start, start + width) for start in range(0, size, width)]
+        return torch.cat([share @ (turned @ self.basis.columns(part).double()).square() for part in parts])
 
     def galerkin(self, right: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
         """The best z in the space for (M + diag(precision)) z = b, and M z; no pass: (K, P) -> (K, P), (K, P)."""

@@ -64,6 +64,8 @@ class Survey:
     """Second moment of y - f for a Gaussian likelihood."""
     target: Tensor | None = None
     """Second moment of y, or of y - f + J w for a tangent, for a Gaussian likelihood."""
+    numbers: int = 0
+    """N C, every datum counted once: at least the rank of M."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ class LinearModel:
         Raises:
             ValueError: for NaN in inputs, outputs or targets, or targets that do not fit the outputs.
         """
-        count, moments, watch = 0.0, None, ProbabilityWatch(self.likelihood)
+        count, numbers, moments, watch = 0.0, 0, None, ProbabilityWatch(self.likelihood)
         check_settings(self.likelihood)
         for batch in self._whole_pieces():
             if self.data.cut:
@@ -244,13 +246,15 @@ class LinearModel:
             if batch.position == 0:
                 self._check_curvature(outputs, batch.targets)
             watch.see(outputs, batch.targets)
+            numbers += outputs.numel()
             count += outputs[0].numel() * (batch.size if batch.weights is None else float(batch.weights.double().sum()))
             if isinstance(self.likelihood, Gaussian):
                 explained = batch.targets - self._prior_mean(here)
                 parts = [self._moment(batch, each) for each in (batch.targets - outputs, explained)]
                 moments = parts if moments is None else [a + b for a, b in zip(moments, parts, strict=True)]
         watch.warn()
-        return Survey(self.data.num_data, count, count - self.features.absorbed, *(moments or (None, None)))
+        residual, target = moments or (None, None)
+        return Survey(self.data.num_data, count, count - self.features.absorbed, residual, target, numbers)
 
     def _check_curvature(self, outputs: Tensor, targets: Tensor) -> None:
         """Once the likelihood has all it needs; a noise precision that is to be learnt has no value yet."""

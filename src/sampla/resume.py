@@ -1,6 +1,6 @@
 """A fit that was stopped goes on: the state after every EM step, in one file."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from types import NoneType
@@ -42,6 +42,7 @@ def keep_state(folder: str | Path | None, state: EMState, identity: dict[str, An
         "errors": {name: getattr(state, name) and asdict(getattr(state, name)) for name in _ERRORS},
         "chunks": state.model.chunks.facts(),
         "widths": None if state.space is None else state.space.widths,
+        "exact": 0 if state.space is None else state.space.exact,
     }
     checkpoint.save(Path(folder) / _FILE, tensors, facts)
 
@@ -96,8 +97,9 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
     space = None
     if facts["widths"] is not None:
         basis = Stack([here(f"space.basis.{number}") for number in range(1 + len(facts["widths"]))])
-        small = {name: tensors[f"space.{name}"] for name in _SMALL}
+        small: dict[str, Any] = {name: tensors[f"space.{name}"] for name in _SMALL}
         space = KrylovSpace(basis, following=here("space.following"), **small, widths=tuple(facts["widths"]))
+        space = replace(space, exact=facts.get("exact", 0))
     errors = {name: row and LogError(**row) for name, row in facts["errors"].items()}
     return EMState(
         state.prior.with_precision(here("precision").to(torch.float64)), model, solution,

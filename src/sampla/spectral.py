@@ -24,6 +24,11 @@ _NARROW = 1.5
 _OF_BRACKET = 0.25
 """An estimate is never said to be better than this part of what quadrature proves: on a plateau the last iterations
 change little however far the limit is. Costs 2 % more iterations than 0.02, which was wrong by up to twenty times."""
+_DISTINCT, LEAST_LEFT = 3.0, 1e-3
+"""N C - gamma must be so many of its standard errors, and such a part of N C, for the noise to be learnt from it."""
+_SILENT = 10.0
+"""Rounding errors of the targets' square that residuals must exceed, for the same."""
+ALL_MET = "the linear model meets the targets up to rounding"
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,17 @@ def settled_error(history: list[float], bracket: float) -> float:
     return min(max(last * rate / (1 - rate), _OF_BRACKET * bracket), bracket)
 
 
+def nothing_left(entries: float, determined: float, error: float) -> str:
+    """Why N C - gamma cannot tell the noise, gamma being known up to a standard error; empty if it can."""
+    if entries - determined > max(_DISTINCT * error, LEAST_LEFT * entries):
+        return ""
+    known = f" +- {error:.1f}" if error else ""
+    return (
+        f"the {entries:.0f} numbers observed, less the {determined:.1f}{known} parameters that they determine, leave "
+        "nothing to tell it from"
+    )
+
+
 @dataclass(frozen=True)
 class Hyper:
     """Where MacKay's updates lead at a given ratio a = alpha / noise factor."""
@@ -103,6 +119,8 @@ class FixedPoint:
     learn_noise: bool = False
     target_size: float = 0.0
     """sum_n y_n' B_n y_n."""
+    noise_factor: float = 1.0
+    """New noise precision over the one that M belongs to, where it is not learnt."""
     entries: float = 0
     """N C, less what the features have absorbed."""
     mode_size: tuple[float, float, float] | None = None
@@ -115,14 +133,32 @@ class FixedPoint:
             used, size, slope = self.mode_size
             return Hyper(*2 * (determined / max(size * (ratio / used) ** slope, 1e-300),), 1.0)
         shrunk = (quadrature.nodes + ratio).reciprocal()
-        target = quadrature.weights[:, -1]
-        size, along = float(shrunk.square() @ target), float(shrunk @ target)
-        residual = self.target_size - along - ratio * size
-        floor = torch.finfo(self.space.basis.dtype).eps * self.target_size
+        size = float(shrunk.square() @ quadrature.weights[:, -1])
         left = max(self.entries - determined, 1e-3 * self.entries)
-        factor = left / max(residual, floor, 1e-300) if self.learn_noise else 1.0
+        residual = max(self.residual(ratio, quadrature), self._silence)
+        factor = left / residual if self.learn_noise else self.noise_factor
         precision = determined / max(size, 1e-300) if self.learn_prior else self.precision
         return Hyper(precision / factor, precision, factor)
+
+    def residual(self, ratio: float, quadrature: Quadrature) -> float:
+        """sum_n |y_n - phi_n mean|^2 in the norm of B: a small difference of large numbers where the fit is close."""
+        shrunk, target = (quadrature.nodes + ratio).reciprocal(), quadrature.weights[:, -1]
+        return self.target_size - float(shrunk @ target) - ratio * float(shrunk.square() @ target)
+
+    @property
+    def _silence(self) -> float:
+        """Residuals below this are rounding."""
+        return max(torch.finfo(self.space.basis.dtype).eps * self.target_size, 1e-300)
+
+    def noise_unknown(self, ratio: float) -> str:
+        """Why the noise cannot be learnt at this alpha / noise factor; empty if it can.
+
+        MacKay's update is (N C - gamma) / |y - phi mean|^2: nothing where gamma is N C as far as the probes tell, or
+        where the mean meets all targets up to rounding.
+        """
+        determined = estimated(self.space, self.probes, gamma, ratio)
+        met = self.residual(ratio, self.space.quadrature) <= _SILENT * self._silence
+        return nothing_left(self.entries, determined.value, determined.standard_error) or (ALL_MET if met else "")
 
     def solved(self, start: float, lowest: float = 0.0) -> "Settled":
         """The fixed point that EM reaches from ``start``, at least ``lowest``, with its errors.
@@ -215,6 +251,6 @@ def _errors(history: list[Hyper], ends: list[Hyper], without: list[Hyper], name:
 def _history(space: KrylovSpace) -> list[KrylovSpace]:
     """The space as it was up to two iterations ago, oldest first."""
     history = [space]
-    while len(history) < 3 and history[0].iterations > 1:
+    while not space.exact and len(history) < 3 and history[0].iterations > 1:
         history.insert(0, history[0].before())
     return history

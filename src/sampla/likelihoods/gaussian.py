@@ -11,6 +11,9 @@ from sampla.likelihoods._base import Likelihood, require_plain
 
 Structure = Literal["scalar", "diagonal", "full"]
 
+_SINGULAR = 1e-12
+"""Ratio of the eigenvalues of a noise correlation below which it cannot be inverted in float64."""
+
 
 class Gaussian(Likelihood):
     """y ~ N(f, B^-1), outputs (n, ..., C) or, for scalar noise, of any shape; targets of the same shape.
@@ -108,7 +111,9 @@ class Gaussian(Likelihood):
         """The same with a noise precision so many times as large."""
         return Gaussian(self._precision() * factor, learn=self.learns_noise)
 
-    def updated(self, residual: Tensor, function: Tensor, effective_dimension: float, entries: float) -> "Gaussian":
+    def updated(
+        self, residual: Tensor, function: Tensor, effective_dimension: float, entries: float, exact: bool = False
+    ) -> "Gaussian":
         """The M-step for the noise (docs/method.md, section 3; MacKay 1992 for scalar noise).
 
         Args:
@@ -116,15 +121,44 @@ class Gaussian(Likelihood):
             function: posterior second moment of phi z, summed over all data.
             effective_dimension: gamma.
             entries: N C, the number of observed numbers (less those that the features have absorbed).
+            exact: whether ``function`` is free of sampling error. MacKay's way then serves every structure: it has the
+                fixed point of EM's update, and reaches it where most of the data are used up by parameters.
+
+        Raises:
+            ValueError: if the covariance is singular.
         """
         if self.structure == "scalar":
             precision = max(entries - effective_dimension, 1e-3 * entries) / residual.clamp_min(1e-300)
-        else:
-            rows = entries / residual.shape[-1]
-            covariance = (residual + function) / rows
-            precision = covariance.reciprocal() if covariance.ndim == 1 else torch.linalg.inv(covariance)
-            precision = precision if precision.ndim == 1 else (precision + precision.mT) / 2
-        return Gaussian(precision.cpu(), learn=self.learns_noise)
+            return Gaussian(precision.cpu(), learn=self.learns_noise)
+        rows = entries / residual.shape[-1]
+        covariance = self._mackay(residual / rows, function / rows) if exact else (residual + function) / rows
+        return Gaussian(_inverse(covariance.cpu()), learn=self.learns_noise)
+
+    def used_up(self, function: Tensor, entries: float) -> float:
+        """The largest share, over outputs and their combinations, of the data that parameters determine: 0 to 1."""
+        share = function / (entries / function.shape[-1]) if self.structure != "scalar" else function / entries
+        precision = self._precision().to(share)
+        if share.ndim < 2:
+            return float((share * precision).max())
+        root = self._root.to(share)
+        return float(torch.linalg.eigvalsh(root.mT @ share @ root)[-1])
+
+    def _mackay(self, residual: Tensor, function: Tensor) -> Tensor:
+        """The covariance S of S = residual + function, where function keeps its share of S (means over the data).
+
+        With the present precision B = L L' and L' function L = U diag(g) U', the share is g in the coordinates U' L',
+        where S_ij (1 - (g_i + g_j) / 2) = residual_ij.
+        """
+        precision = self._precision().to(residual)
+        if residual.ndim < 2:
+            return residual / (1 - function * precision).clamp_min(1e-3)
+        root = self._root.to(residual)
+        share, turn = torch.linalg.eigh(root.mT @ function @ root)
+        left = (1 - share).clamp_min(1e-3)
+        inside = (root @ turn).mT @ residual @ (root @ turn)
+        back = torch.linalg.solve_triangular(root.mT, turn, upper=True)
+        covariance: Tensor = back @ (inside / ((left + left[:, None]) / 2)) @ back.mT
+        return (covariance + covariance.mT) / 2
 
     def started(self, residual: Tensor, entries: float) -> "Gaussian":
         """This likelihood with a first noise precision, the inverse of the residuals' second moment."""
@@ -134,7 +168,7 @@ class Gaussian(Likelihood):
         if mean_square.ndim == 2:
             matrix = mean_square.cpu()
             matrix = matrix + 1e-6 * matrix.diagonal().mean() * torch.eye(len(matrix))
-            return Gaussian(torch.linalg.inv(matrix), learn=self.learns_noise)
+            return Gaussian(_inverse(matrix), learn=self.learns_noise)
         return Gaussian(mean_square.clamp_min(1e-12).reciprocal().cpu(), learn=self.learns_noise)
 
     def config(self) -> dict[str, Any]:
@@ -145,6 +179,23 @@ class Gaussian(Likelihood):
         if self.noise_precision is None:
             raise RuntimeError("the noise precision is not known before fit: call fit, or give noise_precision=...")
         return self.noise_precision
+
+
+def _inverse(covariance: Tensor) -> Tensor:
+    """The precision of a covariance, (C,) or (C, C), as symmetric as its inverse is."""
+    scale = covariance.sqrt() if covariance.ndim < 2 else covariance.diagonal().clamp_min(0).sqrt()
+    low, fix = float(scale.min()), "Subtract the targets' mean, give noise_precision=..., or take structure='scalar'."
+    require(low > 0, "residuals that tell the noise of every output", "zeros for at least one of them", fix)
+    if covariance.ndim < 2:
+        return covariance.reciprocal()
+    values, vectors = torch.linalg.eigh(covariance / scale / scale[:, None])
+    require(
+        float(values[0]) > _SINGULAR * float(values[-1]), "outputs whose residuals are not multiples of each other",
+        f"a noise correlation with eigenvalues from {float(values[0]):.1e} to {float(values[-1]):.1e}", fix,
+    )  # fmt: skip
+    half = vectors / values.sqrt() / scale[:, None]
+    precision: Tensor = half @ half.mT
+    return precision
 
 
 def _root(precision: Tensor) -> Tensor:

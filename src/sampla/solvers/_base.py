@@ -6,12 +6,11 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import inf
 from typing import Any, Generic, TypeVar
-from warnings import warn
 
 import torch
 from torch import Tensor
 
-from sampla._checks import ConvergenceWarning
+from sampla._checks import complain
 from sampla.model import LinearModel
 from sampla.preconditioners import Jacobi, Preconditioner
 
@@ -247,7 +246,8 @@ def solve(
     if status is not Status.CONVERGED:
         asked = f"{type(solver).__name__} was asked for a relative error of {tolerance:.1e}, reached an estimated"
         ending = _ending(status, complaint)
-        warn(f"{asked} {reached:.1e} in {len(history)} passes and {ending}.", ConvergenceWarning, stacklevel=2)
+        said = f"{asked} {reached:.1e} in {len(history)} passes and {ending}."
+        complain(f"{type(solver).__name__}, {status.name}", reached / tolerance, said)
     return Solution(
         found.value, found.curvature_value, status, len(history), reached, history,
         found.effective_dimension, found.reusable, found.errors, found.log_determinant,

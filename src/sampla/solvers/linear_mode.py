@@ -11,12 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf, isfinite, sqrt
-from warnings import warn
 
 import torch
 from torch import Tensor
 
-from sampla._checks import ConvergenceWarning
+from sampla._checks import complain
 from sampla.model import LinearModel
 from sampla.preconditioners import Jacobi, Preconditioner
 from sampla.solvers._secants import Secants, dot
@@ -307,9 +306,9 @@ def _require_start(start: _Point, guess: Tensor | None) -> None:
 
 
 def _warn(tolerance: float, error: float, steps: int, end: _End) -> None:
-    warn(
+    complain(
+        f"mode, {end.name}",
+        error / tolerance,
         f"the mode of the linear model was asked for a relative error of {tolerance:.1e}, reached an estimated "
         f"{error:.1e} after {steps} steps and {end.value}.",
-        ConvergenceWarning,
-        stacklevel=3,
     )
