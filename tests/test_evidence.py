@@ -402,7 +402,10 @@ SAID = [
     ({}, r"^evidence     log p\(y\) = -1,234.5 nats of y around J theta, standard error 0.8$"),
     ({"linear_model": "tangent"}, r"^evidence .* nats of y around f \+ J \(theta - w\), standard error 0.8$"),
     ({"products": ""}, r"^evidence     log p\(y\) = -1,234.5 nats, standard error 0.8$"),
-    ({"log_evidence_error": [0.0, 0.004]}, r"^evidence     log p\(y\) = -1,234.5 nats of y around J theta, exact up to 0.004$"),
+    (
+        {"log_evidence_error": [0.0, 0.004]},
+        r"^evidence     log p\(y\) = -1,234.5 nats of y around J theta, exact up to 0.004$",
+    ),
     ({"log_evidence_error": [0.8, 0.4]}, r"^evidence .*standard error 0.8, iterations may change 0.4$"),
     ({"noise_precision": 4.0}, r"^noise        precision 4 \(std 0.5\)$"),
     ({"noise_precision": 4.0, "noise_error": [0.01, 0.0]}, r"^noise        precision 4 \(known to 1.0%\) \(std 0.5\)$"),

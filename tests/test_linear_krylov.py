@@ -88,14 +88,14 @@ def test_learnt_hyperparameters_agree_within_their_stated_errors(settings):
     exact, krylov = both(x, y, num_samples=64, tol=3e-3, **settings)
     alpha_error, open_error = krylov.report_.fit.precision_error
     drift = 0.05 if settings else 0.0  # EM in noise by output ends where a step has become small, not at the end
-    assert abs(np.log(krylov.prior_precision_ / exact.prior_precision_)) < 4 * alpha_error + open_error + drift
+    assert abs(np.log(krylov.prior_precision_ / exact.prior_precision_)) < 4 * alpha_error + open_error + drift + 1e-9
     np.testing.assert_allclose(krylov.noise_precision_, exact.noise_precision_, rtol=0.03, atol=0.01)
     np.testing.assert_allclose(krylov.coef_, exact.coef_, atol=0.02)
     gamma_error = krylov.report_.fit.effective_dimension_error[0]
     assert abs(krylov.effective_dimension_ - exact.effective_dimension_) < 4 * gamma_error + 0.5
     if not settings:
         spread, truncation = krylov.report_.fit.log_evidence_error
-        assert abs(krylov.log_marginal_likelihood_ - exact.log_marginal_likelihood_) < 4 * spread + truncation
+        assert abs(krylov.log_marginal_likelihood_ - exact.log_marginal_likelihood_) < 4 * spread + truncation + 1e-6
 
 
 def test_groups_of_columns():
@@ -141,7 +141,7 @@ def test_a_full_krylov_space_is_left_for_samples(monkeypatch):
 
 def test_steps_that_are_used_up_are_left_for_samples():
     """Nothing is said twice, nothing is dropped: EM with samples speaks for itself."""
-    x, y = problem(columns=120, rows=600, scales=(0.1, 5))
+    x, y = problem(columns=300, rows=600, scales=(0.1, 5))
     reg = sampla.BayesianLinearRegression(
         solver="block-cg", random_state=0, progress=False, num_samples=32, max_iter=1, tol=1e-4
     )

@@ -24,6 +24,10 @@ _FEWEST_ROWS, _MOST_ROWS, _SPACE_BYTES = 256, 1024, 2**28
 """Vectors in EM's Krylov space: so many at least may become necessary, and up to so many where they are small."""
 _FALLING = 0.2
 """Change of a late EM step by which the noise is on its way to zero, as a rule: the model explains all the targets."""
+_FEW_ROWS = 64
+"""Vectors in a space that holds the whole range of M, whatever they take."""
+_WHERE_NEEDED = 8
+"""Times EM.exact_up_to, up to which traces are exact where the noise could not be told otherwise."""
 _MANY = 10.0
 """An error of a logarithm from which it is not given as a percentage."""
 
@@ -72,6 +76,18 @@ class EM:
         if self.max_rows is not None:
             return self.max_rows
         return min(max(_SPACE_BYTES // (size * like.element_size()), _FEWEST_ROWS), _MOST_ROWS)
+
+    def holds_whole(self, rank: int, like: Tensor, size: int, *, needed: bool = False) -> bool:
+        """Whether the Krylov space of an M of at most this rank is to hold its whole range, for exact traces.
+
+        Args:
+            rank: min(N C, P).
+            like: of what dtype vectors are.
+            size: P.
+            needed: whether the noise could not be told otherwise.
+        """
+        rows = max(_SPACE_BYTES // (size * like.element_size()), _FEW_ROWS) if self.max_rows is None else self.max_rows
+        return rank <= rows and rank <= self.exact_up_to * (_WHERE_NEEDED if needed else 1)
 
 
 @dataclass(frozen=True)

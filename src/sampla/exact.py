@@ -24,10 +24,6 @@ from sampla.krylov import KrylovSpace
 from sampla.model import LinearModel
 from sampla.solvers import RightHandSide, Solution, Status
 
-_WHERE_NEEDED = 8
-"""Times EM.exact_up_to: R up to which traces are exact where the noise could not be told otherwise."""
-_SPACE_BYTES, _FEW = 2**28, 64
-"""What such a space may take, if it has more vectors than EM's usually has."""
 _DRAWS = 8
 """Fresh draws that tell whether the space is whole."""
 _REFINEMENTS = 2
@@ -41,19 +37,12 @@ def largest_rank(task: Task, model: LinearModel) -> int:
 
 def is_always(task: Task, model: LinearModel) -> bool:
     """Whether traces are exact from the start."""
-    return largest_rank(task, model) <= task.em.exact_up_to and _fits(task, model)
+    return task.em.holds_whole(largest_rank(task, model), model.features.like, model.num_parameters)
 
 
 def is_affordable(task: Task, model: LinearModel) -> bool:
-    """Whether they may become exact where it matters."""
-    return largest_rank(task, model) <= _WHERE_NEEDED * task.em.exact_up_to and _fits(task, model)
-
-
-def _fits(task: Task, model: LinearModel) -> bool:
-    if task.em.max_rows is not None:
-        return largest_rank(task, model) <= task.em.max_rows
-    vector = model.num_parameters * model.features.like.element_size()
-    return largest_rank(task, model) <= max(_SPACE_BYTES // vector, _FEW)
+    """Whether they may become exact where the noise asks for it."""
+    return task.em.holds_whole(largest_rank(task, model), model.features.like, model.num_parameters, needed=True)
 
 
 def whole(task: Task, model: LinearModel, space: KrylovSpace, draws: Tensor, label: str) -> KrylovSpace:

@@ -235,7 +235,11 @@ def plan_memory(
     wanted = log_evidence or (log_evidence is None and learns and cheap)
     largest = min(em.rows_of(model.features.like, size), size)
     most = largest if (one_space and learns) or (wanted and not solver.exact_determinant) else 0
-    usual = min(most, _USUAL_ROWS, num_data * outputs + num_samples)
+    usual, whole = min(most, _USUAL_ROWS, num_data * outputs + num_samples), min(num_data * outputs, size)
+    if (learns or wanted) and em.holds_whole(whole, model.features.like, size):
+        usual = most = whole
+    elif likelihood.learns_noise and em.holds_whole(whole, model.features.like, size, needed=True):
+        most = max(most, whole)
     few, means = min(em.num_samples, num_samples), int(isinstance(likelihood, Gaussian))
     searches = learns and not likelihood.is_quadratic
     beside = 0 if one_space else _WHITENED if wanted and not solver.exact_determinant else _DRAWN

@@ -38,6 +38,7 @@ def keep_state(folder: str | Path | None, state: EMState, identity: dict[str, An
         "identity": identity,
         "trace": trace_rows(state.trace),
         "settled": state.settled,
+        "noise_unknown": state.noise_unknown,
         "numbers": {name: getattr(state, name) for name in _NUMBERS},
         "errors": {name: getattr(state, name) and asdict(getattr(state, name)) for name in _ERRORS},
         "chunks": state.model.chunks.facts(),
@@ -105,6 +106,7 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
         state.prior.with_precision(here("precision").to(torch.float64)), model, solution,
         here("mode") if "mode" in tensors else None, None,
         [EMStep(**row) for row in facts["trace"]], facts["settled"], space, **{**facts["numbers"], **errors},
+        noise_unknown=facts.get("noise_unknown", ""),
     )  # fmt: skip
 
 

@@ -28,6 +28,8 @@ _DISTINCT, LEAST_LEFT = 3.0, 1e-3
 """N C - gamma must be so many of its standard errors, and such a part of N C, for the noise to be learnt from it."""
 _SILENT = 10.0
 """Rounding errors of the targets' square that residuals must exceed, for the same."""
+_LOST, _MOST_LOST = 4.0, 10.0
+"""Rounding errors of the targets' square by which residuals are taken to be off, and the largest error then stated."""
 ALL_MET = "the linear model meets the targets up to rounding"
 
 
@@ -177,6 +179,10 @@ class FixedPoint:
         left_out = (1 - torch.eye(self.probes, dtype=torch.float64)).unbind() if self.probes > 1 else ()
         without = [self._root(start, reach, self.space.quadrature, row / row.sum()) for row in left_out]
         errors = [_errors(history, ends, without, name) for name in ("precision", "noise_factor")]
+        if self.learn_noise and self.space.exact:  # the residual is the difference of numbers known up to rounding
+            left = max(self.residual(found.ratio, self.space.quadrature), self._silence)
+            lost = min(_LOST * self._silence / left, _MOST_LOST)
+            errors[1] = replace(errors[1], truncation=errors[1].truncation + lost)
         if found.ratio > 1.001 * reach or reach <= max(lowest, exp(_RANGE[0])):
             return Settled(found, *errors)
         return Settled(found, *(replace(one, truncation=inf) for one in errors))
