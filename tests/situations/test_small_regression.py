@@ -2,6 +2,7 @@
 
 import re
 from math import log, pi
+from types import SimpleNamespace
 
 import pytest
 import scipy.optimize
@@ -10,6 +11,8 @@ from torch import nn
 
 import dense
 import sampla
+from sampla.exact import whole
+from sampla.krylov import krylov_space
 
 PROBED = sampla.EM(exact_up_to=0)
 """As in a problem that is not small."""
@@ -165,6 +168,26 @@ def test_eigenvalues_that_come_more_often_than_the_block_has_vectors():
         eigenvalues = torch.linalg.eigvalsh(4 * rows.mT @ rows).detach().repeat(20)
         assert sum(la.report_.effective_dimension) == pytest.approx(float((eigenvalues / (eigenvalues + 0.5)).sum()))
         assert la.report_.effective_dimension_error == [0.0]
+
+
+@pytest.mark.parametrize("spare", [0, 8])
+def test_what_sticks_out_of_other_draws_is_where_the_space_goes_on(spare):
+    """M = 4 on 30 of 40 coordinates: four probes see one eigenvalue four times, and rounding cannot help them."""
+    mask, seeds = (torch.arange(40) < 30).double(), []
+
+    def draws(seed, count):
+        seeds.append(seed)
+        return SimpleNamespace(data_part=2 * mask * torch.randn(count, 40, dtype=torch.float64))
+
+    model = SimpleNamespace(num_parameters=40, draw_noise=draws, curvature_product=lambda vectors: 4 * mask * vectors)
+    model.replaced = lambda **_: model
+    survey = SimpleNamespace(numbers=35)
+    task = SimpleNamespace(survey=survey, em_samples=4, seed=0, say=lambda _: None)
+    first = draws(0, 4 + spare).data_part
+    space = whole(task, model, krylov_space(first[:4]), first[4:], "")
+    assert space.exact == 4
+    torch.testing.assert_close(space.spectrum[0], torch.full((30,), 4.0, dtype=torch.float64))
+    assert len(set(seeds)) == len(seeds), "every draw is a new one"
 
 
 def test_a_small_classifier_has_exact_traces_too():
