@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from sampla._params import ParameterLayout
-from sampla.model import effective_dimensions
 from sampla.priors import BoundPrior
 from sampla.solvers import Solution
 
@@ -52,6 +51,11 @@ def dimension_by_layer(solution: Solution, num_samples: int, layout: ParameterLa
     return {
         layer: (float(each.mean()), float(each.std()) * spread if spread else 0.0) for layer, each in shares.items()
     }
+
+
+def effective_dimensions(samples: Tensor, curvature_samples: Tensor) -> Tensor:
+    """(K, P): z * M z for each sample; sums over parameters are unbiased for gamma = tr(H^-1 M)."""
+    return samples * curvature_samples
 
 
 def at_least_zero(shares: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:

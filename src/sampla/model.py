@@ -383,11 +383,6 @@ class LinearModel:
         return residual, function / len(samples)
 
 
-def effective_dimensions(samples: Tensor, curvature_samples: Tensor) -> Tensor:
-    """(K, P): z * M z for each sample; sums over parameters are unbiased for gamma = tr(H^-1 M)."""
-    return samples * curvature_samples
-
-
 def curvature_norm(vectors: Tensor, curvature_vectors: Tensor) -> Tensor:
     """(K,) |phi v|_B = sqrt(v' M v), the size of a vector in function space."""
     return row_dot(vectors, curvature_vectors).clamp_min(0).sqrt()
