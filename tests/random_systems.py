@@ -46,7 +46,9 @@ class RandomSystem:
             self.eigenvalues[int(size * draw.uniform(0.3, 0.9)) :] = 0
         self.signs = [draw.choice([-1.0, 1.0], size) for _ in range(2)]
         self.alpha = float(torch.tensor(self.eigenvalues[0] * 10 ** -draw.uniform(*u), dtype=self.dtype))
-        self.model = cast(LinearModel, SimpleNamespace(curvature_product=self.product, num_parameters=size))
+        rounding = torch.finfo(self.dtype).eps
+        model = SimpleNamespace(curvature_product=self.product, num_parameters=size, rounding=rounding)
+        self.model = cast(LinearModel, model)
         self.diagonal = self.tensor(np.square(self._data_part(64)).mean(0))
         self.system = self._at(1.0, 32 if draw.random() < 0.4 else 0)
         self.rhs = self._right_hand_side(columns, target=draw.random() < 0.5)

@@ -24,7 +24,8 @@ class Dense:
     def __init__(self, matrix, alpha, columns, dtype=torch.float64):
         self.matrix, size = matrix, len(matrix)
         self.products = 0
-        self.model = SimpleNamespace(curvature_product=self.product, num_parameters=size)
+        rounding = torch.finfo(dtype).eps
+        self.model = SimpleNamespace(curvature_product=self.product, num_parameters=size, rounding=rounding)
         self.precision = torch.full((size,), alpha, dtype=dtype)
         self.system = LinearSystem(self.model, self.precision, matrix.diagonal().clamp_min(0).to(dtype))
         self.rhs = RightHandSide(randn(columns, size).to(dtype), randn(columns, size, seed=1).to(dtype), columns, 0)

@@ -34,7 +34,7 @@ def test_solution_is_the_dense_one(dtype, bound, alpha):
     error, size = ((d @ curvature * d).sum().sqrt() for d in (found.value.double() - exact, exact))
     assert float(error / size) < bound
     assert found.log_determinant == pytest.approx(float(torch.linalg.slogdet(whole).logabsdet), rel=10 * bound)
-    assert float(found.error) == 0
+    assert float(found.error) < bound
 
 
 def test_too_many_outputs_and_shuffled_loaders():

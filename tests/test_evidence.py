@@ -281,7 +281,7 @@ def test_a_krylov_space_may_be_asked_of_any_solver(tiny):
     """The dense solver with alpha from the space: only the final solve is its own."""
     la = tiny["categorical"].fit("isotropic", em=sampla.EM(method="krylov"))
     assert la.report_.method == "krylov"
-    assert la.report_.solve_error == 0
+    assert la.report_.solve_error < 1e-9
 
 
 # A fit that was stopped

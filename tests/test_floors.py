@@ -37,6 +37,7 @@ FLOORS = (
     ("linear models: regression in closed form", "linear.closed_form"),
     ("linear models: the other ways to answer", "linear.coefficients linear.newton linear.iterative"),
     ("linear models: what scikit-learn passes, what is asked, what a fit says", "linear.inputs linear.settings"),
+    ("what is asked of the types in it", "guards.precision"),
     ("what is asked of the user's network", "guards"),
     ("front doors", "laplace linear.regression linear.logistic"),
     ("the estimators", "linear"),

@@ -159,7 +159,10 @@ def _as_batch(item: Any, index: int, position: int, device: torch.device, unpack
         "Give one target per datum.",
     )
     assert size is not None
-    return Batch(moved(inputs, device), brought(targets, device), position, size)
+    targets = brought(targets, device)
+    if targets.is_floating_point() and targets.element_size() < 4:
+        targets = targets.float()  # the same numbers; what is computed from them is float32 at least
+    return Batch(moved(inputs, device), targets, position, size)
 
 
 class Data(ABC):

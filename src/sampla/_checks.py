@@ -69,12 +69,12 @@ def require(condition: bool, expected: str, got: str, remedy: str) -> None:
 
 
 def require_finite(tensor: Tensor, what: str, remedy: str) -> None:
-    """Refuse NaN and infinity in a floating-point tensor (integers pass).
+    """Refuse NaN and infinity in a real or complex tensor (integers pass).
 
     Raises:
         ValueError: naming how many entries are not finite.
     """
-    if not tensor.is_floating_point():
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return
     bad = int((~torch.isfinite(tensor)).sum())
     require(bad == 0, f"finite {what}", f"{bad} NaN or infinite entries of {tensor.numel()}", remedy)

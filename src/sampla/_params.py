@@ -15,6 +15,8 @@ class ParameterLayout:
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    complex: frozenset[str] = frozenset()
+    """Names of complex parameters, which are held as two reals each: their last axis, of 2."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -35,6 +37,11 @@ class ParameterLayout:
             name: flat[:, start:end].view(rows, *shape)
             for name, shape, start, end in zip(self.names, self.shapes, starts, ends, strict=True)
         }
+
+    def named(self, flat: Tensor) -> dict[str, Tensor]:
+        """The same as the network has them: complex where it does."""
+        views = self.views(flat)
+        return {name: torch.complex(v[..., 0], v[..., 1]) if name in self.complex else v for name, v in views.items()}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The inverse of ``views``: one new (K, P) tensor."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from math import log, nan, pi
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor
@@ -42,7 +43,9 @@ def final_solve(task: Task, system: LinearSystem, rhs: RightHandSide, guess: Sol
     exactly = replace(system, model=system.model.replaced(exact=True))
     if not task.solver.recycles:  # a start would save it nothing
         return _solved(task, exactly, rhs, None, "final samples, ")
-    rough = _solved(task, system, rhs, guess, "final samples in reduced precision, ")
+    with catch_warnings():  # where it ends is of no importance: the solve in full precision says how far it came
+        simplefilter("ignore", ConvergenceWarning)
+        rough = _solved(task, system, rhs, guess, "final samples in reduced precision, ")
     guess = replace(rough, curvature_exact=False, reusable=None)
     found = _solved(task, exactly, rhs, guess, "final samples in full precision, ")
     return replace(found, passes=rough.passes + found.passes, history=rough.history + found.history)

@@ -26,7 +26,7 @@ from sampla.features import (
     select_parameters,
 )
 from sampla.fitreport import FitReport, build_report
-from sampla.guards import check_evaluation_mode, check_modules, check_network, located, only_device, untouched
+from sampla.guards import apart, check_evaluation_mode, check_modules, check_network, located, only_device
 from sampla.likelihood_checks import check_settings
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.memoryplan import MemoryPlan, plan_memory
@@ -138,7 +138,8 @@ class LinearisedLaplace:
         self.prior = named(prior, PRIORS, Prior)
         self.names, self.excluded = select_parameters(model, parameters)
         check_modules(model, self.names)
-        size = sum(p.numel() for name, p in plain_parameters(model).items() if name in set(self.names))
+        chosen = [p for name, p in plain_parameters(model).items() if name in set(self.names)]
+        size = sum(p.numel() * (2 if p.is_complex() else 1) for p in chosen)
         if solver == "auto":
             solver = "dense" if size <= _DENSE_UP_TO and vectors_on is None else "block-cg"
         self.solver: Solver[Any] = named(solver, SOLVERS, Solver)
@@ -188,7 +189,7 @@ class LinearisedLaplace:
                 train mode, with active dropout or with wrong derivatives. The network and earlier results stay.
         """
         start = perf_counter()
-        with untouched(self.model), freed_memory_kept(), memory_explained(_LESS_MEMORY):
+        with apart(self.model, said=True) as ambient, freed_memory_kept(), memory_explained(_LESS_MEMORY):
             features, data, adjoint = self._opened(loader, unpacking(labels, unpack))
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(checkpoint))
             with located(features, data):
@@ -207,7 +208,7 @@ class LinearisedLaplace:
             adjoint,
             perf_counter() - start,
             self.tolerance,
-            self._product_words(features),
+            self._product_words(features) + ("; torch.autocast around the fit put aside" if ambient else ""),
         )
         if report.seconds > 2:
             self._progress.say(report.summary)
@@ -227,7 +228,7 @@ class LinearisedLaplace:
 
         Args: as for ``fit``.
         """
-        with untouched(self.model), freed_memory_kept():
+        with apart(self.model, said=True), freed_memory_kept():
             features, data, _ = self._opened(loader, unpacking(labels, unpack))
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(None))
             moving = self.curvature_at == "linear-mode"
@@ -244,7 +245,7 @@ class LinearisedLaplace:
             num_draws: draws of a Monte Carlo average.
         """
         posterior = self._fitted()
-        with untouched(self.model), freed_memory_kept():
+        with apart(self.model), freed_memory_kept():
             check_evaluation_mode(self.model)
             return posterior.predict(x, method, num_draws)
 
@@ -286,7 +287,7 @@ class LinearisedLaplace:
     @property
     def samples_(self) -> dict[str, Tensor]:
         """Parameter name -> (K, *shape): zero-mean posterior samples, to be added to the trained weights."""
-        return self._fitted().layout.views(self._fitted().samples)
+        return self._fitted().layout.named(self._fitted().samples)
 
     @property
     def linear_mean_(self) -> dict[str, Tensor] | None:
@@ -294,7 +295,7 @@ class LinearisedLaplace:
         inference = self._inference
         if inference is None or inference.mean is None:
             return None
-        return {name: value[0] for name, value in self._fitted().layout.views(inference.mean[None]).items()}
+        return {name: value[0] for name, value in self._fitted().layout.named(inference.mean[None]).items()}
 
     @property
     def report_(self) -> FitReport:

@@ -185,6 +185,13 @@ class LinearModel:
         base, _ = self.features.unscaled()
         return not self.exact and base.cheaper() is not base
 
+    @property
+    def rounding(self) -> float:
+        """Relative rounding error of a product with M."""
+        base, _ = self.features.unscaled()
+        own = torch.finfo(self.features.like.dtype).eps
+        return own if self.exact else max(own, base.cheaper().rounding)
+
     def replaced(
         self, features: Features | None = None, likelihood: Likelihood | None = None, exact: bool | None = None
     ) -> "LinearModel":

@@ -67,13 +67,13 @@ class Posterior:
         parts = [inputs] if size is None else (pick(inputs, slice(a, a + rows)) for a in range(0, size, rows))
         means, deviations, samples = [], [], self.samples.to(self.features.device)
         for piece in parts:
-            means.append(self.features.evaluate(piece))
+            means.append(self.features.own_outputs(piece))
             deviations.append(self.features.linearise(piece).jvp(samples))
         mean = torch.cat(means)
         if not bool(mean.isfinite().all()):
             origin = self.features.where_not_finite(inputs, 0)
             require_finite(mean, "network outputs", f"{origin}Check the scaling of the inputs.")
-        return Predictive(mean, torch.cat(deviations, dim=1), self.likelihood, method, num_draws)
+        return Predictive(mean, torch.cat(deviations, dim=1).to(mean.dtype), self.likelihood, method, num_draws)
 
     def save(self, path: str | Path) -> None:
         """Write samples, likelihood and facts to one safetensors file (no pickle)."""
@@ -81,6 +81,7 @@ class Posterior:
         facts = {
             "names": self.layout.names,
             "shapes": self.layout.shapes,
+            "complex": sorted(self.layout.complex),
             "likelihood": self.likelihood.config(),
             "network": self.network,
             "dtypes": self.dtypes,
@@ -114,7 +115,7 @@ def load_posterior(
     written, shapes = facts["names"], tuple(tuple(s) for s in facts["shapes"])
     plain = plain_names(network)  # a file of an earlier version may have the names of a wrapped network
     names = tuple(plain.get(name, name.replace("_orig_mod.", "")) for name in written)
-    own = {name: tuple(p.shape) for name, p in plain_parameters(network).items()}
+    own = {name: (*p.shape, 2) if p.is_complex() else tuple(p.shape) for name, p in plain_parameters(network).items()}
     wrong = [name for name, shape in zip(names, shapes, strict=True) if own.get(name) != shape]
     require(
         not wrong,

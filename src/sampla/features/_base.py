@@ -99,6 +99,11 @@ class Features(ABC):
         scaled = theta * scale
         return scaled if self.origin is None else torch.where(scale == 0, self.origin.to(scaled), scaled)
 
+    @property
+    def rounding(self) -> float:
+        """Relative rounding error of the products."""
+        return float(torch.finfo(self.like.dtype).eps)
+
     def cheaper(self) -> "Features":
         """The same features with products in reduced precision, where these were asked for; else themselves."""
         return self
@@ -128,8 +133,13 @@ def adjoint_error(linearisation: Linearisation, num_parameters: int, seed: int =
     return float((left - right).abs() / size) if size > 0 else 0.0
 
 
-def check_adjoint(linearisation: Linearisation, num_parameters: int) -> float:
+def check_adjoint(linearisation: Linearisation, num_parameters: int, rounding: float | None = None) -> float:
     """Refuse a feature map whose two products are not adjoint to each other.
+
+    Args:
+        linearisation: the feature map on a few data.
+        num_parameters: P.
+        rounding: relative rounding error of its products; None: that of the type of its outputs.
 
     Returns:
         The relative error found.
@@ -139,7 +149,7 @@ def check_adjoint(linearisation: Linearisation, num_parameters: int) -> float:
     """
     dtype = linearisation.outputs.dtype
     error = adjoint_error(linearisation, num_parameters)
-    bound = 100 * torch.finfo(dtype).eps
+    bound = 100 * (torch.finfo(dtype).eps if rounding is None else rounding)
     if not error <= bound:
         raise ValueError(
             f"expected <phi v, u> = <v, phi' u> up to rounding ({bound:.0e} relative in {dtype}), got a relative "

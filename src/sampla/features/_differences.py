@@ -18,6 +18,10 @@ class Differentiated(Protocol):
     layout: ParameterLayout
 
     @property
+    def rounding(self) -> float:
+        """Relative rounding error of the products."""
+
+    @property
     def point(self) -> Mapping[str, Tensor]:
         """The trained values of the chosen parameters."""
 
@@ -37,7 +41,7 @@ def check_differences(features: Differentiated, inputs: Inputs) -> None:
     point, total = features.point, features.layout.total
     like = next(iter(point.values())).new_empty(0)
     v = standard_normal(0, ADJOINT, range(1), 0, (total,), like)
-    eps = torch.finfo(v.dtype).eps
+    eps = features.rounding
     weights = torch.cat([p.flatten() for p in point.values()])
     step = eps ** (1 / 3) * float(weights.norm() or 1.0) / float(v.norm())
     views = features.layout.views(v)

@@ -70,6 +70,11 @@ def _described(value: Any) -> str:
 def _floating(value: Any, what: str) -> Tensor:
     if isinstance(value, Tensor) and value.is_floating_point():
         return value
+    if isinstance(value, Tensor) and value.is_complex():
+        raise TypeError(
+            f"expected real outputs, got {_described(value)} as {what}. Wrap the network in a module that returns "
+            "torch.view_as_real(outputs).flatten(1), or their absolute value: what the targets are about."
+        )
     raise TypeError(
         f"expected one floating-point tensor as {what}, got {_described(value)}. "
         "Choose another one with output=..., or wrap the network in a module that returns the tensor the likelihood "

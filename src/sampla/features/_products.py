@@ -38,6 +38,10 @@ class Products:
     """Whether either would do in forward mode, so that the faster can be chosen."""
     math_attention: bool = False
     """Whether the network asks for an attention kernel, and gets the mathematical form, which has all derivatives."""
+    lifted: bool = False
+    """Whether the network is linearised with its coarse types, bfloat16 and float16, made float32."""
+    limit: str = ""
+    """What is to be said about its own type."""
 
     @property
     def words(self) -> str:
@@ -45,6 +49,7 @@ class Products:
         words = "forward mode" if self.mode == FORWARD else f"double reverse mode, because {self.reason}"
         words += "" if self.stacked else "; one vector at a time"
         words += "; a forward for each product" if self.mode == FORWARD and not self.shared else ""
+        words += f"; {self.limit}" if self.limit else ""
         return words + ("; attention in its mathematical form" if self.math_attention else "")
 
 

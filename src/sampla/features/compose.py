@@ -63,6 +63,10 @@ class OutputsAt(Features):
             return self, None
         return OutputsAt(base, base.rescaled(self._theta, scale.to(base.device))), scale
 
+    @property
+    def rounding(self) -> float:
+        return self._base.rounding
+
     def cheaper(self) -> Features:
         base = self._base.cheaper()
         return self if base is self._base else OutputsAt(base, self._theta)

@@ -14,7 +14,6 @@ from torch.func import functional_call, jvp, vjp, vmap
 from sampla._checks import require
 from sampla._inputs import describe_inputs, detached, num_inputs, pick
 from sampla._memory import is_out_of_memory
-from sampla._params import ParameterLayout
 from sampla._rounding import nudged
 from sampla._typing import Inputs
 from sampla.features._arguments import call_arguments, call_in_words
@@ -26,6 +25,8 @@ from sampla.features._names import functional_state, is_compiled, slots
 from sampla.features._outputs import OutputName, pick_output
 from sampla.features._products import DOUBLE_REVERSE, FORWARD, Products, short_reason
 from sampla.features._reverse import ReverseAt
+from sampla.features._trial import failure_of, refuse_hopeless, shares_forward
+from sampla.features._types import Types, coarse_results, lift, quantised, widened
 
 Result = TypeVar("Result")
 
@@ -50,7 +51,6 @@ _INSTEAD = {
     "parse": "Leave sparse=True out: the weights and the outputs are the same.",
 }
 """What the reasons contain -> what to do where neither way works."""
-_NO_CURE = ("mutate a captured Tensor", "called random operation")
 _REMEDIES = {
     "must have the same dtype": "Convert the inputs to the dtype of the network, x.to(next(model.parameters()).dtype).",
     "setup_context": _NO_FORWARD_MODE,
@@ -103,11 +103,14 @@ class NetworkFeatures(Features):
             if isinstance(m, nn.Embedding) and m.padding_idx is not None
         ]
         self._compiled = is_compiled(model)
-        self.output, self.products = output, products or Products()
         state = functional_state(model)
-        self._point = {name: state.pop(name) for name in names}
-        self._rest = state
-        self.layout = ParameterLayout(tuple(names), tuple(tuple(p.shape) for p in self._point.values()))
+        self._types = Types(state, names)
+        self.output, self.products = output, products or Products()
+        if self._types.low_points:
+            self.products = replace(self.products, lifted=True)
+        self._point = self._types.point({name: state.pop(name) for name in names})
+        self._rest = {name: widened(t) for name, t in state.items()} if self.products.lifted else state
+        self.layout = self._types.layout(self._point)
         self.like = self._near.to(vectors_on or self.device)
         if tangent:
             self.origin = self.layout.flatten({name: p[None] for name, p in self._point.items()})[0].to(self.like)
@@ -122,18 +125,50 @@ class NetworkFeatures(Features):
     def device(self) -> torch.device:
         return self._near.device
 
+    @property
+    def types(self) -> Types:
+        """What the network's numbers are held in."""
+        return self._types
+
+    def lift(self) -> None:
+        """Linearise the network with its coarse types made float32 from now on."""
+        self.products = replace(self.products, lifted=True)
+        self._rest = {name: widened(t) for name, t in self._rest.items()}
+
+    def limited(self, words: str) -> None:
+        """Keep what is to be said about the network's own type."""
+        self.products = replace(self.products, limit=words)
+
+    def coarse_results(self, inputs: Inputs) -> tuple[str, str]:
+        """As ``coarse_results`` of these inputs."""
+        return coarse_results(self._inside.model, self.device, lambda: self.evaluate(inputs))
+
+    @property
+    def quantised(self) -> list[str]:
+        """Modules of the network that compute in integers, in words."""
+        return quantised(self._inside.model)
+
     def linearise(self, inputs: Inputs) -> Linearisation:
         if self.products.mode == FORWARD:
             return _NetworkAt(self, inputs)
         return ReverseAt(self, inputs, self.products.stacked)
 
     def call(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-        """f(point, inputs), leaving the user's module as it is."""
+        """f(point, inputs) in the type of the vectors, leaving the user's module as it is."""
+        return self._called(point, lift(inputs) if self.products.lifted else inputs).to(self.like.dtype)
+
+    def own_outputs(self, inputs: Inputs) -> Tensor:
+        """The outputs as the network itself computes them, in its own type, or in the vectors' if wider."""
+        own = copy(self)
+        own.products = replace(self.products, lifted=False)
+        outputs = own._called(self.point, inputs).detach()
+        return outputs.to(torch.promote_types(outputs.dtype, self.like.dtype))
+
+    def _called(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         args, kwargs = call_arguments(self._inside.model, detached(inputs))  # it may ask for gradients by its inputs
         with _explained(self._inside.model, inputs):
             outputs = self.within(point, lambda: self._inside.model(*args, **kwargs))
-        picked = pick_output(outputs, self.output)
-        return picked.to(self.like.dtype) if self._reduced else picked
+        return pick_output(outputs, self.output)
 
     def evaluate(self, inputs: Inputs) -> Tensor:
         """The outputs at the trained weights, without a graph."""
@@ -141,7 +176,7 @@ class NetworkFeatures(Features):
 
     def within(self, point: Mapping[str, Tensor], work: Callable[[], Result]) -> Result:
         """The result of work done while the network has these parameters and only operations with derivatives."""
-        values = {**self._rest, **point}
+        values = self._types.restored({**self._rest, **point}, self.products.lifted)
         state = {f"model.{slot}": values[name] for slot, name in self._slots.items()}
         device, dtype = self.device.type, self.autocast
         reduced = torch.autocast(device, dtype) if self._reduced else nullcontext()
@@ -177,14 +212,14 @@ class NetworkFeatures(Features):
         """
         with Attention() as attention:
             self.evaluate(inputs)
-        self.products = Products()
-        failure = _failure(self, inputs)
+        self.products = first = Products(lifted=self.products.lifted, limit=self.products.limit)
+        failure = failure_of(self, inputs)
         if failure is not None:
             self.products = self._reverse_products(inputs, failure)
             check_differences(self, inputs)
         else:
-            works = _shares_forward(self, inputs)
-            self.products = Products(shared=works, both=works)
+            works = shares_forward(self, inputs)
+            self.products = replace(first, shared=works, both=works)
         self.products = replace(self.products, math_attention=attention.seen)
         return self.products
 
@@ -192,6 +227,11 @@ class NetworkFeatures(Features):
         other = copy(self)
         other._point = nudged(self._point)
         return other
+
+    @property
+    def rounding(self) -> float:
+        least = torch.finfo(torch.float32 if self._types.mixed else self.like.dtype).eps
+        return max(least, torch.finfo(self.autocast).eps) if self._reduced and self.autocast is not None else least
 
     def cheaper(self) -> Features:
         if self.autocast is None:
@@ -206,7 +246,7 @@ class NetworkFeatures(Features):
         Raises:
             RuntimeError: with what torch says.
         """
-        failure = None if self.autocast is None else _failure(cast("NetworkFeatures", self.cheaper()), inputs)
+        failure = None if self.autocast is None else failure_of(cast("NetworkFeatures", self.cheaper()), inputs)
         if failure is not None:
             raise RuntimeError(
                 f"expected a network whose products work under torch.autocast to {self.autocast} on "
@@ -227,14 +267,14 @@ class NetworkFeatures(Features):
 
     def _reverse_products(self, inputs: Inputs, failure: Exception) -> Products:
         """Double reverse mode, because of what forward mode failed with; vectors together where that works."""
-        where = self._where(inputs, Products())
-        _refuse_hopeless(failure, where)
+        where = self._where(inputs, self.products)
+        refuse_hopeless(failure, where)
         reason = f"{short_reason(failure)} in {where}"
         for stacked in (True, False):
-            products = Products(DOUBLE_REVERSE, reason, stacked)
+            products = replace(self.products, mode=DOUBLE_REVERSE, reason=reason, stacked=stacked)
             trial = copy(self)
             trial.products = products
-            second = _failure(trial, inputs)
+            second = failure_of(trial, inputs)
             if second is None:
                 return products
         assert second is not None
@@ -278,7 +318,7 @@ class NetworkFeatures(Features):
         for call in calls:
             alone = Alone(call)
             names = [name for name, p in alone.named_parameters() if p.is_floating_point()]
-            if _failure(NetworkFeatures(alone, names, products=products), alone.shift.detach()) is not None:
+            if failure_of(NetworkFeatures(alone, names, products=products), alone.shift.detach()) is not None:
                 return describe_module(call.name, call.module)
         return describe_module("", self._inside.model)
 
@@ -354,47 +394,4 @@ def _explained(model: nn.Module, inputs: Inputs) -> Iterator[None]:
         remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), call_it)
         raise RuntimeError(
             f"the network could not be called on inputs of shape and dtype {describe_inputs(inputs)}: {error}\n{remedy}"
-        ) from error
-
-
-def _failure(features: NetworkFeatures, inputs: Inputs) -> Exception | None:
-    """What goes wrong when both products are taken with two vectors, if anything."""
-    size = features.layout.total
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")  # vmap loops over an operation: it works
-            at = features.linearise(inputs)
-            at.vjp(at.outputs.new_ones(2, *at.outputs.shape))
-            at.jvp(features._near.new_ones(2, size))
-    except (RuntimeError, NotImplementedError) as error:
-        if is_out_of_memory(error):
-            raise
-        return error
-    return None
-
-
-def _shares_forward(features: NetworkFeatures, inputs: Inputs) -> bool:
-    """Whether one forward can serve both products: reverse mode must go through what forward mode did."""
-    try:
-        features.linearise(inputs).product(features._near.new_ones(2, features.layout.total), lambda _, pushed: pushed)
-    except (RuntimeError, NotImplementedError) as error:
-        if is_out_of_memory(error):
-            raise
-        return False
-    return True
-
-
-def _refuse_hopeless(error: Exception, where: str) -> None:
-    """Raise what the other way would not cure, or would hide."""
-    if any(clue in str(error) for clue in _NO_CURE):
-        raise error
-    cause, modules = error.__cause__ or error, []
-    trace = cause.__traceback__
-    while trace is not None:
-        modules.append(trace.tb_frame.f_globals.get("__name__"))
-        trace = trace.tb_next
-    if "torch.utils.checkpoint" in modules and "setup_context" in str(cause):
-        raise RuntimeError(
-            f"torch.utils.checkpoint with use_reentrant=True, in {where}, cannot be differentiated twice and loses "
-            "gradients: call it with use_reentrant=False, or without checkpointing."
         ) from error

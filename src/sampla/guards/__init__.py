@@ -2,6 +2,14 @@
 
 from sampla.guards.modules import check_evaluation_mode, check_modules, only_device
 from sampla.guards.network import check_network, located
-from sampla.guards.untouched import untouched
+from sampla.guards.untouched import apart, untouched
 
-__all__ = ["check_evaluation_mode", "check_modules", "check_network", "located", "only_device", "untouched"]
+__all__ = [
+    "apart",
+    "check_evaluation_mode",
+    "check_modules",
+    "check_network",
+    "located",
+    "only_device",
+    "untouched",
+]

@@ -10,8 +10,10 @@ from torch import Tensor
 from sampla._batches import Batch, Data
 from sampla._checks import require
 from sampla._inputs import describe_inputs, input_tensors, map_inputs, pick
+from sampla._memory import is_out_of_memory
 from sampla._typing import Inputs
 from sampla.features import NetworkFeatures, check_adjoint
+from sampla.guards.precision import explain_coarse, require_liftable
 from sampla.noise import ADJOINT, standard_normal
 
 
@@ -26,6 +28,8 @@ def check_network(features: NetworkFeatures, batch: Batch) -> float:
         RuntimeError: if its products cannot be taken, naming the module.
     """
     piece = next(batch.pieces(min(8, max(1, batch.size // 2))))
+    if features.products.lifted:
+        require_liftable(features, batch.inputs)
     features.look(piece.inputs)
     once, again = (features.evaluate(batch.inputs) for _ in range(2))
     same = once.shape == again.shape and torch.equal(once.nan_to_num(), again.nan_to_num())
@@ -43,13 +47,32 @@ def check_network(features: NetworkFeatures, batch: Batch) -> float:
     )
     if not bool(torch.isfinite(once).all()):
         return float("nan")  # the survey of all data says where
+    try:
+        return _settled(features, batch, piece, once)
+    except (ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        if features.products.lifted or not features.types.low:
+            explain_coarse(features, piece.inputs, error)
+    features.lift()  # coarse types lie on the way to the parameters
+    require_liftable(features, batch.inputs)
+    try:
+        return _settled(features, batch, piece, features.evaluate(batch.inputs))
+    except (ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        explain_coarse(features, piece.inputs, error)
+
+
+def _settled(features: NetworkFeatures, batch: Batch, piece: Batch, once: Tensor) -> float:
+    """How the products are taken, settled on a few data; their adjoint error."""
     few = _telling(features, piece.inputs, once[: piece.size])
     features.settle(few)
     at = features.linearise(few)
     alone = at if few is piece.inputs else features.linearise(piece.inputs)
-    _require_own_outputs(alone.outputs, once[: piece.size], at.outputs)
+    _require_own_outputs(features, alone.outputs, once[: piece.size], at.outputs)
     _require_any_place(features, batch, once, at.outputs)
-    return check_adjoint(at, features.layout.total)
+    return check_adjoint(at, features.layout.total, features.rounding)
 
 
 def _telling(features: NetworkFeatures, inputs: Inputs, outputs: Tensor) -> Inputs:
@@ -80,19 +103,23 @@ def _telling(features: NetworkFeatures, inputs: Inputs, outputs: Tensor) -> Inpu
     return near if size([outputs]) < rounding * there < inf else inputs
 
 
-def _require_own_outputs(alone: Tensor, together: Tensor, near: Tensor) -> None:
+def _require_own_outputs(features: NetworkFeatures, alone: Tensor, together: Tensor, near: Tensor) -> None:
     """Refuse a network whose output for one datum depends on the rest of the batch; rounding is let pass.
 
     Args:
+        features: of the network.
         alone, together: outputs for the same data.
         near: outputs for ``_telling`` inputs, whose size says what rounding does where the others are zero.
     """
-    same, difference = _compared(alone, together, near)
+    same, difference = _compared(features, alone, together, near)
+    integers = features.quantised
     require(
         same,
         "the same outputs for a datum whatever else is in its batch",
         f"{difference} when the batch is cut",
-        "Normalisation by batch statistics (track_running_stats=False?) or a mean over the batch does that.",
+        f"{integers[0]} is quantised by the range of the whole batch: use the network before quantisation."
+        if integers
+        else "Normalisation by batch statistics (track_running_stats=False?) or a mean over the batch does that.",
     )
 
 
@@ -105,7 +132,7 @@ def _require_any_place(features: NetworkFeatures, batch: Batch, outputs: Tensor,
         (list(reversed(range(count))), "when the batch is turned round"),
         (list(range(1, count)), "without the first datum"),
     ):
-        same, difference = _compared(features.evaluate(pick(batch.inputs, rows)), outputs[rows], near)
+        same, difference = _compared(features, features.evaluate(pick(batch.inputs, rows)), outputs[rows], near)
         require(
             same,
             "the same outputs for a datum wherever it stands in its batch",
@@ -115,11 +142,13 @@ def _require_any_place(features: NetworkFeatures, batch: Batch, outputs: Tensor,
         )
 
 
-def _compared(found: Tensor, expected: Tensor, near: Tensor) -> tuple[bool, str]:
+def _compared(features: NetworkFeatures, found: Tensor, expected: Tensor, near: Tensor) -> tuple[bool, str]:
     """Whether outputs agree up to rounding, and by how much they differ, in words."""
     scale = float(torch.stack([expected.abs().max(), near.abs().max()]).max())
     shift = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
-    same = shift <= torch.finfo(expected.dtype).eps ** 0.5 * max(scale, 1e-30)
+    kind = expected.dtype if features.products.lifted else features.types.coarsest
+    eps = max(torch.finfo(kind).eps, torch.finfo(expected.dtype).eps)
+    same = shift <= eps**0.5 * max(scale, 1e-30)
     return same, f"a difference of {shift:.2g} (outputs up to {scale:.2g})"
 
 

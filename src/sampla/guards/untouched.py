@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from sampla.guards.precision import without_autocast
+
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", *_BACKWARD_HOOKS)
 
@@ -47,3 +49,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(requires_grad)
             if parameter.grad is not grad:
                 parameter.grad = grad
+
+
+@contextmanager
+def apart(model: nn.Module, said: bool = False) -> Iterator[bool]:
+    """The network untouched, and an autocast around the call put aside; yields whether there was one.
+
+    Args:
+        model: the network.
+        said: whether to warn of an autocast.
+    """
+    with untouched(model), without_autocast(model, said) as ambient:
+        yield ambient

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from sampla._blocks import dots
 from sampla._checks import complain
 from sampla.model import LinearModel
 from sampla.preconditioners import Jacobi, Preconditioner
@@ -39,6 +40,9 @@ NOT_FINITE = (
 INDEFINITE = (
     "a product has negative curvature, so M is not positive semi-definite: check that the likelihood's curvature is "
     "positive, that the network is deterministic (dropout off), and that every pass gives the same data"
+)
+_PARTED = (
+    "the samples and what the solver took for their products with M had parted: the products are not those of one M"
 )
 
 
@@ -242,6 +246,10 @@ def solve(
     if status is Status.STAGNATED:
         complaint = f"{rhs.data_part.dtype} can reach about {history[-1]:.0e} here"
     found = solver.solution(system, rhs, state)
+    if status is not Status.BROKE_DOWN and _curves_down(rhs, found):
+        found, status = _with_true_image(system, found), Status.BROKE_DOWN
+        complaint = INDEFINITE if _curves_down(rhs, found) else _PARTED
+        history = [*history[:-1], inf if complaint == INDEFINITE else _bounded_error(system, rhs, found)]
     reached = history[-1] if history else inf
     if status is not Status.CONVERGED:
         asked = f"{type(solver).__name__} was asked for a relative error of {tolerance:.1e}, reached an estimated"
@@ -253,6 +261,24 @@ def solve(
         found.effective_dimension, found.reusable, found.errors, found.log_determinant,
         curvature_exact=found.curvature_exact, check_products=found.check_products,
     )  # fmt: skip
+
+
+def _curves_down(rhs: RightHandSide, found: Solution) -> bool:
+    """Whether sum_k z_k' M z_k, gamma where the columns are samples, is negative by more than rounding explains."""
+    lengths = found.value.norm(dim=1).double() * rhs.total.norm(dim=1).double()
+    size = float(dots(found.value, found.curvature_value).sum())
+    return size < -1e3 * torch.finfo(found.value.dtype).eps * float(lengths.sum())
+
+
+def _with_true_image(system: LinearSystem, found: Solution) -> Solution:
+    return replace(found, curvature_value=system.model.curvature_product(found.value), errors=None)
+
+
+def _bounded_error(system: LinearSystem, rhs: RightHandSide, found: Solution) -> float:
+    """|phi(z - z*)|_B^2 <= r' A^-1 r / 4 for any z, over |phi z|_B^2; r from its definition."""
+    residual = rhs.total - found.curvature_value - system.precision * found.value
+    bound = dots(residual, residual, system.precision.reciprocal()) / 4
+    return relative_rms(bound.sqrt(), dots(found.value, found.curvature_value).clamp_min(0).sqrt())
 
 
 def _certified(solver: Solver[State], system: LinearSystem, rhs: RightHandSide, state: State) -> tuple[State, float]:
@@ -297,3 +323,31 @@ def error_bound(system: LinearSystem, scaled_residual: Tensor, size: Tensor) -> 
 def jacobi_root(system: LinearSystem) -> Tensor:
     """(P,) (diag M + A)^(-1/2): scales H to a nearly constant diagonal."""
     return (system.diagonal + system.precision).clamp_min(torch.finfo(system.precision.dtype).tiny).rsqrt()
+
+
+def without_rounding(curvature: Tensor, dtype: torch.dtype) -> Tensor:
+    """A semi-definite matrix whose negative eigenvalues are rounding with these set to zero; any other as it is."""
+    if not bool(curvature.isfinite().all()):
+        return curvature
+    eigenvalues, vectors = torch.linalg.eigh(curvature)
+    if eigenvalues[0] < -1e3 * torch.finfo(dtype).eps * eigenvalues[-1]:
+        return curvature
+    nearest: Tensor = (vectors * eigenvalues.clamp_min(0)) @ vectors.mT
+    return nearest
+
+
+def rounded_terms(system: LinearSystem, rhs: RightHandSide, value: Tensor, diagonal: Tensor) -> Tensor:
+    """(K, P) squares of what b - H z is made of, of which its rounding errors are a part; float64.
+
+    M z = phi' S (S' phi z) is rounded on the way, where S' phi z may be a difference of much larger terms: entry p by
+    about M_pp sum_q M_qq z_q^2 / N, squared.
+
+    Args:
+        system: H.
+        rhs: B.
+        value: Z.
+        diagonal: (P,) of M.
+    """
+    value, diagonal = value.double(), diagonal.double()
+    inside = (value.square() @ diagonal)[:, None] * diagonal / system.model.data.num_data
+    return inside + (system.precision.double() * value).square() + rhs.total.double().square()

@@ -38,6 +38,8 @@ _FADING = 0.5
 _TINY = 1e-300
 _DRIFT = 4.0
 """Rounding errors a pass by which the recurred residual departs from the true one."""
+_FAR = 10.0
+"""A start whose residual is so many times as large as the right-hand side is further from the solution than zero."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,9 @@ class BlockCG(Solver[BlockCGState]):
     With lambda_max / 1,000 to lambda_max / 100,000: within 1.5 in 90 %, never below a third, and the proof costs
     15 to 35 % more passes. The true error was as small as was asked in 99 % of all, and always below 1.5 times that.
 
-    Rounding makes the recurred residual depart from the true one. When it has become as small as this may be, it is
-    computed from its definition, which costs a pass; two such passes without progress between them end the solve.
+    Rounding makes the recurred residual depart from the true one. When it has become as small as this may be, or this
+    as large as the right-hand side (the iteration diverges), it is computed from its definition, which costs a pass;
+    two such passes without progress between them end the solve.
     """
 
     recycles = True
@@ -137,17 +140,22 @@ class BlockCG(Solver[BlockCGState]):
         scale = dots(total, inverse.solve(total)).clamp_min(0).sqrt()
         if guess is None:
             return _started(system, rhs, torch.zeros_like(total), total, scale)
-        residual = total.sub_(guess.curvature_value).addcmul_(system.precision, guess.value, value=-1)
+        residual = (total - guess.curvature_value).addcmul_(system.precision, guess.value, value=-1)
+        usable = dots(residual, inverse.solve(residual)).sqrt() <= _FAR * scale  # NaN is not
+        if not bool(usable.all()):
+            usable = usable[:, None]
+            start, residual = torch.where(usable, guess.value, 0), torch.where(usable, residual, total)
+            return _started(system, rhs, start, residual, scale)
         return _started(system, rhs, guess.value, residual, scale)
 
     def step(self, system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
         if len(state.basis) == 0 and not state.recent:  # the start solves the system
             return state
-        if len(state.basis) == 0 or _size_of(state.factor) <= state.drift:
+        if len(state.basis) == 0 or min(_size_of(state.factor), state.scale.square().sum()) <= state.drift:
             return _recomputed(system, rhs, state)
         pushed = system.product(state.direction)
         bend = gram(state.direction, pushed)
-        complaint, root = _root(bend, pushed.dtype)
+        complaint, root = _root(bend, system)
         if root is None:
             if complaint or not state.recent:
                 return replace(state, complaint=complaint or INDEFINITE)
@@ -170,7 +178,11 @@ class BlockCG(Solver[BlockCGState]):
         target = (SLACK * tolerance) ** 2 * float(state.size.sum())
         proved = float(state.bound.sum()) <= target
         hidden = residual <= float(state.drift)
-        posed = None if state.checked or hidden or not (proved or residual <= state.hold) else _error_system(rhs, state)
+        posed = (
+            None
+            if state.checked or hidden or not (proved or residual <= state.hold)
+            else _error_system(system, rhs, state)
+        )
         if posed is None:
             return state
         error_rhs, probe = posed
@@ -214,7 +226,7 @@ class BlockCG(Solver[BlockCGState]):
         )  # fmt: skip
 
 
-def _root(bend: Tensor, dtype: torch.dtype) -> tuple[str, Tensor | None]:
+def _root(bend: Tensor, system: LinearSystem) -> tuple[str, Tensor | None]:
     """Cholesky's factor of G; without one, the reason, empty if rounding explains it."""
     if not bool(bend.isfinite().all()):
         return NOT_FINITE, None
@@ -223,15 +235,17 @@ def _root(bend: Tensor, dtype: torch.dtype) -> tuple[str, Tensor | None]:
     if int(info) == 0:
         return "", root
     lowest = torch.linalg.eigvalsh(bend)[0]
-    return ("" if lowest > -_rounding(bend, dtype) else INDEFINITE), None
+    return ("" if lowest > -_rounding(bend, system) else INDEFINITE), None
 
 
-def _rounding(bend: Tensor, dtype: torch.dtype) -> Tensor:
+def _rounding(bend: Tensor, system: LinearSystem) -> Tensor:
     """Negative curvature that rounding explains."""
-    return 1e3 * torch.finfo(dtype).eps * bend.diagonal().abs().max()
+    return 1e3 * system.model.rounding * bend.diagonal().abs().max()
 
 
-def _error_system(rhs: RightHandSide, state: BlockCGState) -> tuple[RightHandSide, BlockCGState] | None:
+def _error_system(
+    system: LinearSystem, rhs: RightHandSide, state: BlockCGState
+) -> tuple[RightHandSide, BlockCGState] | None:
     """H e = r, r the sum of the residual's columns with random signs, to be solved from e = 0; None if r is zero.
 
     It goes on along the same combination of the present search directions, which are H-conjugate to the ones before:
@@ -248,7 +262,7 @@ def _error_system(rhs: RightHandSide, state: BlockCGState) -> tuple[RightHandSid
     residual = length.to(basis) * basis
     zero, square = length.new_zeros(1), length.square()
     start = BlockCGState(
-        torch.zeros_like(basis), basis, length.reshape(1, 1), shares @ state.direction, _drift(basis.dtype) * square,
+        torch.zeros_like(basis), basis, length.reshape(1, 1), shares @ state.direction, _drift(system) * square,
         length.reshape(1), float(square), zero, square.new_full((1,), torch.inf),
     )  # fmt: skip
     return RightHandSide(residual, torch.zeros_like(residual), 0, rhs.seed), start
@@ -278,10 +292,10 @@ def _started(system: LinearSystem, rhs: RightHandSide, value: Tensor, residual: 
         zero = scale.new_zeros(len(scale))
         return BlockCGState(value, empty, none, empty, zero.sum(), scale, 0.0, zero, zero, complaint=NOT_FINITE)
     basis, dual, factor = orthonormal_pair(residual, system.inverse.solve, scale)
+    terms = scale.square().sum() + _size_of(factor)  # the residual is a difference of b and of H z = b - r
     state = BlockCGState(
-        value, basis, factor, dual, _drift(residual.dtype) * scale.square().sum(), scale, float(_size_of(factor)),
-        scale, scale,
-    )  # fmt: skip
+        value, basis, factor, dual, _drift(system) * terms, scale, float(_size_of(factor)), scale, scale
+    )
     return _measured(system, rhs, state)
 
 
@@ -292,7 +306,7 @@ def _moved(
     weights = torch.cholesky_solve(state.factor, root)  # (m, K)
     prior = gram(state.direction, state.direction, system.precision)
     energy, prior_energy = (weights * (bend @ weights)).sum(0), (weights * (prior @ weights)).sum(0)
-    if bool((energy - prior_energy < -_rounding(bend, remainder.dtype) * weights.square().sum(0)).any()):
+    if bool((energy - prior_energy < -_rounding(bend, system) * weights.square().sum(0)).any()):
         return replace(state, complaint=INDEFINITE)  # of M, although H may still be positive
     try:
         basis, dual, change = orthonormal_pair(remainder, system.inverse.solve, torch.ones(len(remainder)))
@@ -307,7 +321,7 @@ def _moved(
         basis=basis,
         factor=change @ state.factor,
         direction=direction,
-        drift=state.drift + _drift(basis.dtype) * done.residual.sum(),
+        drift=state.drift + _drift(system) * done.residual.sum(),
         recent=(*state.recent, done)[-_WINDOW:],
         correction=state.correction**_FADING,
         checked=False,
@@ -364,5 +378,6 @@ def _size_of(factor: Tensor) -> Tensor:
     return factor.square().sum()
 
 
-def _drift(dtype: torch.dtype) -> float:
-    return float((_DRIFT * torch.finfo(dtype).eps) ** 2)
+def _drift(system: LinearSystem) -> float:
+    """The square by which products leave the recurred residual uncertain, relative to what it is made of."""
+    return float((_DRIFT * system.model.rounding) ** 2)

@@ -1,29 +1,53 @@
 """Exact solution by forming M: for small P, and the only place where a (P, P) matrix exists."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sampla._checks import require
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status
+from sampla.solvers._base import (
+    LinearSystem,
+    RightHandSide,
+    Solution,
+    Solver,
+    Status,
+    relative_rms,
+    rounded_terms,
+    without_rounding,
+)
 
 _COLUMNS = 256
 
 
 @dataclass(frozen=True)
 class DenseState:
-    """Z, M and the diagonal of H^-1 M once the only step is done."""
+    """Z, and M with what its factorisation tells, once the first step is done."""
 
     curvature: Tensor | None
     value: Tensor
+    root: Tensor | None = None
+    """Cholesky's factor of H."""
+    image: Tensor | None = None
+    """(K, P) M Z, by products."""
+    missing: Tensor | None = None
+    """(K, P) H^-1 (B - H Z), float64: what is missing, as far as the factorisation knows H."""
+    errors: Tensor | None = None
+    """(K,) |missing|_M / |z|_M with what rounding hides, float64."""
+    spread: Tensor | None = None
+    """(P,) diagonal of H^-1 M H^-1: |e|_M^2 for a residual of one in a coordinate."""
     effective_dimension: Tensor | None = None
     log_determinant: float | None = None
+    stuck: bool = False
 
 
 @dataclass(frozen=True)
 class Dense(Solver[DenseState]):
-    """Cholesky factorisation of H in float64; costs P products once, then nothing for another A.
+    """Cholesky factorisation of H in float64; costs P products once, then K for another A.
+
+    The products are those of the model, in its own type, and so is the error stated: H is applied to the solution once
+    more, and H e = b - H z is solved for what is missing. Where that is above the tolerance it is added (iterative
+    refinement), for as long as it becomes smaller.
 
     Args:
         max_parameters: refuse larger P, whose matrix would not fit.
@@ -45,48 +69,79 @@ class Dense(Solver[DenseState]):
         return DenseState(curvature, torch.zeros_like(rhs.data_part) if guess is None else guess.value)
 
     def step(self, system: LinearSystem, rhs: RightHandSide, state: DenseState) -> DenseState:
-        curvature = state.curvature if state.curvature is not None else _form(system)
-        precision = system.precision.double()
-        root, info = torch.linalg.cholesky_ex(curvature + precision.diag())
-        if int(info) != 0:
-            curvature = _without_rounding(curvature, system.precision.dtype)
-            root, info = torch.linalg.cholesky_ex(curvature + precision.diag())
-        if int(info) != 0:
-            return DenseState(curvature, torch.full_like(state.value, torch.nan))
-        value = torch.cholesky_solve(rhs.total.double().mT, root).mT.to(rhs.data_part)
-        inverse_diagonal = torch.cholesky_inverse(root).diagonal()
-        determined = (1 - precision * inverse_diagonal).clamp(0, 1)  # float32 products leave M slightly indefinite
-        determinant = 2 * float(root.diagonal().log().sum())
-        return DenseState(curvature, value, determined, determinant)
+        if state.root is None:
+            return _factorised(system, rhs, state)
+        assert state.missing is not None
+        better = _measured(system, rhs, replace(state, value=(state.value + state.missing).to(state.value)))
+        before, after = self.error(state), self.error(better)
+        return replace(better if after < before else state, stuck=not after < before / 2)
 
     def error(self, state: DenseState) -> float:
-        return 0.0 if bool(state.value.isfinite().all()) else float("nan")
+        if state.errors is None or state.image is None or state.curvature is None:
+            return float("nan")
+        sizes = _sizes(state.value, state.curvature)
+        return relative_rms(state.errors * sizes, sizes)
+
+    def stagnated(self, state: DenseState) -> bool:
+        return state.stuck
 
     def solution(self, system: LinearSystem, rhs: RightHandSide, state: DenseState) -> Solution:
-        if state.curvature is None:  # broke down: all there is is the guess
+        if state.image is None:  # broke down: all there is is the guess
             return Solution(state.value, system.model.curvature_product(state.value), Status.BROKE_DOWN, 0, 0.0)
         return Solution(
             state.value,
-            (state.value.double() @ state.curvature).to(state.value),
+            state.image,
             Status.CONVERGED,
             1,
             0.0,
             effective_dimension=state.effective_dimension,
             reusable=(system.model, state.curvature),
-            errors=torch.zeros(len(state.value), dtype=torch.float64),
+            errors=state.errors,
             log_determinant=state.log_determinant,
         )
 
 
-def _without_rounding(curvature: Tensor, dtype: torch.dtype) -> Tensor:
-    """M with negative eigenvalues that rounding of its products explains set to zero; any other M as it is."""
-    if not bool(curvature.isfinite().all()):
-        return curvature
-    eigenvalues, vectors = torch.linalg.eigh(curvature)
-    if eigenvalues[0] < -1e3 * torch.finfo(dtype).eps * eigenvalues[-1]:
-        return curvature
-    nearest: Tensor = (vectors * eigenvalues.clamp_min(0)) @ vectors.mT
-    return nearest
+def _factorised(system: LinearSystem, rhs: RightHandSide, state: DenseState) -> DenseState:
+    """The first step: M formed, H factorised, Z solved for and its error measured."""
+    curvature = state.curvature if state.curvature is not None else _form(system)
+    precision = system.precision.double()
+    root, info = torch.linalg.cholesky_ex(curvature + precision.diag())
+    if int(info) != 0:
+        curvature = without_rounding(curvature, system.precision.dtype)
+        root, info = torch.linalg.cholesky_ex(curvature + precision.diag())
+    if int(info) != 0:
+        return DenseState(curvature, torch.full_like(state.value, torch.nan))
+    value = torch.cholesky_solve(rhs.total.double().mT, root).mT.to(rhs.data_part)
+    inverse = torch.cholesky_inverse(root)
+    spread = (inverse.diagonal() - inverse.square() @ precision).clamp_min(0)  # H^-1 M H^-1 = H^-1 - H^-1 A H^-1
+    determined = (1 - precision * inverse.diagonal()).clamp(0, 1)  # float32 products leave M slightly indefinite
+    determinant = 2 * float(root.diagonal().log().sum())
+    found = DenseState(
+        curvature, value, root, spread=spread, effective_dimension=determined, log_determinant=determinant
+    )
+    return _measured(system, rhs, found)
+
+
+def _measured(system: LinearSystem, rhs: RightHandSide, state: DenseState) -> DenseState:
+    """With M Z by products, and what is missing to Z."""
+    assert state.root is not None
+    assert state.curvature is not None
+    image = system.model.curvature_product(state.value)
+    residual = rhs.total.double() - image.double() - system.precision.double() * state.value.double()
+    missing = torch.cholesky_solve(residual.mT, state.root).mT
+    assert state.spread is not None
+    terms = rounded_terms(system, rhs, state.value, state.curvature.diagonal())
+    hidden = system.model.rounding**2 * (terms @ state.spread)
+    lengths = (_sizes(missing, state.curvature).square() + hidden).sqrt()
+    sizes = _sizes(state.value, state.curvature)
+    errors = torch.where(lengths > 0, lengths / sizes, 0.0)
+    return replace(state, image=image, missing=missing, errors=errors)
+
+
+def _sizes(vectors: Tensor, curvature: Tensor) -> Tensor:
+    """(K,) |v|_M."""
+    vectors = vectors.double()
+    return ((vectors @ curvature) * vectors).sum(1).clamp_min(0).sqrt()
 
 
 def _form(system: LinearSystem) -> Tensor:

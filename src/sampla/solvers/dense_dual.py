@@ -7,31 +7,62 @@ With B_n = S_n S_n', G = S' phi A^-1 phi' S of (N C, N C) and w = S' phi z, the 
 (Woodbury; the representer weights of a Gaussian process). G costs N C products, once for all right-hand sides.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from sampla._blocks import dots
 from sampla._checks import require
 from sampla.model import LinearModel
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status
+from sampla.noise import PROBE, standard_normal
+from sampla.solvers._base import (
+    LinearSystem,
+    RightHandSide,
+    Solution,
+    Solver,
+    Status,
+    relative_rms,
+    rounded_terms,
+    without_rounding,
+)
 
 _COLUMNS = 64
 _REFINEMENTS = 2
-"""b - phi' S w is a difference of numbers |G| times as large as z: each repetition on the residual regains as much."""
+"""That are made in any case: nothing is known of the rate before."""
+_SURE = 0.5
+"""Rate at which refinement must converge for the factorisation to be believed about what is missing."""
 
 
 @dataclass(frozen=True)
 class DenseDualState:
-    """Z once the only step is done."""
+    """Z once the first step is done."""
 
     value: Tensor
+    root: Tensor | None = None
+    """Cholesky's factor of I + G."""
+    image: Tensor | None = None
+    """(K, P) M Z, by products."""
+    missing: Tensor | None = None
+    """(K, P) H^-1 (B - H Z), float64, as far as the factorisation knows H."""
+    lengths: Tensor | None = None
+    """(K,) |missing|_M."""
+    errors: Tensor | None = None
+    """(K,) of |z - z*|_M / |z|_M."""
+    sizes: Tensor | None = None
+    """(K,) |z|_M."""
     log_determinant: float | None = None
+    stuck: bool = False
 
 
 @dataclass(frozen=True)
 class DenseDual(Solver[DenseDualState]):
-    """Cholesky factorisation of I + G in float64.
+    """Cholesky factorisation of I + G in float64, with iterative refinement.
+
+    b - phi' S w is a difference of numbers |G| times as large as z, and products in float32 leave G uncertain by
+    rounding of its own size: each repetition on the residual, a difference taken in float64, regains as much. What is
+    missing is |H^-1 (b - H z)|_M; where refinement does not converge the factorisation is not to be believed, and the
+    error stated is the bound |z - z*|_M^2 <= r' A^-1 r / 4.
 
     Args:
         max_outputs: refuse larger N C, whose matrix would not fit.
@@ -59,38 +90,46 @@ class DenseDual(Solver[DenseDualState]):
         return DenseDualState(torch.zeros_like(rhs.data_part) if guess is None else guess.value)
 
     def step(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
-        model, precision = system.model, system.precision
-        entries = _outputs(model)
-        kernel = torch.cat([self._rows(system, start, entries) for start in range(0, entries, _COLUMNS)])
-        kernel = (kernel + kernel.mT) / 2
-        root, info = torch.linalg.cholesky_ex(kernel + torch.eye(entries).to(kernel))
-        if int(info) != 0:
-            return DenseDualState(torch.full_like(state.value, torch.nan))
-        value = torch.zeros_like(rhs.total)
-        residual = rhs.total
-        for _ in range(1 + _REFINEMENTS):
-            start = residual / precision
-            functions = torch.cholesky_solve(_pushed(model, start, entries).double().mT, root).mT
-            value = value + start - _pulled(model, functions.to(start)) / precision
-            residual = rhs.total - system.product(value)
-        determinant = 2 * float(root.diagonal().log().sum()) + float(precision.double().log().sum())
-        return DenseDualState(value, determinant)
+        if state.root is None:
+            state = self._factorised(system, rhs, state)
+            for _ in range(_REFINEMENTS if state.root is not None else 0):
+                state = _refined(system, rhs, state)
+            return state
+        better = _refined(system, rhs, state)
+        before, after = self.error(state), self.error(better)
+        return replace(better if after < before else state, stuck=not after < before / 2)
 
     def error(self, state: DenseDualState) -> float:
-        return 0.0 if bool(state.value.isfinite().all()) else float("nan")
+        if state.errors is None or state.sizes is None:
+            return float("nan")
+        return relative_rms(state.errors * state.sizes, state.sizes)
+
+    def stagnated(self, state: DenseDualState) -> bool:
+        return state.stuck
 
     def solution(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> Solution:
-        if state.log_determinant is None:  # broke down: all there is is the guess
+        if state.image is None:  # broke down: all there is is the guess
             return Solution(state.value, system.model.curvature_product(state.value), Status.BROKE_DOWN, 0, 0.0)
         return Solution(
-            state.value,
-            rhs.total - system.precision * state.value,
-            Status.CONVERGED,
-            1,
-            0.0,
-            errors=torch.zeros(len(state.value), dtype=torch.float64),
+            state.value, state.image, Status.CONVERGED, 1, 0.0, errors=state.errors,
             log_determinant=state.log_determinant,
-        )
+        )  # fmt: skip
+
+    def _factorised(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
+        """The first step: G formed, I + G factorised, Z solved for and what is missing measured."""
+        entries = _outputs(system.model)
+        kernel = torch.cat([self._rows(system, start, entries) for start in range(0, entries, _COLUMNS)])
+        kernel = (kernel + kernel.mT) / 2
+        identity = torch.eye(entries).to(kernel)
+        root, info = torch.linalg.cholesky_ex(kernel + identity)
+        if int(info) != 0:
+            root, info = torch.linalg.cholesky_ex(without_rounding(kernel, system.precision.dtype) + identity)
+        if int(info) != 0:
+            return DenseDualState(torch.full_like(state.value, torch.nan))
+        value, _ = _woodbury(system, rhs.total.double(), root)
+        determinant = 2 * float(root.diagonal().log().sum()) + float(system.precision.double().log().sum())
+        first = DenseDualState(value.to(rhs.data_part), root, log_determinant=determinant)
+        return _measured(system, rhs, first)
 
     def _rows(self, system: LinearSystem, start: int, entries: int) -> Tensor:
         """Rows of G, in float64."""
@@ -98,6 +137,39 @@ class DenseDual(Solver[DenseDualState]):
         identity[torch.arange(len(identity)), torch.arange(start, start + len(identity))] = 1
         pulled = _pulled(system.model, identity) / system.precision
         return _pushed(system.model, pulled, entries).double()
+
+
+def _refined(system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
+    """Z with what was missing, as far as that was known."""
+    assert state.missing is not None
+    return _measured(system, rhs, replace(state, value=(state.value + state.missing).to(state.value)))
+
+
+def _measured(system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
+    """With M Z by a product, what is missing to Z, and its error: see the class's docstring."""
+    assert state.root is not None
+    image = system.model.curvature_product(state.value)
+    residual = rhs.total.double() - image.double() - system.precision.double() * state.value.double()
+    terms = rounded_terms(system, rhs, state.value, system.diagonal)
+    size = terms.mean(0, keepdim=True).sqrt() * system.model.rounding
+    rounding = size * standard_normal(rhs.seed, PROBE, range(1), 0, (size.shape[1],), size)
+    missing, functions = _woodbury(system, torch.cat([residual, rounding]), state.root)
+    missing, lengths, hidden = missing[:-1], functions[:-1].norm(dim=1), functions[-1].norm()
+    sizes = dots(state.value, image).clamp_min(0).sqrt()
+    bound = dots(residual, residual, system.precision.reciprocal()).sqrt() / 2
+    rate = 1.0 if state.lengths is None else float(lengths.norm() / state.lengths.norm().clamp_min(1e-300))
+    found = (torch.minimum(lengths / (1 - rate), bound) if rate <= _SURE else bound).hypot(hidden)
+    errors = torch.where(found > 0, found / sizes, 0.0)
+    return replace(state, image=image, missing=missing, lengths=lengths, errors=errors, sizes=sizes)
+
+
+def _woodbury(system: LinearSystem, right: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """z = A^-1 (b - phi' S w) for (K, P) b in float64, and (K, N C) w = S' phi z; only the products are not float64."""
+    model, precision = system.model, system.precision.double()
+    start = right / precision
+    pushed = _pushed(model, start.to(system.precision), len(root))
+    functions = torch.cholesky_solve(pushed.double().mT, root).mT
+    return start - _pulled(model, functions.to(system.precision)).double() / precision, functions
 
 
 def _outputs(model: LinearModel) -> int:
