@@ -25,7 +25,7 @@ def effective_dimension(solution: Solution, num_samples: int, prior: BoundPrior)
     if solution.effective_dimension is not None:
         gamma = prior.group_sum(solution.effective_dimension)
         return gamma, torch.zeros_like(gamma)
-    parts = effective_dimensions(solution.value[:num_samples], solution.curvature_value[:num_samples])
+    parts = solution.value[:num_samples] * solution.curvature_value[:num_samples]  # sums are unbiased for tr(H^-1 M)
     each = torch.stack([prior.group_sum(row) for row in parts])
     return each.mean(0), each.std(0) / num_samples**0.5
 
@@ -42,7 +42,7 @@ def dimension_by_layer(solution: Solution, num_samples: int, layout: ParameterLa
     else:
         image = layout.views(solution.curvature_value[:num_samples])
         values = layout.views(solution.value[:num_samples])
-        views = {name: effective_dimensions(value, image[name]) for name, value in values.items()}
+        views = {name: value * image[name] for name, value in values.items()}
     shares: dict[str, Tensor] = {}
     for name, value in views.items():
         layer, part = name.rpartition(".")[0], value.reshape(len(value), -1).sum(1, dtype=torch.float64)

@@ -188,9 +188,7 @@ class LinearModel:
     @property
     def rounding(self) -> float:
         """Relative rounding error of a product with M."""
-        base, _ = self.features.unscaled()
-        own = torch.finfo(self.features.like.dtype).eps
-        return own if self.exact else max(own, base.cheaper().rounding)
+        return (self.features if self.exact else self.features.unscaled()[0].cheaper()).rounding
 
     def replaced(
         self, features: Features | None = None, likelihood: Likelihood | None = None, exact: bool | None = None

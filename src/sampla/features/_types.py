@@ -78,6 +78,14 @@ class Types:
         """Where the parameters, as they are held, lie in a vector of P."""
         return ParameterLayout(tuple(point), tuple(tuple(p.shape) for p in point.values()), self._complex)
 
+    def changed(
+        self, point: Mapping[str, Tensor], change: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Parameters as they are held, changed in the types in which the network computes with them."""
+        kinds = {name: torch.empty(0, dtype=_real(self._own[name])) for name in point}
+        changed = change({name: p.to(widened(kinds[name]).dtype) for name, p in point.items()})
+        return {name: p.to(self.vectors) for name, p in changed.items()}
+
     def restored(self, values: Mapping[str, Tensor], lifted: bool) -> dict[str, Tensor]:
         """Values as the network takes them: complex where it has them so, each in its own type or float32."""
         return {name: self._restored(name, value, lifted) for name, value in values.items()}

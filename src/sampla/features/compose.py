@@ -28,6 +28,10 @@ class ScaledFeatures(Features):
     def rounded_otherwise(self) -> Features:
         return ScaledFeatures(self._base.rounded_otherwise(), self._scale)
 
+    @property
+    def rounding(self) -> float:
+        return self._base.rounding
+
     def unscaled(self) -> tuple[Features, Tensor | None]:
         base, inner = self._base.unscaled()
         return base, self._scale if inner is None else inner * self._scale

@@ -225,7 +225,7 @@ class NetworkFeatures(Features):
 
     def rounded_otherwise(self) -> Features:
         other = copy(self)
-        other._point = nudged(self._point)
+        other._point = self._types.changed(self._point, nudged)
         return other
 
     @property

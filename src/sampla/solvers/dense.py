@@ -28,8 +28,6 @@ class DenseState:
     value: Tensor
     root: Tensor | None = None
     """Cholesky's factor of H."""
-    image: Tensor | None = None
-    """(K, P) M Z, by products."""
     missing: Tensor | None = None
     """(K, P) H^-1 (B - H Z), float64: what is missing, as far as the factorisation knows H."""
     errors: Tensor | None = None
@@ -77,7 +75,7 @@ class Dense(Solver[DenseState]):
         return replace(better if after < before else state, stuck=not after < before / 2)
 
     def error(self, state: DenseState) -> float:
-        if state.errors is None or state.image is None or state.curvature is None:
+        if state.errors is None or state.curvature is None:
             return float("nan")
         sizes = _sizes(state.value, state.curvature)
         return relative_rms(state.errors * sizes, sizes)
@@ -86,11 +84,11 @@ class Dense(Solver[DenseState]):
         return state.stuck
 
     def solution(self, system: LinearSystem, rhs: RightHandSide, state: DenseState) -> Solution:
-        if state.image is None:  # broke down: all there is is the guess
+        if state.root is None or state.curvature is None:  # broke down: all there is is the guess
             return Solution(state.value, system.model.curvature_product(state.value), Status.BROKE_DOWN, 0, 0.0)
         return Solution(
             state.value,
-            state.image,
+            (state.value.double() @ state.curvature).to(state.value),
             Status.CONVERGED,
             1,
             0.0,
@@ -123,7 +121,7 @@ def _factorised(system: LinearSystem, rhs: RightHandSide, state: DenseState) -> 
 
 
 def _measured(system: LinearSystem, rhs: RightHandSide, state: DenseState) -> DenseState:
-    """With M Z by products, and what is missing to Z."""
+    """With what is missing to Z, as a product with the model's own M tells."""
     assert state.root is not None
     assert state.curvature is not None
     image = system.model.curvature_product(state.value)
@@ -135,7 +133,7 @@ def _measured(system: LinearSystem, rhs: RightHandSide, state: DenseState) -> De
     lengths = (_sizes(missing, state.curvature).square() + hidden).sqrt()
     sizes = _sizes(state.value, state.curvature)
     errors = torch.where(lengths > 0, lengths / sizes, 0.0)
-    return replace(state, image=image, missing=missing, errors=errors)
+    return replace(state, missing=missing, errors=errors)
 
 
 def _sizes(vectors: Tensor, curvature: Tensor) -> Tensor:
