@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 from math import log, nan, pi
-from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor
 
-from sampla._checks import complain
+from sampla._checks import complain, unheard
 from sampla.em_krylov import mode_preconditioner
 from sampla.em_samples import prior_part
 from sampla.emstate import EMState, Inference, Task
@@ -43,8 +42,7 @@ def final_solve(task: Task, system: LinearSystem, rhs: RightHandSide, guess: Sol
     exactly = replace(system, model=system.model.replaced(exact=True))
     if not task.solver.recycles:  # a start would save it nothing
         return _solved(task, exactly, rhs, None, "final samples, ")
-    with catch_warnings():  # where it ends is of no importance: the solve in full precision says how far it came
-        simplefilter("ignore", ConvergenceWarning)
+    with unheard():  # where it ends is of no importance: the solve in full precision says how far it came
         rough = _solved(task, system, rhs, guess, "final samples in reduced precision, ")
     guess = replace(rough, curvature_exact=False, reusable=None)
     found = _solved(task, exactly, rhs, guess, "final samples in full precision, ")
