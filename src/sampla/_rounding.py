@@ -37,14 +37,16 @@ class Rounding:
     Args:
         like: (K, P) of the pass.
         sizes: number of entries of each parameter tensor.
+        epsilon: relative rounding error of the products, more than that of the vectors' type where a part of the
+            network computes in a coarser one.
     """
 
-    def __init__(self, like: Tensor, sizes: Sequence[int]) -> None:
+    def __init__(self, like: Tensor, sizes: Sequence[int], epsilon: float) -> None:
         self._sizes = list(sizes)
         self._again = torch.zeros_like(like[:_COLUMNS])
         self._sums = torch.zeros(len(self._sizes), dtype=torch.float64, device=like.device)
         self._blocks = self._seen = 0
-        self._epsilon = torch.finfo(like.dtype).eps
+        self._epsilon = epsilon
 
     def add(self, cotangents: Tensor, pull: Callable[[Tensor], Tensor]) -> None:
         """Take the derivatives of a piece of a block again.

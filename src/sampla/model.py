@@ -14,7 +14,6 @@ from sampla._batches import Batch, CheckedLoader, Data
 from sampla._checks import require_finite
 from sampla._chunks import COLUMNS, ENTRIES, Chunks
 from sampla._inputs import describe_inputs, input_tensors
-from sampla._params import row_dot
 from sampla._progress import Progress
 from sampla._rounding import Rounding
 from sampla._typing import Loader
@@ -292,7 +291,7 @@ class LinearModel:
         diagonal = total.new_zeros(self.num_parameters)
         if self.features.squares_data:
             return self._draw_by_datum(seed, total, diagonal)
-        block, rounding = torch.zeros_like(total), Rounding(total, self.features.layout.sizes)
+        block, rounding = torch.zeros_like(total), Rounding(total, self.features.layout.sizes, self.features.rounding)
         for batch in self._pieces(_block_part(self.chunks.rows(num_samples))):
             for samples in self.chunks.ranges(num_samples):
                 block[samples.start : samples.stop] += batch.noise_gradient(seed, samples)
@@ -386,11 +385,6 @@ class LinearModel:
             function = function + self.likelihood.second_moment(batch.weighted(pushed[1:], 0.5))
         self.ledger.products += len(columns) / 2
         return residual, function / len(samples)
-
-
-def curvature_norm(vectors: Tensor, curvature_vectors: Tensor) -> Tensor:
-    """(K,) |phi v|_B = sqrt(v' M v), the size of a vector in function space."""
-    return row_dot(vectors, curvature_vectors).clamp_min(0).sqrt()
 
 
 def _block_part(rows: int) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sampla._checks import require
-from sampla.model import LinearBatch, curvature_norm
+from sampla._params import row_dot
+from sampla.model import LinearBatch
 from sampla.noise import PROBE, standard_normal
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, error_bound, jacobi_root
 
@@ -96,7 +97,8 @@ class SGD(Solver[SGDState]):
         average = epoch_mean if state.epoch == 0 else (state.average + epoch_mean) / 2
         curvature = system.model.curvature_product(average)
         residual = rhs.total - curvature - system.precision * average
-        bound = error_bound(system, residual * jacobi_root(system), curvature_norm(average, curvature))
+        size = row_dot(average, curvature).clamp_min(0).sqrt()  # |phi z|_B
+        bound = error_bound(system, residual * jacobi_root(system), size)
         return replace(state, average=average, curvature=curvature, epoch=state.epoch + 1, bound=bound)
 
     def _pull(self, system: LinearSystem, rhs: RightHandSide, batch: LinearBatch) -> Tensor:
