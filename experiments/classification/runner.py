@@ -113,7 +113,8 @@ def run_method(case: Case) -> Case:
     task = Task(networks[0], tuple(networks) if settings.ensemble else (), data, settings)
     with freed_memory_kept():  # for every method: without it page faults cost more than arithmetic
         facts, arrays = fitted_and_predicted(experiment, task, case["key"])
-    save_arrays(Path(case["file"]), arrays)
+    if arrays:
+        save_arrays(Path(case["file"]), arrays)
     return facts
 
 
@@ -211,7 +212,7 @@ def _weights(member: int) -> str:
 
 
 def _brief(found: Case) -> str:
-    if "NLL" not in found:
+    if "fit_seconds" not in found:
         return found.get("failed", "does not fit: its cost is stated")
     value = found["NLL"][CLEAN][""][0]
     return f"fit {found['fit_seconds']:.1f} s, predict {found['predict_seconds']:.1f} s, NLL {value:.4f}"
