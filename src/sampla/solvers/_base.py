@@ -336,18 +336,25 @@ def without_rounding(curvature: Tensor, dtype: torch.dtype) -> Tensor:
     return nearest
 
 
-def rounded_terms(system: LinearSystem, rhs: RightHandSide, value: Tensor, diagonal: Tensor) -> Tensor:
+def num_outputs(model: LinearModel) -> int:
+    """N C."""
+    first = next(model.batches(1))
+    return first.features.outputs.numel() // (first.stop - first.start) * model.data.num_data
+
+
+def rounded_terms(system: LinearSystem, rhs: RightHandSide, value: Tensor, diagonal: Tensor, entries: int) -> Tensor:
     """(K, P) squares of what b - H z is made of, of which its rounding errors are a part; float64.
 
     M z = phi' S (S' phi z) is rounded on the way, where S' phi z may be a difference of much larger terms: entry p by
-    about M_pp sum_q M_qq z_q^2 / N, squared.
+    about M_pp sum_q M_qq z_q^2 / (N C), squared.
 
     Args:
         system: H.
         rhs: B.
         value: Z.
         diagonal: (P,) of M.
+        entries: N C.
     """
     value, diagonal = value.double(), diagonal.double()
-    inside = (value.square() @ diagonal)[:, None] * diagonal / system.model.data.num_data
+    inside = (value.square() @ diagonal)[:, None] * diagonal / entries
     return inside + (system.precision.double() * value).square() + rhs.total.double().square()

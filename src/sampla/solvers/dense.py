@@ -12,6 +12,7 @@ from sampla.solvers._base import (
     Solution,
     Solver,
     Status,
+    num_outputs,
     relative_rms,
     rounded_terms,
     without_rounding,
@@ -36,6 +37,8 @@ class DenseState:
     """(P,) diagonal of H^-1 M H^-1: |e|_M^2 for a residual of one in a coordinate."""
     effective_dimension: Tensor | None = None
     log_determinant: float | None = None
+    entries: int = 1
+    """N C."""
     stuck: bool = False
 
 
@@ -115,7 +118,13 @@ def _factorised(system: LinearSystem, rhs: RightHandSide, state: DenseState) -> 
     determined = (1 - precision * inverse.diagonal()).clamp(0, 1)  # float32 products leave M slightly indefinite
     determinant = 2 * float(root.diagonal().log().sum())
     found = DenseState(
-        curvature, value, root, spread=spread, effective_dimension=determined, log_determinant=determinant
+        curvature,
+        value,
+        root,
+        spread=spread,
+        entries=num_outputs(system.model),
+        effective_dimension=determined,
+        log_determinant=determinant,
     )
     return _measured(system, rhs, found)
 
@@ -128,7 +137,7 @@ def _measured(system: LinearSystem, rhs: RightHandSide, state: DenseState) -> De
     residual = rhs.total.double() - image.double() - system.precision.double() * state.value.double()
     missing = torch.cholesky_solve(residual.mT, state.root).mT
     assert state.spread is not None
-    terms = rounded_terms(system, rhs, state.value, state.curvature.diagonal())
+    terms = rounded_terms(system, rhs, state.value, state.curvature.diagonal(), state.entries)
     hidden = system.model.rounding**2 * (terms @ state.spread)
     lengths = (_sizes(missing, state.curvature).square() + hidden).sqrt()
     sizes = _sizes(state.value, state.curvature)

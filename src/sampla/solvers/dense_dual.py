@@ -22,6 +22,7 @@ from sampla.solvers._base import (
     Solution,
     Solver,
     Status,
+    num_outputs,
     relative_rms,
     rounded_terms,
     without_rounding,
@@ -32,6 +33,8 @@ _REFINEMENTS = 2
 """That are made in any case: nothing is known of the rate before."""
 _SURE = 0.5
 """Rate at which refinement must converge for the factorisation to be believed about what is missing."""
+_FLOOR = 10.0
+"""What is missing ceases to fall once it is so many times what rounding hides."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class DenseDualState:
     sizes: Tensor | None = None
     """(K,) |z|_M."""
     log_determinant: float | None = None
+    contracts: bool = False
+    """Whether refinement has converged at a rate that is believed."""
     stuck: bool = False
 
 
@@ -77,7 +82,7 @@ class DenseDual(Solver[DenseDualState]):
     """It needs neither, but EM may then find its hyperparameters in one Krylov space."""
 
     def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> DenseDualState:
-        entries = _outputs(system.model)
+        entries = num_outputs(system.model)
         require(
             entries <= self.max_outputs,
             f"at most {self.max_outputs:,} outputs over all data for the dense dual solver",
@@ -117,7 +122,7 @@ class DenseDual(Solver[DenseDualState]):
 
     def _factorised(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
         """The first step: G formed, I + G factorised, Z solved for and what is missing measured."""
-        entries = _outputs(system.model)
+        entries = num_outputs(system.model)
         kernel = torch.cat([self._rows(system, start, entries) for start in range(0, entries, _COLUMNS)])
         kernel = (kernel + kernel.mT) / 2
         identity = torch.eye(entries).to(kernel)
@@ -150,7 +155,7 @@ def _measured(system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -
     assert state.root is not None
     image = system.model.curvature_product(state.value)
     residual = rhs.total.double() - image.double() - system.precision.double() * state.value.double()
-    terms = rounded_terms(system, rhs, state.value, system.diagonal)
+    terms = rounded_terms(system, rhs, state.value, system.diagonal, len(state.root))
     size = terms.mean(0, keepdim=True).sqrt() * system.model.rounding
     rounding = size * standard_normal(rhs.seed, PROBE, range(1), 0, (size.shape[1],), size)
     missing, functions = _woodbury(system, torch.cat([residual, rounding]), state.root)
@@ -158,9 +163,19 @@ def _measured(system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -
     sizes = dots(state.value, image).clamp_min(0).sqrt()
     bound = dots(residual, residual, system.precision.reciprocal()).sqrt() / 2
     rate = 1.0 if state.lengths is None else float(lengths.norm() / state.lengths.norm().clamp_min(1e-300))
-    found = (torch.minimum(lengths / (1 - rate), bound) if rate <= _SURE else bound).hypot(hidden)
+    contracts = rate <= _SURE
+    sure = contracts or (state.contracts and bool(lengths.norm() <= _FLOOR * hidden * len(lengths) ** 0.5))
+    found = (torch.minimum(lengths / (1 - min(rate, _SURE)), bound) if sure else bound).hypot(hidden)
     errors = torch.where(found > 0, found / sizes, 0.0)
-    return replace(state, image=image, missing=missing, lengths=lengths, errors=errors, sizes=sizes)
+    return replace(
+        state,
+        image=image,
+        missing=missing,
+        lengths=lengths,
+        errors=errors,
+        sizes=sizes,
+        contracts=contracts or state.contracts,
+    )
 
 
 def _woodbury(system: LinearSystem, right: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,12 +185,6 @@ def _woodbury(system: LinearSystem, right: Tensor, root: Tensor) -> tuple[Tensor
     pushed = _pushed(model, start.to(system.precision), len(root))
     functions = torch.cholesky_solve(pushed.double().mT, root).mT
     return start - _pulled(model, functions.to(system.precision)).double() / precision, functions
-
-
-def _outputs(model: LinearModel) -> int:
-    """N C."""
-    first = next(model.batches(1))
-    return first.features.outputs.numel() // (first.stop - first.start) * model.data.num_data
 
 
 def _pushed(model: LinearModel, vectors: Tensor, entries: int) -> Tensor:

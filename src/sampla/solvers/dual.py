@@ -23,7 +23,7 @@ from sampla._blocks import dots
 from sampla._checks import require
 from sampla.model import LinearBatch, LinearModel
 from sampla.noise import PROBE, standard_normal
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status
+from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, num_outputs
 from sampla.solvers._descent import COLUMNS, batch_size, piece_columns
 
 _REACH = 3.0
@@ -89,7 +89,7 @@ class DualDescent(Solver[DualState]):
 
     def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> DualState:
         model, total = system.model, rhs.total
-        entries = _entries(model)
+        entries = num_outputs(model)
         require(
             entries < model.num_parameters,
             f"fewer outputs than parameters, N C < P = {model.num_parameters:,}",
@@ -159,12 +159,6 @@ class DualDescent(Solver[DualState]):
 
     def solution(self, system: LinearSystem, rhs: RightHandSide, state: DualState) -> Solution:
         return Solution(state.value, state.curvature, Status.MAX_PASSES, 0, 0.0)
-
-
-def _entries(model: LinearModel) -> int:
-    """N C."""
-    first = next(model.batches(1))
-    return first.features.outputs.numel() // (first.stop - first.start) * model.data.num_data
 
 
 def _coordinates(batch: LinearBatch) -> slice:
