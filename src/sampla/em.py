@@ -14,7 +14,7 @@ import torch
 
 from sampla import em_krylov
 from sampla._checks import one_of_each, require, require_known
-from sampla.em_samples import SampledEM, target_part
+from sampla.em_samples import SampledEM, met, target_part
 from sampla.emstate import (
     EM,
     CurvatureAt,
@@ -47,9 +47,6 @@ from sampla.priors import BoundPrior, Prior
 from sampla.solvers import LinearSystem, Solver
 from sampla.spectral import estimated, log_determinant
 from sampla.tuning import tune
-
-_MET = 4.0
-"""Rounding errors of the targets within which a network is taken to meet them all."""
 
 __all__ = ["EM", "CurvatureAt", "EMState", "EMStep", "Inference", "LinearModelKind", "infer", "trace_rows"]
 
@@ -126,23 +123,19 @@ def _require_informative(likelihood: Gaussian, survey: Survey, learns_prior: boo
     """Refuse targets from which no noise or prior can be learnt: both would run to infinity."""
     assert survey.residual is not None
     assert survey.target is not None
-    residual, target = (
-        (moment.diagonal() if moment.ndim == 2 else moment).reshape(-1) for moment in (survey.residual, survey.target)
-    )
     give = "Give the noise, Gaussian(noise_precision=1 / std**2)"
     require(
-        float(target.sum()) > 0 or not (likelihood.learns_noise or learns_prior),
+        bool((survey.target != 0).any()) or not (likelihood.learns_noise or learns_prior),
         "targets that are not all zero, to learn the noise and the prior's precision from",
         "zeros only",
         f"{give}, and the prior, GPrior(precision=..., learn=False): the error bars then tell what these data say.",
     )
     if likelihood.noise_precision is not None:
         return
-    rounding = _MET * torch.finfo(dtype).eps
-    met = (residual.sqrt() <= rounding * target.sqrt()).nonzero().flatten().tolist()
-    which = "" if len(residual) == 1 else f" for output {', '.join(map(str, met[:12]))}"
+    exactly = met(survey.residual, survey.target, dtype)
+    which = f" for output {', '.join(map(str, exactly.nonzero().flatten()[:12].tolist()))}" if len(exactly) > 1 else ""
     require(
-        not met,
+        not bool(exactly.any()),
         "targets that differ from the network's outputs, to learn the noise from",
         f"residuals of zero up to the rounding of {str(dtype).removeprefix('torch.')}{which}",
         f"{give}, or data that the network was not made from.",

@@ -33,7 +33,7 @@ from sampla.solvers import Dense, LinearSystem, Mode, RightHandSide, Solution, l
 from sampla.spectral import ALL_MET, LEAST_LEFT, LogError, nothing_left
 
 _MET = 4.0
-"""Rounding errors of the targets within which the mean is taken to meet them all."""
+"""Rounding errors of the targets within which outputs are taken to meet them."""
 _SLOWEST = 0.02
 """EM's update of the noise covers a part 1 - used of the way, at least this."""
 
@@ -100,8 +100,8 @@ class SampledEM:
         if unknown and not self.exact and is_affordable(task, state.model):
             self.exact = True
             return self.step(state)
-        model, noise_change, met = self._noise_step(state, solution, mode, float(gamma.sum()), unknown)
-        unknown = unknown or met
+        model, noise_change, kept = self._noise_step(state, solution, mode, float(gamma.sum()), unknown)
+        unknown = unknown or kept
         change = max(change_that_matters(state.prior, updated, gamma), noise_change)
         likelihood = state.model.likelihood
         row = EMStep(
@@ -229,7 +229,7 @@ class SampledEM:
         residual, function = state.model.noise_moments(mode, columns)
         target = self.task.survey.target
         assert target is not None
-        if bool((_powers(residual) <= (_MET * torch.finfo(mode.dtype).eps) ** 2 * _powers(target)).any()):
+        if bool(met(residual, target, mode.dtype).any()):
             return state.model, 0.0, ALL_MET
         used = 0.0 if likelihood.structure == "scalar" else likelihood.used_up(function, entries)
         if exact and used > 1 - LEAST_LEFT:
@@ -262,9 +262,16 @@ class SampledEM:
         return ExactPosterior(space, state.prior.diagonal)
 
 
-def _powers(moment: Tensor) -> Tensor:
-    """The diagonal of a second moment, as a vector."""
-    return (moment.diagonal() if moment.ndim == 2 else moment).reshape(-1)
+def met(residual: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+    """(C,) or (1,): for which outputs these are the targets up to rounding.
+
+    Args:
+        residual: second moment of targets less outputs, (), (C,) or (C, C).
+        target: the same of the targets.
+        dtype: of the outputs.
+    """
+    missed, size = ((each.diagonal() if each.ndim == 2 else each).reshape(-1) for each in (residual, target))
+    return missed.sqrt() <= _MET * torch.finfo(dtype).eps * size.sqrt()
 
 
 def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:

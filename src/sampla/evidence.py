@@ -53,11 +53,6 @@ def dimension_by_layer(solution: Solution, num_samples: int, layout: ParameterLa
     }
 
 
-def effective_dimensions(samples: Tensor, curvature_samples: Tensor) -> Tensor:
-    """(K, P): z * M z for each sample; sums over parameters are unbiased for gamma = tr(H^-1 M)."""
-    return samples * curvature_samples
-
-
 def at_least_zero(shares: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
     """The shares nearest to sampled ones of which none is negative, and which add up to the same.
 
