@@ -18,6 +18,7 @@ from scipy import sparse
 from torch import Tensor
 
 from sampla._checks import require
+from sampla._inputs import as_tensor as dense_tensor
 from sampla.features import Rows
 
 Chunk: TypeAlias = tuple[Rows, Tensor | None, Tensor | None]
@@ -279,10 +280,7 @@ def as_tensor(array: Any, what: str) -> Tensor:
     _compute_dtype(array.dtype, what)
     if array.dtype.kind == "O" or array.dtype.itemsize > 8:
         array = array.astype(np.float64)
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()  # torch has no read-only tensors
-    return torch.from_numpy(array)
+    return dense_tensor(array, what)
 
 
 def as_matrix(targets: Any) -> Tensor:
