@@ -1,5 +1,6 @@
 """The front door: error bars for a trained network."""
 
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -192,14 +193,15 @@ class LinearisedLaplace:
         with apart(self.model, said=True) as ambient, freed_memory_kept(), memory_explained(_LESS_MEMORY):
             features, data, adjoint = self._opened(loader, unpacking(labels, unpack))
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(checkpoint))
+            identity = cache(lambda: self._identity(data))  # once a fit: it hashes the whole network
             with located(features, data):
                 inference = infer(
                     model, self.prior, self.solver,
                     num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
                     curvature_at=self.curvature_at, max_passes=self.max_passes, log_evidence=self.log_evidence,
                     say=self._progress.enter,
-                    restore=lambda state: restore_state(checkpoint, state, self._identity(data)),
-                    keep=lambda state: keep_state(checkpoint, state, self._identity(data)),
+                    restore=lambda state: restore_state(checkpoint, state, identity()),
+                    keep=lambda state: keep_state(checkpoint, state, identity()),
                 )  # fmt: skip
         report = build_report(
             inference,
@@ -218,7 +220,7 @@ class LinearisedLaplace:
             inference.model.likelihood,
             inference.samples,
             report.to_dict(),
-            network_fingerprint(self.model),
+            identity()["network"],
             network_dtypes(self.model),
         )
         return self
