@@ -245,6 +245,7 @@ class Placed(nn.Module):
         (lambda f: f + 0.1 * torch.eye(len(f), 3), "wherever it stands in its batch"),
         (lambda f: f + f.roll(1, 0), "whatever else is in its batch|wherever it stands in its batch"),
         (lambda f: f + 0.1 * (f[:1] - f), "wherever it stands in its batch"),
+        (lambda f: f + 0.1 * (torch.arange(len(f)) - 3.5).abs()[:, None], "in its batch.*without the first datum"),
     ],
 )
 def test_a_term_by_position_in_the_batch_is_refused(function: Callable[[Tensor], Tensor], match: str) -> None:
