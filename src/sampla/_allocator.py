@@ -2,7 +2,8 @@
 
 Products with M allocate and free the same few megabytes thousands of times. The C library's defaults give every such
 block back to the kernel, and the pages are cleared anew each time: more than half of the time of a pass on a CPU
-(measured by ``python benchmarks/allocator.py``). Only glibc on Linux has these settings; elsewhere nothing is changed.
+(measured by ``python -m benchmarks.engine.allocator``). Only glibc on Linux has these settings; elsewhere nothing is
+changed.
 
 glibc raises its thresholds by itself as blocks are freed, until a program first sets one of them. What it had come to
 cannot be read, and setting its documented defaults again would hold it at 128 KiB for good: elementwise work several
