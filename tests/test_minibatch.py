@@ -236,11 +236,12 @@ def test_samples_have_the_posterior_covariance():
 
 
 class _Broken(sampla.Gaussian):
-    """A curvature that is not positive, or no number at all."""
+    """A curvature that is not positive, or no number at all, once the first look at the data has passed it."""
 
-    def __init__(self, factor):
+    factor = 1.0
+
+    def __init__(self):
         super().__init__(1.0)
-        self.factor = factor
 
     def curvature_product(self, outputs, vectors):  # noqa: ARG002
         return self.factor * vectors
@@ -250,7 +251,9 @@ class _Broken(sampla.Gaussian):
 @pytest.mark.parametrize(("step_size", "message"), [(None, "no step size"), (1e-3, "NaN or infinite|negative curv")])
 def test_a_curvature_that_is_none_is_refused(factor, step_size, message):
     case = Case(columns=2, num_data=600)
-    model = linear_model(sampla.DesignMatrix(60), _Broken(factor), batches(case.rows, case.rows[:, :1], 100))
+    likelihood = _Broken()
+    model = linear_model(sampla.DesignMatrix(60), likelihood, batches(case.rows, case.rows[:, :1], 100))
+    likelihood.factor = factor
     system = replace(case.system, model=model, preconditioner=case.system.inverse)
     with pytest.raises(ArithmeticError, match=f"Minibatch has no solution: in its first pass it met .*({message})"):
         solve(Minibatch(step_size=step_size), system, case.rhs)

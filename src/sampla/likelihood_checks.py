@@ -85,8 +85,8 @@ def check_curvature(likelihood: Likelihood, outputs: Tensor, targets: Tensor) ->
     bent, turned = likelihood.curvature_product(at, u), likelihood.curvature_root_transpose_product(at, u)
     shaped = bent.shape == u.shape
     require(shaped, f"{name}.curvature_product of shape {tuple(u.shape)}", f"{tuple(bent.shape)}", "B u, like u.")
-    each = (u * bent).flatten(2).sum(2)[0].double()
-    scale = (u.flatten(2).norm(dim=2) * bent.flatten(2).norm(dim=2))[0].double()
+    of_datum, bent_of_datum = (values.reshape(len(few), -1).double() for values in (u, bent))
+    each, scale = (of_datum * bent_of_datum).sum(1), of_datum.norm(dim=1) * bent_of_datum.norm(dim=1)
     close = 0.1 if torch.finfo(at.dtype).bits < 32 else 1e-3
     require(
         bool((each >= -close * scale).all()),
