@@ -42,7 +42,8 @@ def test_hyperparameters_and_mean(diabetes):
 def test_hyperparameters_from_samples(diabetes):
     """gamma is about 7 of 10; its error with K = 1024, below 2 %, hardly moves the noise and moves lambda alike."""
     oracle = diabetes[2]
-    found = learn(diabetes, sampla.BlockCG(), 1024, tolerance=1e-4, solve_tolerance=1e-6, max_steps=200)
+    settings = {"tolerance": 1e-4, "solve_tolerance": 1e-6, "max_steps": 200, "exact_up_to": 0}
+    found = learn(diabetes, sampla.BlockCG(), 1024, **settings)
     relative = float(found.effective_dimension_error[0] / found.effective_dimension[0])
     assert relative < 0.02
     assert float(found.prior.precision[0]) == pytest.approx(oracle.lambda_, rel=6 * relative)
