@@ -136,3 +136,27 @@ def test_dense_solvers_in_float32_measure_their_error(solver: str, seed: int) ->
     assert found.error > 0
     if found.status is Status.CONVERGED:
         assert error / size < 0.02
+
+
+@pytest.mark.parametrize("curvature_at", ["network", "linear-mode"])
+@pytest.mark.parametrize("tolerance", [0.2, 0.05])
+def test_the_error_of_the_evidence_holds_that_of_a_mode_that_is_known_badly(
+    curvature_at: str, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3)).double().eval()
+    x = torch.randn(60, 2).double()
+    data = [(x, (x @ torch.randn(2, 3).double()).argmax(1))]
+
+    def fitted(mode_tolerance: float) -> sampla.LinearisedLaplace:
+        return sampla.LinearisedLaplace(
+            network, prior=sampla.Isotropic(10.0, learn=False), solver="dense", log_evidence=True,
+            curvature_at=curvature_at, em=sampla.EM(mode_tolerance=mode_tolerance), progress=False,
+        ).fit(data)  # fmt: skip
+
+    rough, exact = fitted(tolerance), fitted(1e-7)
+    spread, stated = rough.report_.log_evidence_error
+    missed = abs(rough.log_evidence_ - exact.log_evidence_)
+    assert spread == 0  # the determinant is exact
+    assert 1e-4 < missed < 4 * stated
+    assert exact.report_.log_evidence_error[1] < 1e-4
