@@ -141,7 +141,8 @@ class NetworkFeatures(Features):
 
     def coarse_results(self, inputs: Inputs) -> tuple[str, str]:
         """As ``coarse_results`` of these inputs."""
-        return coarse_results(self._inside.model, self.device, lambda: self.evaluate(inputs))
+        least = torch.float32 if self._types.low else self._types.coarsest
+        return coarse_results(self._inside.model, self.device, lambda: self.evaluate(inputs), least)
 
     @property
     def quantised(self) -> list[str]:
