@@ -64,6 +64,7 @@ def infer(
     max_passes: int = 200,
     log_evidence: bool | None = None,
     say: Callable[[str], None] = lambda _: None,
+    noise: Callable[[Callable[[], NoiseDraw]], NoiseDraw] = lambda draw: draw(),
     restore: Callable[[EMState], EMState] = lambda state: state,
     keep: Callable[[EMState], None] = lambda _: None,
 ) -> Inference:
@@ -83,6 +84,7 @@ def infer(
         log_evidence: whether to estimate log p(y); None: if there is something to learn and the solver's own work
             tells, as that of block conjugate gradients and of the dense solver does.
         say: called with one line at every stage.
+        noise: given what draws the noise, gives it, or what it has kept of the same draw.
         restore: may replace the first state by a stored one.
         keep: called with the state after every EM step.
 
@@ -103,7 +105,8 @@ def infer(
     say("measuring what fits best")
     tune(model, num_samples)
     say("drawing the noise")
-    draw = model.draw_noise(seed, num_samples)
+    drawn = model
+    draw = noise(lambda: drawn.draw_noise(seed, num_samples))
     bound = prior.bind(model.features.layout, draw.diagonal)
     draw = NoiseDraw(draw.data_part * bound.scale, draw.diagonal * bound.scale.square())
     model = model.replaced(features=ScaledFeatures(model.features, bound.scale))
@@ -201,7 +204,9 @@ def _with_samples(task: Task, state: EMState, restore: _Restore, keep: _Keep, mo
     first = state.model
     loop = SampledEM(task, task.draw, first.likelihood, moving)
     state = restore(state)
-    if state.model is not first:
+    if moving is not None and state.mode is not None:
+        state = loop.taken_up(state, state.mode)
+    elif state.model is not first:
         loop.renoise(state)
     if task.learns:
         state = loop.run(state, keep)

@@ -166,6 +166,13 @@ class SampledEM:
         self.redraw(moved)
         return moved
 
+    def taken_up(self, state: EMState, mode: Tensor) -> EMState:
+        """A restored state with B at its mode again, and the right-hand sides that the stopped loop had there."""
+        assert self.moving is not None
+        state = replace(state, model=state.model.replaced(features=OutputsAt(self.moving, mode)))
+        self.redraw(replace(state, solution=None))
+        return state
+
     def renoise(self, state: EMState, before: Likelihood | None = None) -> None:
         """Right-hand sides for a changed noise: scalar noise only scales them, any other needs a new pass.
 

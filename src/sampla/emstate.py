@@ -1,7 +1,7 @@
 """What the loop over hyperparameters is asked, what it remembers between its steps, and what it leaves behind."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
@@ -70,6 +70,11 @@ class EM:
         require_count(self.exact_up_to, "EM exact_up_to", 0, "The default is 256; 0 means never.")
         known = self.method in (None, "krylov", "samples")
         require(known, "EM method 'krylov', 'samples' or None", f"{self.method!r}", "None chooses.")
+
+    @property
+    def kind(self) -> str:
+        """All but how far the loop goes: what must be the same for a loop that was stopped to go on."""
+        return repr(replace(self, tolerance=0.5, max_steps=1))
 
     def rows_of(self, like: Tensor, size: int) -> int:
         """How many vectors of ``size`` numbers of the dtype of ``like`` the Krylov space may hold."""

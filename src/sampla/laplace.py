@@ -35,7 +35,7 @@ from sampla.model import LinearModel
 from sampla.posterior import Posterior, load_posterior
 from sampla.predictive import Predictive
 from sampla.priors import GPrior, Isotropic, Layerwise, Prior
-from sampla.resume import keep_state, restore_chunks, restore_state
+from sampla.resume import held, keep_state, kept_noise, restore_chunks, restore_state
 from sampla.solvers import SGD, BlockCG, Dense, DualDescent, Minibatch, Solver
 
 LIKELIHOODS = {"categorical": Categorical, "gaussian": Gaussian, "bernoulli": Bernoulli}
@@ -43,7 +43,7 @@ PRIORS = {"g-prior": GPrior, "isotropic": Isotropic, "layerwise": Layerwise}
 SOLVERS = {"block-cg": BlockCG, "dense": Dense, "minibatch": Minibatch, "dual": DualDescent, "sgd": SGD}
 _DENSE_UP_TO = 500
 """P at which solver="auto" changes from dense to block conjugate gradients."""
-_LESS_MEMORY = (
+_REMEDY = (
     "The products have been made as small as that helps; what is left are blocks of num_samples vectors of all "
     "parameters: take a smaller num_samples or EM(max_rows=...), fewer parameters=[...], or on a GPU vectors_on='cpu'. "
     "la.plan(loader) counts them."
@@ -178,7 +178,7 @@ class LinearisedLaplace:
             loader: re-iterable of (x, y): the data the network was trained on, without augmentation. x is a tensor, a
                 tuple (``model(*x)``) or a dict (``model(**x)``) of tensors, a list with one object for each datum, or
                 one object for all of a batch, which is never cut (``model(x)``).
-            checkpoint: a folder in which the state after every EM step is kept; a fit that finds one goes on there.
+            checkpoint: a folder for the noise and the state after every EM step; a fit that finds them goes on there.
             labels: for batches that are one mapping: the entry that is y; x is all the rest.
             unpack: for batches of any other form: a function of the batch that returns (x, y).
 
@@ -190,16 +190,16 @@ class LinearisedLaplace:
                 train mode, with active dropout or with wrong derivatives. The network and earlier results stay.
         """
         start = perf_counter()
-        with apart(self.model, said=True) as ambient, freed_memory_kept(), memory_explained(_LESS_MEMORY):
+        with apart(self.model, said=True) as ambient, freed_memory_kept(), memory_explained(_REMEDY), held(checkpoint):
             features, data, adjoint = self._opened(loader, unpacking(labels, unpack))
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(checkpoint))
-            identity = cache(lambda: self._identity(data))  # once a fit: it hashes the whole network
+            identity = cache(lambda: self._identity(features, data))  # once a fit: it hashes the whole network
             with located(features, data):
                 inference = infer(
                     model, self.prior, self.solver,
                     num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
                     curvature_at=self.curvature_at, max_passes=self.max_passes, log_evidence=self.log_evidence,
-                    say=self._progress.enter,
+                    say=self._progress.enter, noise=lambda draw: kept_noise(checkpoint, draw, identity()),
                     restore=lambda state: restore_state(checkpoint, state, identity()),
                     keep=lambda state: keep_state(checkpoint, state, identity()),
                 )  # fmt: skip
@@ -380,19 +380,21 @@ class LinearisedLaplace:
             restore_chunks(checkpoint, chunks)
         return chunks
 
-    def _identity(self, data: CheckedLoader) -> dict[str, Any]:
+    def _identity(self, features: NetworkFeatures, data: CheckedLoader) -> dict[str, Any]:
         """What must be equal for a checkpoint to belong to this fit."""
         return {
             "network": network_fingerprint(self.model),
             "data": data.fingerprint,
             "parameters": self.names,
             "output": self.output,
-            "autocast": str(self.autocast),
             "likelihood": self.likelihood.config(),
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),
             "curvature_at": self.curvature_at,
             "linear_model": self.linear_model,
+            "type": [str(features.like.dtype), str(self.autocast), features.device.type],
+            "em": self.em.kind,
+            "em_tolerance": self.em.tolerance,
             "num_samples": self.num_samples,
             "seed": self.seed,
         }

@@ -265,18 +265,3 @@ def test_an_autocast_around_a_fit_is_put_aside() -> None:
     assert torch.equal(draws.deviations, plain.predict(X).deviations)
     assert torch.equal(draws.mean, plain.predict(X).mean)
     assert "torch.autocast around the fit put aside" in str(la.report_)
-
-
-class NormInFloat32(Joined):
-    """As language models normalise, whatever their type."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.body(x).float()
-        out: Tensor = self.head((hidden * hidden.square().mean(-1, keepdim=True).rsqrt()).to(x.dtype))
-        return out
-
-
-def test_a_float64_network_that_computes_in_float32_on_the_way_is_told_so() -> None:
-    net = NormInFloat32(torch.float64, torch.float64).eval()
-    with pytest.raises(ValueError, match="results in float32, by a cast to it inside forward, in the network itself"):
-        laplace(net, "dense").fit([(X.double(), Y.double())])

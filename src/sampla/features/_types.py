@@ -113,18 +113,16 @@ def _widened_tensor(given: Any) -> Any:
 
 
 class _Watch(TorchFunctionMode):
-    """Remembers the first result that is coarser than a type, and in which module it arose."""
+    """Remembers the first result that is coarser than float32, and in which module it arose."""
 
-    def __init__(self, device: str, inside: list[str], least: torch.dtype) -> None:
+    def __init__(self, device: str, inside: list[str]) -> None:
         super().__init__()
         self.found = ""
-        self._rounding = torch.finfo(least).eps
         self._device, self._inside = device, inside
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        kinds = [leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        low = [t for t in kinds if _real(t).is_floating_point and torch.finfo(_real(t)).eps > self._rounding]
+        low = [leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and is_low(leaf.dtype)]
         if low and not self.found:
             cast = torch.is_autocast_enabled(self._device)
             how = "torch.autocast inside forward" if cast else "a cast to it inside forward"
@@ -132,22 +130,19 @@ class _Watch(TorchFunctionMode):
         return result
 
 
-def coarse_results(
-    model: nn.Module, device: torch.device, run: Callable[[], Any], least: torch.dtype
-) -> tuple[str, str]:
-    """What the network computes in a coarser type than it holds, in words; empty if nothing.
+def coarse_results(model: nn.Module, device: torch.device, run: Callable[[], Any]) -> tuple[str, str]:
+    """What the network computes in a coarser type than float32 though it holds none, in words; empty if nothing.
 
     Args:
         model: whose modules are to be named.
         device: of the network.
         run: calls it; may fail.
-        least: the coarsest type that is expected.
 
     Returns:
         The words, and the innermost module in which the call failed, empty if it did not.
     """
     inside: list[str] = [describe_module("", model)]
-    watch = _Watch(device.type, inside, least)
+    watch = _Watch(device.type, inside)
     with _tracked(model, inside), watch:
         try:
             run()

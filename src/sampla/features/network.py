@@ -141,8 +141,7 @@ class NetworkFeatures(Features):
 
     def coarse_results(self, inputs: Inputs) -> tuple[str, str]:
         """As ``coarse_results`` of these inputs."""
-        least = torch.float32 if self._types.low else self._types.coarsest
-        return coarse_results(self._inside.model, self.device, lambda: self.evaluate(inputs), least)
+        return coarse_results(self._inside.model, self.device, lambda: self.evaluate(inputs))
 
     @property
     def quantised(self) -> list[str]:

@@ -173,7 +173,9 @@ class Gaussian(Likelihood):
 
     def config(self) -> dict[str, Any]:
         precision = None if self.noise_precision is None else self.noise_precision.tolist()
-        return {"name": "Gaussian", "noise_precision": precision, "learn": self.learns_noise}
+        return {
+            "name": "Gaussian", "noise_precision": precision, "learn": self.learns_noise, "structure": self.structure,
+        }  # fmt: skip
 
     def _precision(self) -> Tensor:
         if self.noise_precision is None:

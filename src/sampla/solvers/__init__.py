@@ -7,7 +7,7 @@ from sampla.solvers.dense import Dense
 from sampla.solvers.dense_dual import DenseDual
 from sampla.solvers.dual import DualDescent
 from sampla.solvers.growing import growing_guess
-from sampla.solvers.linear_mode import Mode, linear_mode
+from sampla.solvers.linear_mode import Memory, Mode, linear_mode
 from sampla.solvers.minibatch import Minibatch
 from sampla.solvers.sgd import SGD
 
@@ -18,6 +18,7 @@ __all__ = [
     "DenseDual",
     "DualDescent",
     "LinearSystem",
+    "Memory",
     "Minibatch",
     "Mode",
     "RightHandSide",

@@ -18,7 +18,7 @@ from torch import Tensor
 from sampla._checks import complain
 from sampla.model import LinearModel
 from sampla.preconditioners import Jacobi, Preconditioner
-from sampla.solvers._secants import Secants, dot
+from sampla.solvers._secants import Pair, Secants, dot
 
 _ARMIJO = 1e-4
 """Share of the decrease promised by the slope that a step must keep."""
@@ -66,6 +66,17 @@ class Memory:
     gradient: Tensor
     """(1, P) of the loss alone, at the mode."""
     secants: Secants
+
+    @classmethod
+    def of(cls, precision: Tensor, loss: float, gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> "Memory":
+        """The memory that was kept as these tensors and numbers: see ``pairs``."""
+        kept = tuple(Pair(step, change, dot(step, change)) for step, change in pairs)
+        return cls(precision, loss, gradient, Secants(Jacobi(precision), kept))
+
+    @property
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Steps and the changes of the gradient along them, (1, P) each; all that ``moved`` needs of the secants."""
+        return [(pair.step, pair.change) for pair in self.secants.pairs]
 
     def moved(self, precision: Tensor, preconditioner: Preconditioner) -> Secants:
         """The secants for another A: (H + dA) s = y + dA s."""
