@@ -14,7 +14,7 @@ from sampla._memory import OutOfChunksError
 COLUMNS = 64
 """Vectors pushed through the network at once, if nothing was measured."""
 ENTRIES = 512
-"""Data times vectors in flight, if nothing was measured: what fits the caches of a CPU best (NOTES.md)."""
+"""Data times vectors in flight, if nothing was measured: what fits the caches of a CPU best (docs/notes/engine.md)."""
 _OUTPUTS = 2**22
 """Outputs times data times vectors in flight, at most: memory does not grow with the number of outputs."""
 _NOTHING_LEFT = (

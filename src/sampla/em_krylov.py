@@ -42,7 +42,7 @@ _COARSEST, _SHARE = 0.05, 0.02
 """Relative error of the mode allowed at first, and as a part of the last change of log alpha."""
 _OF_TOP = 0.1
 """Least alpha to start from, as a part of the largest eigenvalue of M: modes are cheap there, EM comes down at once,
-and one search of the mode far below the fixed point can cost more than all others together (NOTES.md)."""
+and one search of the mode far below the fixed point can cost more than all others together (docs/notes/solvers.md)."""
 _UNKNOWN = 10.0
 """What the trace says of an alpha that the space cannot reach yet: it may be off by more than so many times itself."""
 

@@ -105,7 +105,7 @@ class Categorical(Likelihood):
 
 
 def _mapped(vectors: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """function of K vectors; one by one into one new tensor where there are many outputs (NOTES.md)."""
+    """function of K vectors; one by one into one new tensor where there are many outputs (docs/notes/engine.md)."""
     if vectors[0].numel() < _LARGE:
         return function(vectors)
     result = torch.empty_like(vectors)

@@ -2,7 +2,7 @@
 
 Each level costs its share of a pass per iteration and starts from the one before. The solution on n data is off by
 about sqrt(gamma / n) of itself, so this helps only where even a part of the data is many times the effective dimension;
-else a cold start needs fewer passes in all (NOTES.md, benchmarks/solvers.md).
+else a cold start needs fewer passes in all (docs/notes/solvers.md, benchmarks/solvers.md).
 """
 
 from collections.abc import Callable
