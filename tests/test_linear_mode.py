@@ -41,6 +41,9 @@ class StudentT(Counts):
     def curvature_product(self, outputs, vectors):  # noqa: ARG002
         return vectors
 
+    def curvature_root_product(self, outputs, vectors):  # noqa: ARG002
+        return vectors
+
 
 class OnlyAtZero(Counts):
     """Its log_prob is not a number as soon as an output moves away from zero."""

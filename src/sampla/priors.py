@@ -215,7 +215,8 @@ def _positive(precision: object, where: str = "") -> float:
     except (TypeError, ValueError):
         value = float("nan")
     fix = "Give 1 / prior variance."
-    require(0 < value < float("inf"), f"a positive prior precision{where}", f"{precision!r}", fix)
+    got = f"{precision!r}" if value != value else f"{value:g}"
+    require(0 < value < float("inf"), f"a positive prior precision{where}", got, fix)
     return value
 
 
