@@ -32,7 +32,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "one missing": (lambda: sampla.Layerwise({"0": 1.0}), r"each of 2 groups .*, got none for '2'"),
     "a name too many": (lambda: sampla.Layerwise({"0": 1.0, "2": 1.0, "4": 1.0}), "unknown prior group '4'"),
     "not a number": (lambda: sampla.Layerwise(["a", 1.0]), "a positive prior precision, got 'a'"),
-    "not positive": (lambda: sampla.Layerwise({"0": 1.0, "2": 0.0}), "prior precision for group '2', got 0.0"),
+    "not positive": (lambda: sampla.Layerwise({"0": 1.0, "2": 0.0}), "prior precision for group '2', got 0\\. Give"),
     "groups of one's own": (lambda: sampla.Layerwise([1.0], groups=GROUPS), r"2 groups \('head', 'body'\), got 1"),
     "isotropic": (lambda: sampla.Isotropic([1.0, 10.0]), r"one prior precision, got \[1.0, 10.0\]. Layerwise takes"),
     "g-prior": (lambda: sampla.GPrior({"0": 1.0}), "one prior precision, got .*Layerwise takes one for each layer"),
