@@ -103,6 +103,26 @@ def test_mixed_types(name: str) -> None:
     la = laplace(net, "block-cg", parameters=chosen).fit([(X, Y)])
     draws = la.predict(X).deviations.flatten(1).double()
     dense.assert_covariance(draws, exact(net, list(la.samples_)))
+    assert la.report_.dead_parameters == []  # a coarse body's rounding is no reason to silence a fine head
+
+
+@pytest.mark.parametrize("name", ["float32, float64 head", "float64, float32 head"])
+def test_mixed_types_with_classes(name: str) -> None:
+    """The same samples as of the network in float64 throughout: noise is keyed, so only rounding differs."""
+    body, head, _ = MIXED[name]
+    net = Joined(body, head).eval()
+    net.head = nn.Linear(net.head.in_features, 3).to(head).eval()
+    prior, data = sampla.Isotropic(PRIOR, learn=False), [(X, (X[:, 0] > 0).long() + (X[:, 1] > 0.5).long())]
+    same = Joined(torch.float64, torch.float64).eval()
+    same.head = nn.Linear(net.head.in_features, 3).double().eval()
+    same.load_state_dict(net.state_dict())
+    mixed, fine = (
+        sampla.LinearisedLaplace(one, prior=prior, solver="block-cg", tolerance=1e-4, progress=False).fit(data)
+        for one in (net, same)
+    )
+    assert mixed.report_.dead_parameters == fine.report_.dead_parameters == []
+    for key, sample in fine.samples_.items():
+        torch.testing.assert_close(mixed.samples_[key].double(), sample, rtol=1e-2, atol=1e-3)
 
 
 class Spectral(nn.Module):
