@@ -11,12 +11,14 @@ from sampla.features._names import (
 from sampla.features._outputs import OutputName
 from sampla.features._products import Products
 from sampla.features._selection import Selection, select_parameters
+from sampla.features._turns import TURN, in_turn
 from sampla.features.chunked import Chunked
 from sampla.features.compose import OutputsAt, ScaledFeatures
 from sampla.features.matrix import DesignMatrix, Rows
 from sampla.features.network import NetworkFeatures
 
 __all__ = [
+    "TURN",
     "Chunked",
     "DesignMatrix",
     "Features",
@@ -31,6 +33,7 @@ __all__ = [
     "adjoint_error",
     "check_adjoint",
     "functional_state",
+    "in_turn",
     "network_dtypes",
     "network_fingerprint",
     "plain_names",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from sampla._hashes import fingerprint
+from sampla.features._turns import in_turn
 
 COMPILED = "_orig_mod"
 """The name under which what torch.compile returns holds the module."""
@@ -25,6 +26,7 @@ def plain_names(model: nn.Module) -> dict[str, str]:
     return {name: _without(name, wrapped) for name, _ in every}
 
 
+@in_turn
 def plain_parameters(model: nn.Module, remove_duplicate: bool = True) -> dict[str, nn.Parameter]:
     """The parameters under their names without wrappers."""
     plain = plain_names(model)
@@ -66,6 +68,7 @@ def network_state(model: nn.Module) -> dict[str, Tensor]:
     return {_without(name, wrapped): t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
 
 
+@in_turn
 def network_fingerprint(model: nn.Module, dtypes: Mapping[str, str] | None = None, wrapped: bool = False) -> str:
     """A hexadecimal hash of the weights, the same for a network that is compiled or wrapped.
 
@@ -79,6 +82,7 @@ def network_fingerprint(model: nn.Module, dtypes: Mapping[str, str] | None = Non
     return fingerprint({name: t.to(kinds.get((dtypes or {}).get(name, ""), t.dtype)) for name, t in state.items()})
 
 
+@in_turn
 def network_dtypes(model: nn.Module) -> dict[str, str]:
     """Name -> type of each floating-point tensor of the state_dict."""
     return {name: str(t.dtype) for name, t in network_state(model).items() if t.is_floating_point()}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sampla._checks import require_known
 from sampla.features._names import plain_names, plain_parameters
+from sampla.features._turns import in_turn
 
 _Part: TypeAlias = str | nn.Module | nn.Parameter
 Selection: TypeAlias = _Part | Iterable[_Part] | Callable[[str, nn.Parameter], bool] | None
@@ -27,6 +28,7 @@ LAST_LAYER = "last-layer"
 """The selection of the last module that has trainable parameters of its own and does not normalise."""
 
 
+@in_turn
 def select_parameters(model: nn.Module, selection: Selection = None) -> tuple[list[str], dict[str, str]]:
     """Which parameters form theta.
 

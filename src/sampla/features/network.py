@@ -20,12 +20,13 @@ from sampla.features._arguments import call_arguments, call_in_words
 from sampla.features._base import Bend, Features, Linearisation
 from sampla.features._differences import check_differences
 from sampla.features._kernels import Attention, OnceOnly, constant_padding, differentiable
-from sampla.features._modules import Alone, Call, describe_module, floating, watched
+from sampla.features._modules import Alone, Call, Inside, describe_module, floating, watched
 from sampla.features._names import functional_state, is_compiled, slots
 from sampla.features._outputs import OutputName, pick_output
 from sampla.features._products import DOUBLE_REVERSE, FORWARD, Products, short_reason
 from sampla.features._reverse import ReverseAt
 from sampla.features._trial import failure_of, refuse_hopeless, shares_forward
+from sampla.features._turns import TURN, InTurn, in_turn
 from sampla.features._types import Types, coarse_results, lift, quantised, widened
 
 Result = TypeVar("Result")
@@ -84,6 +85,7 @@ class NetworkFeatures(Features):
         RuntimeError: if the network cannot be called on the inputs, or has no derivatives of the kind chosen.
     """
 
+    @in_turn
     def __init__(
         self,
         model: nn.Module,
@@ -95,7 +97,7 @@ class NetworkFeatures(Features):
         tangent: bool = False,
     ) -> None:
         self.autocast, self._reduced = autocast, False
-        self._inside = _Inside(model)
+        self._inside = Inside(model)
         self._slots = slots(model)
         self._padding = [
             (m, m.weight[m.padding_idx].detach().clone())
@@ -149,9 +151,8 @@ class NetworkFeatures(Features):
         return quantised(self._inside.model)
 
     def linearise(self, inputs: Inputs) -> Linearisation:
-        if self.products.mode == FORWARD:
-            return _NetworkAt(self, inputs)
-        return ReverseAt(self, inputs, self.products.stacked)
+        forward = self.products.mode == FORWARD
+        return InTurn(_NetworkAt(self, inputs) if forward else ReverseAt(self, inputs, self.products.stacked))
 
     def call(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """f(point, inputs) in the type of the vectors, leaving the user's module as it is."""
@@ -181,7 +182,13 @@ class NetworkFeatures(Features):
         device, dtype = self.device.type, self.autocast
         reduced = torch.autocast(device, dtype) if self._reduced else nullcontext()
         gradients = torch.enable_grad()  # which the network may take by its inputs, as of an energy
-        with gradients, differentiable(self._native_rnn, self._compiled), constant_padding(self._padding), reduced:
+        with (
+            TURN,
+            gradients,
+            differentiable(self._native_rnn, self._compiled),
+            constant_padding(self._padding),
+            reduced,
+        ):
             result: Result = functional_call(self._inside, state, (work,), tie_weights=False)
         return result
 
@@ -326,17 +333,6 @@ class NetworkFeatures(Features):
     def point(self) -> dict[str, Tensor]:
         """The trained values of the chosen parameters."""
         return self._point
-
-
-class _Inside(nn.Module):
-    """Holds the network, so that torch.func.functional_call can run more than its forward with other parameters."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, work: Callable[[], Any]) -> Any:
-        return work()
 
 
 class _NetworkAt(Linearisation):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sampla._checks import require
-from sampla.features import plain_names
+from sampla.features import in_turn, plain_names
 
 _DISTRIBUTED = (
     ("torch.distributed.tensor", "DTensor"),
@@ -17,6 +17,7 @@ _DISTRIBUTED = (
 """Where the types of weights that lie on several processes are found, once something has made such weights."""
 
 
+@in_turn
 def check_modules(model: nn.Module, names: Collection[str]) -> None:
     """Refuse modules whose weights cannot be replaced for a product.
 
@@ -79,6 +80,7 @@ def _is_exported(module: nn.Module) -> bool:
     return isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)
 
 
+@in_turn
 def only_device(model: nn.Module) -> torch.device:
     """The device of all weights and buffers.
 

@@ -1,15 +1,20 @@
 """The network comes back as it was."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from sampla.features import TURN
 from sampla.guards.precision import without_autocast
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", *_BACKWARD_HOOKS)
+_users: dict[int, int] = {}
+"""id of a module or parameter that is in use -> by how many; the first remembers how it was, the last puts it back."""
+_kept: dict[int, Callable[[], None]] = {}
+"""id -> what puts it back."""
 
 
 @contextmanager
@@ -19,36 +24,63 @@ def untouched(model: nn.Module) -> Iterator[None]:
     Forward hooks stay active, since they may be part of the function (weight normalisation); backward hooks are about
     the user's own training, and torch.func cannot run them: they are put aside meanwhile. Modules compiled by torch.jit
     keep their tensors and hooks where nothing here reaches them. Derivatives can be taken inside, also where the caller
-    is in torch.inference_mode.
+    is in torch.inference_mode. On several threads the last one to end puts everything back.
     """
-    kept = [
-        (m, dict(m._parameters), dict(m._buffers), {kind: dict(getattr(m, kind)) for kind in _HOOKS})
-        for m in model.modules()
-        if not isinstance(m, torch.jit.ScriptModule)
-    ]
-    modes = [(m, m.training) for m in model.modules()]
-    leaves = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    held: list[nn.Module | nn.Parameter] = []
     try:
-        for module, _, _, hooks in kept:
-            for kind in _BACKWARD_HOOKS:
-                if hooks[kind]:
-                    getattr(module, kind).clear()
+        with TURN:
+            held += [*model.modules(), *model.parameters()]
+            for each in held:
+                if id(each) not in _users:
+                    _kept[id(each)] = _returned(each)
+                _users[id(each)] = _users.get(id(each), 0) + 1
+            for module in model.modules():
+                _put_aside(module)
         with torch.inference_mode(False):
             yield
     finally:
-        for module, parameters, buffers, hooks in kept:
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
-            for kind, before in hooks.items():
-                getattr(module, kind).clear()
-                getattr(module, kind).update(before)
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad, grad in leaves:
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
-            if parameter.grad is not grad:
-                parameter.grad = grad
+        with TURN:
+            for each in held:
+                _users[id(each)] = _users.get(id(each), 1) - 1
+                if _users[id(each)] <= 0:
+                    del _users[id(each)]
+                    _kept.pop(id(each), lambda: None)()
+
+
+def _put_aside(module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return
+    for kind in _BACKWARD_HOOKS:
+        if getattr(module, kind):
+            getattr(module, kind).clear()
+
+
+def _returned(held: nn.Module | nn.Parameter) -> Callable[[], None]:
+    """What makes a module or a parameter what it is now."""
+    if isinstance(held, nn.Parameter):
+        requires_grad, grad = held.requires_grad, held.grad
+
+        def parameter_back() -> None:
+            if held.requires_grad != requires_grad:
+                held.requires_grad_(requires_grad)
+            if held.grad is not grad:
+                held.grad = grad
+
+        return parameter_back
+    training, scripted = held.training, isinstance(held, torch.jit.ScriptModule)
+    parameters, buffers = ({}, {}) if scripted else (dict(held._parameters), dict(held._buffers))
+    hooks = {} if scripted else {kind: dict(getattr(held, kind)) for kind in _HOOKS}
+
+    def module_back() -> None:
+        if not scripted:
+            held._parameters.update(parameters)
+            held._buffers.update(buffers)
+        for kind, before in hooks.items():
+            getattr(held, kind).clear()
+            getattr(held, kind).update(before)
+        held.training = training
+
+    return module_back
 
 
 @contextmanager

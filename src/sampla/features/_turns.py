@@ -1,0 +1,56 @@
+"""Products with networks take turns: what torch needs for them belongs to the process, not to a thread.
+
+The levels of forward-mode derivatives, the parameters that torch.func.functional_call puts into a module, and the
+kernels that are put aside meanwhile are seen by every thread. Two threads at once would give wrong numbers, zeros among
+them. A thread waits for one product of another, not for its whole fit.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from threading import RLock
+from typing import ParamSpec, TypeVar
+
+from torch import Tensor
+
+from sampla.features._base import Bend, Linearisation
+
+TURN = RLock()
+"""Held while a network is called or differentiated, and while its parameters are looked at."""
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def in_turn(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """The function, while no other thread has a network in its hands."""
+
+    @wraps(function)
+    def waiting(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with TURN:
+            return function(*args, **kwargs)
+
+    return waiting
+
+
+class InTurn(Linearisation):
+    """A linearisation whose products wait for those of other threads."""
+
+    def __init__(self, inner: Linearisation) -> None:
+        self._inner = inner
+
+    @property
+    def outputs(self) -> Tensor:
+        with TURN:
+            return self._inner.outputs
+
+    def jvp(self, vectors: Tensor) -> Tensor:
+        with TURN:
+            return self._inner.jvp(vectors)
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        with TURN:
+            return self._inner.vjp(cotangents)
+
+    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
+        with TURN:
+            return self._inner.product(vectors, bend)
