@@ -161,7 +161,6 @@ class InterruptedFitError(Exception):
         ("categorical", "categorical", "g-prior"),
         ("bernoulli", "bernoulli", "layerwise"),
         ("gaussian-scalar", "gaussian", "isotropic"),
-        ("gaussian-scalar", sampla.Gaussian(structure="full"), "g-prior"),
     ],
 )
 def test_an_interrupted_fit_goes_on_to_the_same_samples(
