@@ -22,6 +22,8 @@ from torch import Tensor
 FORMAT = "sampla-2"
 _UNCHECKED = "sampla-1"
 """The format before there was a checksum: still read, as it is."""
+_TRIES = 100
+"""Readings of a file that is replaced meanwhile."""
 
 
 def save(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -61,10 +63,28 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, even by a bit, or another program's.
+        OSError: if it is replaced again and again while it is read.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected a file saved by sampla, found none at {path}")
+    for _ in range(_TRIES):
+        seen = _version(path)
+        try:
+            return _read(path)
+        except ValueError:  # safetensors opens a path twice: header and numbers may be those of two files
+            if _version(path) == seen:
+                raise
+    raise OSError(f"{path} was replaced {_TRIES} times while it was being read: load it when it is no longer written.")
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """What differs between a file and the one that replaces it."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

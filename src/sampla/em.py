@@ -105,8 +105,9 @@ def infer(
     say("measuring what fits best")
     tune(model, num_samples)
     say("drawing the noise")
-    drawn = model
-    draw = noise(lambda: drawn.draw_noise(seed, num_samples))
+    started, like = model, model.features.like
+    drawn = noise(lambda: started.draw_noise(seed, num_samples))
+    draw = NoiseDraw(drawn.data_part.to(like.device), drawn.diagonal.to(like.device))  # what was kept is on the CPU
     bound = prior.bind(model.features.layout, draw.diagonal)
     draw = NoiseDraw(draw.data_part * bound.scale, draw.diagonal * bound.scale.square())
     model = model.replaced(features=ScaledFeatures(model.features, bound.scale))

@@ -111,6 +111,10 @@ def _alone(folder: Path) -> Iterator[bool]:
         os.close(handle)
         yield False
         return
+    except OSError:  # a file system without locks
+        os.close(handle)
+        yield True
+        return
     try:
         yield True
     finally:

@@ -104,7 +104,7 @@ def test_a_loader_that_shuffles_does_no_harm(after: int, tmp_path: Path) -> None
         ({"likelihood": sampla.Gaussian(structure="full")}, "likelihood"),
         ({"num_samples": 5}, "num_samples"),
         ({"autocast": torch.bfloat16}, "type"),
-        ({"model": network(2).double()}, "network, type"),
+        ({"model": network(2).double()}, "data, network, type"),
     ],
 )
 def test_another_fit_is_refused(changes: dict[str, Any], other: str, tmp_path: Path) -> None:
@@ -114,7 +114,6 @@ def test_another_fit_is_refused(changes: dict[str, Any], other: str, tmp_path: P
     settings |= changes
     if "model" in changes:
         batches = [(DATA.double(), REAL.double())]
-        other = "data, network, type"
     with pytest.raises(ValueError, match=f"one with other {other}. Use another folder"):
         laplace(**settings).fit(batches, checkpoint=tmp_path)
 

@@ -29,10 +29,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
     held: list[nn.Module | nn.Parameter] = []
     try:
         with TURN:
-            held += [*model.modules(), *model.parameters()]
-            for each in held:
+            every: list[nn.Module | nn.Parameter] = [*model.modules(), *model.parameters()]
+            for each in every:
                 if id(each) not in _users:
                     _kept[id(each)] = _returned(each)
+                held.append(each)  # only what is counted is given back
                 _users[id(each)] = _users.get(id(each), 0) + 1
             for module in model.modules():
                 _put_aside(module)
