@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import dense
 import sampla
-from sampla._batches import CheckedLoader
-from sampla._params import ParameterLayout
-from sampla._progress import Progress
+from sampla.core.data import CheckedLoader
+from sampla.core.params import ParameterLayout
+from sampla.core.progress import Progress
 from sampla.features import Features
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior

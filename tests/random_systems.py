@@ -11,11 +11,11 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from sampla._blocks import gram, orthonormal
-from sampla._stack import Stack
+from sampla.core.blocks import gram, orthonormal
+from sampla.core.stack import Stack
 from sampla.model import LinearModel
-from sampla.preconditioners import Preconditioner, Sketch
 from sampla.solvers import LinearSystem, RightHandSide, Solution, Status
+from sampla.solvers._preconditioners import Preconditioner, Sketch
 
 SPECTRA = ("power-law", "clustered", "flat")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sampla import _allocator
-from sampla._allocator import freed_memory_kept
+from sampla.core import allocator
+from sampla.core.allocator import freed_memory_kept
 
 
 class Recorder:
@@ -22,8 +22,8 @@ class Recorder:
 @pytest.fixture
 def library(monkeypatch):
     recorder = Recorder()
-    monkeypatch.setattr(_allocator, "_glibc", lambda: recorder)
-    for name in (*_allocator._SETTINGS, _allocator._OPTION, "GLIBC_TUNABLES"):
+    monkeypatch.setattr(allocator, "_glibc", lambda: recorder)
+    for name in (*allocator._SETTINGS, allocator._OPTION, "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     return recorder
 
@@ -51,8 +51,8 @@ def test_only_the_outermost_use_counts(library):
 
 
 def test_other_systems_are_left_alone(monkeypatch):
-    monkeypatch.setattr(_allocator.sys, "platform", "darwin")
-    assert _allocator._glibc() is None
+    monkeypatch.setattr(allocator.sys, "platform", "darwin")
+    assert allocator._glibc() is None
     with freed_memory_kept():
         pass
 

@@ -13,8 +13,8 @@ from cases import batches, linear_model, randn
 from dense import categorical_loss, curvature, hessians, jacobian
 from helpers import assert_unchanged, snapshot
 from networks import CASES, CLASSES, COUNT, FLAT, Case, Output, Pair, Returning
-from sampla import checkpoint as store
-from sampla._memory import LivePeak
+from sampla.core import checkpoint as store
+from sampla.core.memory import LivePeak
 from sampla.features import NetworkFeatures, check_adjoint
 
 every_case = pytest.mark.parametrize("name", CASES)

@@ -21,7 +21,7 @@ from helpers import (
     regressor,
     snapshot,
 )
-from sampla import checkpoint
+from sampla.core import checkpoint
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 import sampla
 from cases import randn
 from random_systems import SPECTRA, RandomSystem, spectrum
-from sampla.preconditioners import Jacobi
 from sampla.solvers import LinearSystem, RightHandSide, Solution, Status, solve
+from sampla.solvers._preconditioners import Jacobi
 
 quiet = pytest.mark.filterwarnings("ignore::sampla.ConvergenceWarning")
 

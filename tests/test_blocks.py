@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from cases import randn
-from sampla import _blocks
-from sampla._blocks import dots, gram, orthonormal, orthonormal_pair
-from sampla._stack import Stack
+from sampla.core import blocks as blocks
+from sampla.core.blocks import dots, gram, orthonormal, orthonormal_pair
+from sampla.core.stack import Stack
 
 BLOCKS = {  # (K, P) from a random one, and its rank in float32 and float64
     "random": (8, 300, lambda rows: rows, (8, 8)),
@@ -52,7 +52,7 @@ def test_differences_of_longer_rows_are_rounding_where_the_longer_rows_say_so():
 def test_chunks_do_not_matter(monkeypatch):
     rows = randn(6, 1000, dtype=torch.float32)
     whole = gram(rows, rows)
-    monkeypatch.setattr(_blocks, "CHUNK", 100)
+    monkeypatch.setattr(blocks, "CHUNK", 100)
     torch.testing.assert_close(gram(rows, rows), whole, rtol=1e-13, atol=1e-13)
 
 
@@ -78,7 +78,7 @@ def test_a_stack_is_the_matrix_of_its_parts(sizes):
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_inner_products_with_weights(monkeypatch, stacked):
-    monkeypatch.setattr(_blocks, "CHUNK", 100)
+    monkeypatch.setattr(blocks, "CHUNK", 100)
     rows, others, weight = randn(4, 130), randn(2, 130, seed=1), randn(130, seed=2).square()
     left = Stack(rows.split((1, 3))) if stacked else rows
     torch.testing.assert_close(gram(left, others, weight), rows @ weight.diag() @ others.mT)

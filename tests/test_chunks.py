@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 import sampla
 from helpers import assert_unchanged, class_batches, classifier, inputs, labels, laplace, snapshot
-from sampla import tuning
-from sampla._batches import CheckedLoader
-from sampla._chunks import Chunks
-from sampla._memory import LivePeak, OutOfChunksError, is_out_of_memory
-from sampla._progress import Progress
+from sampla.core.chunks import Chunks
+from sampla.core.data import CheckedLoader
+from sampla.core.memory import LivePeak, OutOfChunksError, is_out_of_memory
+from sampla.core.progress import Progress
 from sampla.features import Chunked, Features, Linearisation, NetworkFeatures, OutputsAt, ScaledFeatures
-from sampla.fitreport import FitReport
+from sampla.inference import tuning
+from sampla.inference.checkpointing import restore_chunks
+from sampla.inference.report import FitReport
 from sampla.model import LinearModel
-from sampla.resume import restore_chunks
 
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
 ERRORS: dict[str, Callable[[], Exception]] = {

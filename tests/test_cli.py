@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sampla import LinearisedLaplace, checkpoint
+from sampla import LinearisedLaplace
 from sampla.apps.commands import app
 from sampla.apps.demo import evaluate
 from sampla.apps.demo.data import digits
 from sampla.apps.demo.evaluate import AT_NETWORK, METHODS
 from sampla.apps.demo.networks import network_for
+from sampla.core import checkpoint
 
 PICTURES = {"overview", "examples", "reliability", "rotation", "em_trace", "convergence"}
 TINY = ["--samples", "3", "--epochs", "8", "--images", "80"]

@@ -10,10 +10,10 @@ import tifffile
 import torch
 from typer.testing import CliRunner
 
-from sampla import checkpoint
 from sampla.apps.commands import app
 from sampla.apps.ct import demo_scan, from_counts, read_scan
 from sampla.apps.ct.illustrate import coverage
+from sampla.core import checkpoint
 from sampla.tomography import Geometry
 
 PICTURES = {"overview", "samples", "calibration"}

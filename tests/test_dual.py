@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import sampla
 from cases import FULL_NOISE, LIKELIHOODS, batches, linear_model, randn
 from dense import assert_covariance, prescribed
-from sampla.noise import DATA, standard_normal
+from sampla.core.noise import DATA, standard_normal
 from sampla.solvers import DualDescent, LinearSystem, RightHandSide, Status, solve
 
 FLOOR = 1e-9  # the bound is exact up to rounding of z against w

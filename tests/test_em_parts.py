@@ -5,7 +5,7 @@ import torch
 
 import sampla
 from cases import linear_model, randn
-from sampla.evidence import accelerated, change_that_matters
+from sampla.inference.evidence import accelerated, change_that_matters
 from sampla.priors import BoundPrior
 
 

@@ -11,10 +11,10 @@ import dense
 import sampla
 from cases import FULL_NOISE, LIKELIHOODS, Problem, build_tiny
 from dense import Evidence, Hyper
-from sampla import final
-from sampla import laplace as front_door
-from sampla.fitreport import FitReport
-from sampla.resume import keep_state
+from sampla.inference import final
+from sampla.inference.checkpointing import keep_state
+from sampla.inference.report import FitReport
+from sampla.laplace import linearised as front_door
 
 GROUPS = {"rest": ["0.", "2.bias"], "readout": ["2.weight"]}
 PRIORS = {

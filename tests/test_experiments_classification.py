@@ -20,7 +20,7 @@ from experiments.common.store import Row, Store, save_arrays
 from experiments.common.training import Swag, swag_samples
 from PIL import Image
 
-from sampla.metrics import expected_calibration_error
+from sampla.posterior.metrics import expected_calibration_error
 
 TORCHMETRICS = importlib.util.find_spec("torchmetrics") is not None
 

@@ -15,31 +15,41 @@ import sampla
 
 FLOORS = (
     # Top floor last. A folder stands for all its modules; "" is the package's own __init__, the public names.
-    ("no statistics", "_allocator _stack _memory _typing _checks _params _progress _rounding noise checkpoint"),
-    ("inner products of blocks; when memory is short; what is given by name", "_blocks _chunks _arguments"),
-    ("the user's inputs", "_inputs"),
-    ("whether data are the same", "_hashes"),
-    ("the user's data", "_batches"),
+    ("no statistics", "core"),
+    (
+        "core: alone",
+        "core.allocator core.stack core.memory core.typing core.checks core.params core.progress core.rounding",
+    ),
+    (
+        "core: inner products; when memory is short; what is given by name",
+        "core.blocks core.chunks core.arguments",
+    ),
+    ("core: the user's inputs", "core.inputs"),
+    ("core: whether data are the same", "core.hashes"),
+    ("core: the user's data", "core.data"),
     ("nouns", "features likelihoods priors"),
-    ("what a likelihood says of itself, tried on data", "likelihood_checks"),
-    ("the linear model, and what samples say about new data", "model predictive metrics"),
-    ("what is near M, and what a product costs", "preconditioners tuning"),
-    ("verbs", "solvers krylov"),
-    ("what follows from samples", "evidence posterior spectral"),
-    ("what the loop remembers", "emstate"),
-    ("exact traces", "exact"),
-    ("the two ways of an E-step", "em_krylov em_samples"),
-    ("the final solve", "final"),
-    ("the loop", "em"),
-    ("before and after a fit", "fitreport memoryplan resume"),
+    ("what a likelihood says of itself, tried on data", "likelihoods.checks"),
+    ("the linear model, and what samples say about new data", "model posterior.predictive posterior.metrics"),
+    ("what a product costs", "inference.tuning"),
+    ("what samples are, to users", "posterior posterior.posterior"),
+    ("verbs", "solvers"),
+    ("one Krylov space of M", "inference.krylov"),
+    ("what follows from samples and from the space", "inference.evidence inference.quadrature"),
+    ("what the loop remembers", "inference.state"),
+    ("exact traces", "inference.exact"),
+    ("the two ways of an E-step", "inference.krylov_step inference.sampled_step"),
+    ("the final solve", "inference.final"),
+    ("the loop", "inference.infer"),
+    ("before and after a fit", "inference inference.report inference.memory_plan inference.checkpointing"),
     ("linear models: the user's rows", "linear.sources"),
     ("linear models: what a first pass says of the columns, and what is taken off them", "linear.columns"),
     ("linear models: regression in closed form", "linear.closed_form"),
     ("linear models: the other ways to answer", "linear.coefficients linear.newton linear.iterative"),
     ("linear models: what scikit-learn passes, what is asked, what a fit says", "linear.inputs linear.settings"),
-    ("what is asked of the types in it", "guards.precision"),
-    ("what is asked of the user's network", "guards"),
-    ("front doors", "laplace linear.regression linear.logistic"),
+    ("what is asked of the types in it", "laplace.guards.precision"),
+    ("what is asked of the user's network", "laplace.guards"),
+    ("front doors", "laplace.linearised linear.regression linear.logistic"),
+    ("trained networks", "laplace"),
     ("the estimators", "linear"),
     ("tomography: images and scans", "tomography.geometry tomography.operators tomography.unet tomography.image"),
     ("tomography: what is made of them", "tomography.rays tomography.dip tomography.fbp tomography.tv"),
@@ -62,7 +72,7 @@ FLOORS = (
     ("apps", "apps"),
 )
 MOST_LINES = 400
-ONE_USER = {"safetensors": "checkpoint", "torch.distributed": "distributed"}
+ONE_USER = {"safetensors": "core.checkpoint", "torch.distributed": "distributed"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"torch.load", "torch.save", "torch.jit.load", "numpy.load"}
 
@@ -214,14 +224,15 @@ def test_files_are_short() -> None:
 GOOD = {
     "__init__.py": "from toy.top import door\n",
     "ground.py": "import json\n",
-    "checkpoint.py": "from safetensors import safe_open\n",
+    "core/__init__.py": "",
+    "core/checkpoint.py": "from safetensors import safe_open\n",
     "nouns/__init__.py": "from toy.nouns.one import One\n",
     "nouns/_base.py": "from toy import ground\n",
     "nouns/one.py": "from toy.nouns._base import Base\nimport torch\n",
     "nouns/two.py": "from ._base import Base\nfrom .. import ground\n",
     "top.py": "from toy.nouns import One\nimport toy.ground\n",
 }
-TOY_FLOORS = (("ground", "ground checkpoint"), ("nouns", "nouns"), ("top", "top"), ("names", ""))
+TOY_FLOORS = (("ground", "ground core core.checkpoint"), ("nouns", "nouns"), ("top", "top"), ("names", ""))
 
 
 def _toy(folder: Path, changes: dict[str, str]) -> House:
@@ -251,11 +262,11 @@ def test_checker_accepts_a_good_house(tmp_path: Path) -> None:
         ("ground.py", "from .nouns import One\n", "ground (floor 0) imports nouns (floor 1)"),
         ("ground.py", "def f():\n    from toy import top\n", "ground (floor 0) imports top (floor 2)"),
         ("ground.py", "import toy\n", "ground (floor 0) imports  (floor 3)"),
-        ("checkpoint.py", "from toy import ground\n", "checkpoint (floor 0) imports ground (floor 0)"),
+        ("core/checkpoint.py", "from toy import ground\n", "core.checkpoint (floor 0) imports ground (floor 0)"),
         ("nouns/two.py", "from toy.nouns.one import One\n", "nouns.two (floor 1) imports nouns.one (floor 1)"),
         ("nouns/two.py", "from . import one\n", "nouns.two (floor 1) imports nouns.one (floor 1)"),
         ("attic.py", "", "attic has no floor: add it to FLOORS"),
-        ("top.py", "import safetensors.torch\n", "top uses safetensors, which only checkpoint may"),
+        ("top.py", "import safetensors.torch\n", "top uses safetensors, which only core.checkpoint may"),
         ("top.py", "def f():\n    import pickle\n", "top imports pickle"),
         ("top.py", "import torch\ntorch.load('x')\n", "top uses torch.load"),
         ("top.py", "from torch import save\n", "top uses torch.save"),

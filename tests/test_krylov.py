@@ -8,7 +8,7 @@ import torch
 
 import dense
 from cases import SPECTRA, randn, spectrum_model
-from sampla.krylov import KrylovSpace, krylov_space
+from sampla.inference.krylov import KrylovSpace, krylov_space
 
 ROUNDING = 100.0
 """Units of epsilon times |M|; the worst seen over the tables here is 15."""

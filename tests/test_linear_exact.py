@@ -94,7 +94,7 @@ def test_the_two_decompositions_agree():
     """The same matrix by QR of its rows and by products of pairs of them: singular values, basis and coordinates."""
     import torch
 
-    from sampla._progress import Progress
+    from sampla.core.progress import Progress
     from sampla.linear.closed_form import dual_spectrum, primal_spectrum
     from sampla.linear.columns import columns_of, measure
     from sampla.linear.sources import ArraySource

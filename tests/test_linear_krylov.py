@@ -7,7 +7,7 @@ from scipy import sparse
 
 import sampla
 from dense_linear import linear_reference
-from sampla._progress import Progress
+from sampla.core.progress import Progress
 from sampla.linear.columns import RowData, centred, columns_of, measure
 from sampla.linear.iterative import uneven
 from sampla.linear.sources import ArraySource

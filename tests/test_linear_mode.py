@@ -10,9 +10,9 @@ import sampla
 from cases import Problem, batches, linear_model, randn
 from dense import curvature, fast_hessians, mode
 from sampla import model as model_module
-from sampla._stack import Stack
-from sampla.preconditioners import Jacobi, Preconditioner, Sketch
+from sampla.core.stack import Stack
 from sampla.solvers import linear_mode
+from sampla.solvers._preconditioners import Jacobi, Preconditioner, Sketch
 from sampla.solvers._secants import Secants, dot
 
 CLASSIFIERS = ["categorical", "bernoulli"]

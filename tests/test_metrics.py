@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cases import randn
-from sampla.metrics import dyadic_log_likelihood, expected_calibration_error
+from sampla.posterior.metrics import dyadic_log_likelihood, expected_calibration_error
 
 
 def naive_calibration_error(probs, targets, bins):

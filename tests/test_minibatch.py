@@ -9,8 +9,8 @@ import torch
 import sampla
 from cases import batches, linear_model, randn
 from dense import assert_covariance, prescribed
-from sampla.preconditioners import nystrom
 from sampla.solvers import LinearSystem, Minibatch, RightHandSide, Status, solve
+from sampla.solvers._preconditioners import nystrom
 
 SPECTRA = {  # eigenvalues of M, prior precision: 25, 15 and 40 effective dimensions
     "power law": (np.arange(1, 61) ** -2.0 * 1e3, 1.0),

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import sampla
 from cases import PRIORS, batches, linear_model, randn
 from dense import assert_covariance, curvature
-from sampla.noise import DATA, PRIOR, standard_normal
+from sampla.core.noise import DATA, PRIOR, standard_normal
 from sampla.solvers import LinearSystem, RightHandSide, solve
 
 LIKE = torch.empty(0, dtype=torch.float64)

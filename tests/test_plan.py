@@ -11,11 +11,12 @@ from torch import nn
 
 import sampla
 from helpers import assert_unchanged, class_batches, classifier, laplace, normalised, snapshot
-from sampla import _blocks, memoryplan
-from sampla._batches import Batch
-from sampla._memory import LivePeak, free_bytes
-from sampla.memoryplan import MemoryPlan, Nearby, Part
-from sampla.tuning import ChunkMemory, chunk_memory
+from sampla.core import blocks
+from sampla.core.data import Batch
+from sampla.core.memory import LivePeak, free_bytes
+from sampla.inference import memory_plan
+from sampla.inference.memory_plan import MemoryPlan, Nearby, Part
+from sampla.inference.tuning import ChunkMemory, chunk_memory
 
 GIB = 2**30
 
@@ -45,7 +46,7 @@ def test_the_plan_is_what_a_fit_holds(
     kind: str, samples: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With scratch as small beside vectors as it is for millions of parameters."""
-    for module in (_blocks, memoryplan):
+    for module in (blocks, memory_plan):
         monkeypatch.setattr(module, "CHUNK", 2**13)
     network, loader = wide(kind)
     la = sampla.LinearisedLaplace(
@@ -172,5 +173,5 @@ def test_every_solver_and_prior_can_be_planned() -> None:
 def test_free_memory_and_sizes() -> None:
     free = free_bytes(torch.device("cpu"))
     assert free is None or 2**20 < free < 2**50
-    assert memoryplan._size(1536) == "1.5 KiB"
-    assert memoryplan._size(10) == "10 bytes"
+    assert memory_plan._size(1536) == "1.5 KiB"
+    assert memory_plan._size(10) == "10 bytes"

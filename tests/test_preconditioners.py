@@ -8,10 +8,10 @@ import torch
 import sampla
 from cases import SPECTRA, batches, linear_model, randn, spectrum_model
 from dense import prescribed
-from sampla._stack import Stack
-from sampla.krylov import krylov_space
-from sampla.preconditioners import Jacobi, Sketch, SubsetInverse, nystrom
+from sampla.core.stack import Stack
+from sampla.inference.krylov import krylov_space
 from sampla.solvers import LinearSystem, RightHandSide, Status, solve
+from sampla.solvers._preconditioners import Jacobi, Sketch, SubsetInverse, nystrom
 
 SIZE = 60
 every_spectrum = pytest.mark.parametrize("name", SPECTRA)

@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 
 import sampla
 from cases import DIAGONAL_NOISE, FULL_NOISE, LIKELIHOODS, randn
-from sampla import resume
+from sampla.inference import checkpointing as resume
 
 NOISE = {"scalar": 3.0, "diagonal": DIAGONAL_NOISE, "full": FULL_NOISE}
 NUM_FUNCTIONS, NUM_DATA = 6, 8
@@ -125,7 +125,7 @@ def test_without_posterior_variance_nothing_is_to_be_learnt_and_all_averages_are
 def test_large_monte_carlo_averages_are_cut_into_pieces_of_the_same_functions(monkeypatch):
     pred, targets = predictive(sampla.Categorical()), torch.arange(NUM_DATA) % 3
     whole = pred.probs, pred.joint_log_prob(targets, GROUP)
-    monkeypatch.setattr("sampla.predictive._ENTRIES", 512 * 3 * 2)  # two data at a time
+    monkeypatch.setattr("sampla.posterior.predictive._ENTRIES", 512 * 3 * 2)  # two data at a time
     torch.testing.assert_close(pred.probs, whole[0])
     torch.testing.assert_close(pred.joint_log_prob(targets, GROUP), whole[1])
 
@@ -189,7 +189,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_samples(
             raise InterruptedFitError
 
     with monkeypatch.context() as patch:
-        patch.setattr("sampla.laplace.keep_state", keep_then_stop)
+        patch.setattr("sampla.laplace.linearised.keep_state", keep_then_stop)
         with pytest.raises(InterruptedFitError):
             problem.fit(prior, checkpoint=tmp_path, **options)
     resumed = problem.fit(prior, checkpoint=tmp_path, **options)

@@ -8,7 +8,7 @@ from torch import nn
 import sampla
 from cases import FIXED_PRIORS, LIKELIHOODS, NUM_TRAIN, linear_model, randn
 from dense import curvature
-from sampla._params import ParameterLayout
+from sampla.core.params import ParameterLayout
 
 LAYOUT = ParameterLayout(("body.0.weight", "body.0.bias", "head.weight"), ((2, 3), (2,), (4,)))
 DIAGONAL = randn(12).square() + 0.1

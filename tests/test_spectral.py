@@ -12,8 +12,8 @@ from scipy.optimize import brentq
 import dense
 import sampla
 from cases import SPECTRA, batches, linear_model, randn, spectrum_model
-from sampla.krylov import krylov_space
-from sampla.spectral import FixedPoint, estimated, gamma, log_determinant, settled_error
+from sampla.inference.krylov import krylov_space
+from sampla.inference.quadrature import FixedPoint, estimated, gamma, log_determinant, settled_error
 
 SIZE, NUM_DATA = 60, 90
 every_spectrum = pytest.mark.parametrize("name", SPECTRA)

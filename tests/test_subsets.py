@@ -11,7 +11,7 @@ from cases import Problem, batches, build_tiny, randn, small_network
 from dense import curvature, jacobian
 from networks import Shared, Tied
 from sampla.features import select_parameters
-from sampla.fitreport import FitReport
+from sampla.inference.report import FitReport
 
 
 class LowRank(nn.Module):

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import sampla
 from helpers import class_batches, classifier, laplace
-from sampla._batches import Batch, Data
+from sampla.core.data import Batch, Data
 from sampla.features import Features, NetworkFeatures, OutputsAt, ScaledFeatures
 from sampla.model import LinearModel
 

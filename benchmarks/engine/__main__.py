@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.engine.memory import memory_of
 from benchmarks.engine.networks import NETWORKS
 from sampla import NetworkFeatures
-from sampla._allocator import freed_memory_kept
+from sampla.core.allocator import freed_memory_kept
 from sampla.features import select_parameters
 
 OUTPUTS, SAMPLES = (10, 100, 1_000, 10_000), (1, 8, 32)

@@ -10,8 +10,8 @@ from time import perf_counter
 import torch
 
 from sampla import NetworkFeatures
-from sampla._allocator import freed_memory_kept
 from sampla.apps.demo.networks import lenet
+from sampla.core.allocator import freed_memory_kept
 
 REPEATS, ROUNDS, IMAGES, SAMPLES = 8, 6, 32, 16
 

@@ -7,7 +7,7 @@ from experiments.common.facts import peak_memory
 from torch import nn
 
 from sampla import Categorical, NetworkFeatures
-from sampla._chunks import Chunks
+from sampla.core.chunks import Chunks
 from sampla.model import LinearModel
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sampla import Categorical, NetworkFeatures
-from sampla._allocator import freed_memory_kept
+from sampla.core.allocator import freed_memory_kept
 from sampla.features import select_parameters
 
 VOCABULARIES, WIDTH, TEXTS, LENGTH, K = (1_000, 10_000, 50_000), 64, 16, 8, 4

@@ -18,7 +18,7 @@ from experiments.common.store import Store
 from benchmarks.solvers import on_estimates, on_exact, on_mnist, on_resnet, on_spectra
 from benchmarks.solvers.page import page
 from benchmarks.solvers.sizes import Run, Sizes
-from sampla._allocator import freed_memory_kept
+from sampla.core.allocator import freed_memory_kept
 
 PARTS = {
     "spectra": on_spectra.run,

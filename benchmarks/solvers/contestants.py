@@ -10,10 +10,10 @@ from typing import Any
 from benchmarks.solvers.measure import Contestant, Factory
 from benchmarks.solvers.problem import SEED, Problem
 from benchmarks.solvers.references import SeparateCG
-from sampla.krylov import KrylovSpace, krylov_space
-from sampla.preconditioners import SubsetInverse, nystrom
+from sampla.inference.krylov import KrylovSpace, krylov_space
+from sampla.inference.quadrature import estimated, gamma
 from sampla.solvers import SGD, BlockCG, DualDescent, Minibatch, Solution, Solver, Status, growing_guess
-from sampla.spectral import estimated, gamma
+from sampla.solvers._preconditioners import SubsetInverse, nystrom
 
 GRID = (1 / 27, 1 / 9, 1 / 3, 1.0, 3.0)
 """Step sizes of SGD, in units of the one that its power iteration finds."""

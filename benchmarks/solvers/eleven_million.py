@@ -18,9 +18,9 @@ from experiments.common.page import ROOT, share, table, write_page
 from scipy.optimize import brentq
 
 import sampla
-from sampla._allocator import freed_memory_kept
-from sampla.em import EM
-from sampla.noise import PRIOR, standard_normal
+from sampla.core.allocator import freed_memory_kept
+from sampla.core.noise import PRIOR, standard_normal
+from sampla.inference.infer import EM
 
 INPUTS, OUTPUTS, DATA, K, ALPHA, NOISE = 11_000, 1_000, 96, 8, 1000.0, 1.0
 DECADES = 2

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.solvers.problem import SEED, Batches, Problem, Truth, known_truth, prior_part, surveyed
 from sampla import ConvergenceWarning
-from sampla.em import EM, Inference, infer
 from sampla.features import NetworkFeatures, ScaledFeatures, select_parameters
+from sampla.inference.infer import EM, Inference, infer
 from sampla.likelihoods import Categorical
 from sampla.model import Ledger, LinearModel, NoiseDraw
 from sampla.priors import GPrior

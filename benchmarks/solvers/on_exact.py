@@ -17,9 +17,9 @@ from benchmarks.solvers.spectra import KINDS, spectrum
 from sampla.apps.demo.data import digits
 from sampla.apps.demo.networks import Standardise
 from sampla.apps.demo.training import RECIPES, train
-from sampla.em import EM, Inference, infer
 from sampla.features import Features, NetworkFeatures, select_parameters
 from sampla.features.matrix import DesignMatrix
+from sampla.inference.infer import EM, Inference, infer
 from sampla.likelihoods import Categorical, Gaussian, Likelihood
 from sampla.model import LinearModel
 from sampla.priors import GPrior, Isotropic, Prior

@@ -15,7 +15,7 @@ from benchmarks.solvers.contestants import GRID
 from benchmarks.solvers.descent import Descent, at_rest, epoch, mode_gradient, sample_gradient
 from benchmarks.solvers.fits import EM_TOLERANCE, SAMPLE_TOLERANCE, Subject
 from benchmarks.solvers.problem import SEED, Truth, prior_part
-from sampla.em import EM, Inference, infer
+from sampla.inference.infer import EM, Inference, infer
 from sampla.likelihoods import Categorical
 from sampla.model import Ledger, LinearModel
 from sampla.priors import GPrior

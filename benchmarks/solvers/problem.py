@@ -11,10 +11,10 @@ from experiments.common.command import say
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sampla.core.noise import PRIOR, standard_normal
 from sampla.features import Features
 from sampla.likelihoods import Likelihood
 from sampla.model import Ledger, LinearModel, NoiseDraw
-from sampla.noise import PRIOR, standard_normal
 from sampla.solvers import LinearSystem, RightHandSide
 
 SEED = 0

@@ -17,10 +17,10 @@ from experiments.common.facts import GIB, peak_memory
 from experiments.common.images import Images, cifar
 from experiments.common.networks import cifar100_network
 from experiments.common.page import RESULTS, write_page
-from sampla._allocator import freed_memory_kept
+from sampla.core.allocator import freed_memory_kept
 from sampla.features import NetworkFeatures, select_parameters
+from sampla.inference.memory_plan import SOLVER_BLOCKS
 from sampla.likelihoods import Categorical
-from sampla.memoryplan import SOLVER_BLOCKS
 from sampla.model import LinearModel
 
 _BATCH = 32

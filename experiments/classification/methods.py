@@ -15,8 +15,8 @@ import sampla
 from experiments.classification.experiment import Task
 from experiments.common.metrics import Prediction
 from experiments.common.training import swag_samples
-from sampla.em import CurvatureAt
 from sampla.features import NetworkFeatures
+from sampla.inference.infer import CurvatureAt
 from sampla.likelihoods import Categorical
 
 MAIN, PROBIT = "", "probit"

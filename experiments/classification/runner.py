@@ -35,7 +35,7 @@ from experiments.common.metrics import AUROC, MEASURES, Labelled, Measure, Predi
 from experiments.common.page import RESULTS
 from experiments.common.process import Case, apart
 from experiments.common.store import Arrays, Measures, Store, save_arrays
-from sampla._allocator import freed_memory_kept
+from sampla.core.allocator import freed_memory_kept
 
 PREPARED, FOREIGN = "prepared", "foreign: "
 _MOST_BYTES, _MOST_SECONDS = 8 * 2.0**30, 900.0

@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from sampla.metrics import dyadic_log_likelihood
+from sampla.posterior.metrics import dyadic_log_likelihood
 
 PARTS = 20
 ACCURACY, NLL, ECE, BRIER, JOINT_NLL, AUROC = "accuracy", "NLL", "ECE", "Brier", "joint NLL", "AUROC"

@@ -1,13 +1,13 @@
 """sampla: Bayesian error bars for large linear models and trained networks, by exact posterior samples."""
 
-from sampla._checks import ConvergenceWarning
-from sampla.em import EM, CurvatureAt, infer
+from sampla.core.checks import ConvergenceWarning
 from sampla.features import DesignMatrix, NetworkFeatures
-from sampla.laplace import LinearisedLaplace
+from sampla.inference.infer import EM, CurvatureAt, infer
+from sampla.laplace.linearised import LinearisedLaplace
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.linear import BayesianLinearRegression, BayesianLogisticRegression
 from sampla.model import LinearModel
-from sampla.predictive import Predictive
+from sampla.posterior.predictive import Predictive
 from sampla.priors import GPrior, Isotropic, Layerwise, Prior
 from sampla.solvers import SGD, BlockCG, Dense, DualDescent, Minibatch, Solver
 

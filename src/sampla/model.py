@@ -10,17 +10,17 @@ from math import log2
 import torch
 from torch import Tensor
 
-from sampla._batches import Batch, CheckedLoader, Data
-from sampla._checks import require_finite
-from sampla._chunks import COLUMNS, ENTRIES, Chunks
-from sampla._inputs import describe_inputs, input_tensors
-from sampla._progress import Progress
-from sampla._rounding import Rounding
-from sampla._typing import Loader
+from sampla.core.checks import require_finite
+from sampla.core.chunks import COLUMNS, ENTRIES, Chunks
+from sampla.core.data import Batch, CheckedLoader, Data
+from sampla.core.inputs import describe_inputs, input_tensors
+from sampla.core.noise import DATA, standard_normal
+from sampla.core.progress import Progress
+from sampla.core.rounding import Rounding
+from sampla.core.typing import Loader
 from sampla.features import Chunked, Features, Linearisation
-from sampla.likelihood_checks import ProbabilityWatch, check_counted, check_curvature, check_settings
 from sampla.likelihoods import Gaussian, Likelihood
-from sampla.noise import DATA, standard_normal
+from sampla.likelihoods.checks import ProbabilityWatch, check_counted, check_curvature, check_settings
 
 _BLOCK = 32
 """Data whose noisy gradients are summed before they are squared; fixed, so that results do not depend on batches.

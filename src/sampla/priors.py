@@ -12,8 +12,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from sampla._checks import require, require_known
-from sampla._params import ParameterLayout
+from sampla.core.checks import require, require_known
+from sampla.core.params import ParameterLayout
 
 Precision: TypeAlias = float | Sequence[float] | Mapping[str, float] | Tensor | None
 """alpha: one number, one for each group in their order, or by the names of the groups; None leaves it to the data."""

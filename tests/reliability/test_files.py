@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sampla import checkpoint
+from sampla.core import checkpoint
 
 TENSORS = {"samples": torch.arange(24.0).reshape(4, 6), "integers": torch.arange(5), "empty": torch.zeros(0, 3)}
 FACTS = {"alpha": 0.5, "names": ["a.weight", "b"], "trace": [{"change": 0.25}]}

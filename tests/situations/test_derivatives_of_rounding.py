@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import sampla
 from cases import linear_model, randn
 from dense import curvature, jacobian
-from sampla._params import ParameterLayout
+from sampla.core.params import ParameterLayout
 from sampla.features import NetworkFeatures, Products
 from sampla.features._products import DOUBLE_REVERSE
 from sampla.tomography.linearised import MeasuredGPrior

@@ -11,8 +11,8 @@ from torch import nn
 
 import sampla
 from helpers import class_batches, classifier, inputs, laplace, regression_batches, regressor
-from sampla import checkpoint
-from sampla._hashes import fingerprint
+from sampla.core import checkpoint
+from sampla.core.hashes import fingerprint
 
 
 def _compiled(model: nn.Module) -> nn.Module:

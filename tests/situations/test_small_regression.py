@@ -11,8 +11,8 @@ from torch import nn
 
 import dense
 import sampla
-from sampla.exact import whole
-from sampla.krylov import krylov_space
+from sampla.inference.exact import whole
+from sampla.inference.krylov import krylov_space
 
 PROBED = sampla.EM(exact_up_to=0)
 """As in a problem that is not small."""

@@ -9,7 +9,7 @@ import torch
 
 import helpers
 import sampla
-from sampla._checks import ConvergenceWarning, complain, one_of_each
+from sampla.core.checks import ConvergenceWarning, complain, one_of_each
 
 PROBED = sampla.EM(exact_up_to=0, max_steps=6)
 
@@ -113,7 +113,7 @@ def test_two_fits_on_two_threads_do_not_mix():
 
 def test_shares_of_layers_are_at_least_zero_and_add_up():
     """Of sampled shares some are negative: the nearest ones that are not, weighted by their errors."""
-    from sampla.evidence import at_least_zero
+    from sampla.inference.evidence import at_least_zero
 
     sampled = {"a": (700.0, 300.0), "b": (-200.0, 150.0), "c": (-513.0, 300.0), "d": (23.0, 1.0)}
     shares = {name: share for name, (share, _) in at_least_zero(sampled).items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sampla._typing import Inputs, Whole
+from sampla.core.typing import Inputs, Whole
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -7,9 +7,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from sampla._params import ParameterLayout, row_dot
-from sampla._typing import Inputs
-from sampla.noise import ADJOINT, standard_normal
+from sampla.core.noise import ADJOINT, standard_normal
+from sampla.core.params import ParameterLayout, row_dot
+from sampla.core.typing import Inputs
 
 Bend: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(n, *out) outputs and (K, n, *out) phi v to K cotangents."""

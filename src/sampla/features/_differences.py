@@ -6,10 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sampla._params import ParameterLayout
-from sampla._typing import Inputs
+from sampla.core.noise import ADJOINT, standard_normal
+from sampla.core.params import ParameterLayout
+from sampla.core.typing import Inputs
 from sampla.features._base import Linearisation
-from sampla.noise import ADJOINT, standard_normal
 
 
 class Differentiated(Protocol):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from sampla._hashes import fingerprint
+from sampla.core.hashes import fingerprint
 from sampla.features._turns import in_turn
 
 COMPILED = "_orig_mod"

@@ -6,8 +6,8 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from sampla._params import ParameterLayout
-from sampla._typing import Inputs
+from sampla.core.params import ParameterLayout
+from sampla.core.typing import Inputs
 from sampla.features._base import Linearisation
 
 Parts: TypeAlias = Sequence[Tensor | None]

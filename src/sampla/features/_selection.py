@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from sampla._checks import require_known
+from sampla.core.checks import require_known
 from sampla.features._names import plain_names, plain_parameters
 from sampla.features._turns import in_turn
 

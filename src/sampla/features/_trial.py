@@ -6,9 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sampla._memory import is_out_of_memory
-from sampla._params import ParameterLayout
-from sampla._typing import Inputs
+from sampla.core.memory import is_out_of_memory
+from sampla.core.params import ParameterLayout
+from sampla.core.typing import Inputs
 from sampla.features._base import Linearisation
 
 _NO_CURE = ("mutate a captured Tensor", "called random operation")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from sampla._inputs import map_inputs
-from sampla._params import ParameterLayout
-from sampla._typing import Inputs
+from sampla.core.inputs import map_inputs
+from sampla.core.params import ParameterLayout
+from sampla.core.typing import Inputs
 from sampla.features._modules import describe_module
 
 _LEAST = torch.float32

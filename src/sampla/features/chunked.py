@@ -6,10 +6,10 @@ from gc import collect
 import torch
 from torch import Tensor
 
-from sampla._chunks import Chunks
-from sampla._inputs import num_inputs, pick
-from sampla._memory import is_out_of_memory
-from sampla._typing import Inputs
+from sampla.core.chunks import Chunks
+from sampla.core.inputs import num_inputs, pick
+from sampla.core.memory import is_out_of_memory
+from sampla.core.typing import Inputs
 from sampla.features._base import Bend, Features, Linearisation
 
 Part = tuple[Linearisation, slice]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sampla._typing import Inputs
+from sampla.core.typing import Inputs
 from sampla.features._base import Bend, Features, Linearisation
 
 

@@ -6,9 +6,9 @@ import torch
 from scipy.sparse import csr_array, csr_matrix
 from torch import Tensor
 
-from sampla._checks import require
-from sampla._params import ParameterLayout
-from sampla._typing import Inputs
+from sampla.core.checks import require
+from sampla.core.params import ParameterLayout
+from sampla.core.typing import Inputs
 from sampla.features._base import Features, Linearisation
 
 Rows: TypeAlias = Tensor | csr_array | csr_matrix

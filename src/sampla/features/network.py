@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 
-from sampla._checks import require
-from sampla._inputs import describe_inputs, detached, num_inputs, pick
-from sampla._memory import is_out_of_memory
-from sampla._rounding import nudged
-from sampla._typing import Inputs
+from sampla.core.checks import require
+from sampla.core.inputs import describe_inputs, detached, num_inputs, pick
+from sampla.core.memory import is_out_of_memory
+from sampla.core.rounding import nudged
+from sampla.core.typing import Inputs
 from sampla.features._arguments import call_arguments, call_in_words
 from sampla.features._base import Bend, Features, Linearisation
 from sampla.features._differences import check_differences

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from sampla._checks import require
+from sampla.core.checks import require
 
 
 def require_plain(targets: Tensor, expected: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from sampla._checks import require, require_finite
+from sampla.core.checks import require, require_finite
 from sampla.likelihoods._base import Likelihood, as_counts, require_plain
 
 

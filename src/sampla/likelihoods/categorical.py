@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sampla._checks import require
+from sampla.core.checks import require
 from sampla.likelihoods._base import Likelihood, as_counts, require_plain
 
 _LARGE = 2**16

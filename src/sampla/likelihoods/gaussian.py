@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sampla._checks import require, require_finite, require_known
+from sampla.core.checks import require, require_finite, require_known
 from sampla.likelihoods._base import Likelihood, require_plain
 
 Structure = Literal["scalar", "diagonal", "full"]

@@ -19,8 +19,8 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from sampla._checks import ConvergenceWarning
-from sampla._progress import Progress
+from sampla.core.checks import ConvergenceWarning
+from sampla.core.progress import Progress
 from sampla.linear.columns import Columns
 from sampla.linear.sources import Chunk, Source
 

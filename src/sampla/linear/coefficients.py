@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sampla._checks import require
+from sampla.core.checks import require
+from sampla.core.noise import PRIOR, standard_normal
 from sampla.features import DesignMatrix, Rows
 from sampla.linear.closed_form import ExactFit, dense, standardised
 from sampla.linear.columns import Columns
-from sampla.noise import PRIOR, standard_normal
 
 
 class CoefficientPosterior(ABC):

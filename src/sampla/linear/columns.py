@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sampla._batches import Batch, Data
-from sampla._checks import require, require_finite
-from sampla._progress import Progress
+from sampla.core.checks import require, require_finite
+from sampla.core.data import Batch, Data
+from sampla.core.progress import Progress
 from sampla.features import DesignMatrix, Rows
 from sampla.linear.sources import Chunk, Source, as_tensor
 

@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_array, check_consistent_length, validate_data
 from torch import Tensor
 
-from sampla._checks import require
+from sampla.core.checks import require
 from sampla.linear.sources import ChunkSource, Source, as_scipy, as_tensor, open_source
 
 

@@ -8,10 +8,10 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from sampla._params import ParameterLayout
-from sampla._progress import Progress
-from sampla.em import EM, EMState, Inference, infer
-from sampla.fitreport import FitReport, build_report
+from sampla.core.params import ParameterLayout
+from sampla.core.progress import Progress
+from sampla.inference.infer import EM, EMState, Inference, infer
+from sampla.inference.report import FitReport, build_report
 from sampla.likelihoods import Gaussian
 from sampla.linear.columns import Columns, RowData, centred
 from sampla.linear.sources import Source

@@ -12,12 +12,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from sampla._allocator import freed_memory_kept
-from sampla._checks import require, require_known
-from sampla._params import ParameterLayout
-from sampla._progress import Progress
-from sampla.em import EM, infer
-from sampla.fitreport import build_report
+from sampla.core.allocator import freed_memory_kept
+from sampla.core.checks import require, require_known
+from sampla.core.params import ParameterLayout
+from sampla.core.progress import Progress
+from sampla.inference.infer import EM, infer
+from sampla.inference.report import build_report
 from sampla.likelihoods import Bernoulli, Categorical, Likelihood
 from sampla.linear.columns import RowData, columns_of, measure
 from sampla.linear.inputs import array_source, checked_rows, chunk_source, class_targets, is_chunks, seed_of
@@ -25,7 +25,7 @@ from sampla.linear.newton import closed_laplace
 from sampla.linear.settings import LinearReport, Settings, Way, in_users_units
 from sampla.linear.sources import Source
 from sampla.model import LinearModel
-from sampla.predictive import Predictive
+from sampla.posterior.predictive import Predictive
 from sampla.priors import BoundPrior, Prior
 from sampla.solvers import BlockCG
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sampla._checks import require
-from sampla.evidence import accelerated, updated_precision
+from sampla.core.checks import require
+from sampla.core.noise import PRIOR, standard_normal
+from sampla.inference.evidence import accelerated, updated_precision
 from sampla.likelihoods import Likelihood
 from sampla.linear.closed_form import dense, standardised, warn_unsettled
 from sampla.linear.columns import Columns, RowData
-from sampla.noise import PRIOR, standard_normal
 from sampla.priors import BoundPrior
 
 _MODE, _SHORTEST, _NEWTON = 1e-12, 1e-10, 200

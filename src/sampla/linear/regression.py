@@ -11,9 +11,9 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from sampla._allocator import freed_memory_kept
-from sampla._progress import Progress
-from sampla.em import EM
+from sampla.core.allocator import freed_memory_kept
+from sampla.core.progress import Progress
+from sampla.inference.infer import EM
 from sampla.likelihoods import Gaussian
 from sampla.linear.closed_form import Learn, dual_spectrum, exact_em, primal_spectrum
 from sampla.linear.coefficients import ClosedForm, CoefficientPosterior, Sampled

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sampla._checks import require, require_known
-from sampla.fitreport import FitReport
+from sampla.core.checks import require, require_known
+from sampla.inference.report import FitReport
 from sampla.likelihoods import Gaussian
 from sampla.linear.closed_form import ExactFit, Noise
 from sampla.linear.columns import Columns

@@ -17,8 +17,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from sampla._checks import require
-from sampla._inputs import as_tensor as dense_tensor
+from sampla.core.checks import require
+from sampla.core.inputs import as_tensor as dense_tensor
 from sampla.features import Rows
 
 Chunk: TypeAlias = tuple[Rows, Tensor | None, Tensor | None]

@@ -10,10 +10,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from sampla._blocks import dots
-from sampla._checks import complain
+from sampla.core.blocks import dots
+from sampla.core.checks import complain
 from sampla.model import LinearModel
-from sampla.preconditioners import Jacobi, Preconditioner
+from sampla.solvers._preconditioners import Jacobi, Preconditioner
 
 
 class Status(Enum):

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sampla._blocks import dots
+from sampla.core.blocks import dots
+from sampla.core.noise import PROBE, standard_normal
 from sampla.model import LinearBatch, LinearModel
-from sampla.noise import PROBE, standard_normal
-from sampla.preconditioners import Preconditioner
 from sampla.solvers._base import LinearSystem
+from sampla.solvers._preconditioners import Preconditioner
 
 _BATCH, _SMALLEST_BATCH, _STEPS = 64, 8, 64
 """Data in a step; fewer where N is small, so that a pass has at least so many steps."""

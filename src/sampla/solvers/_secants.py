@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sampla.preconditioners import Preconditioner
+from sampla.solvers._preconditioners import Preconditioner
 
 _KEPT = 20
 """Pairs remembered: 40 vectors of P. Ten do as well where tens of products are enough; where hundreds are needed,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampla._params import row_dot
+from sampla.core.params import row_dot
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, solve
 
 _MOST, _LEAST = 1e2, 1e-8

@@ -13,8 +13,8 @@ from math import inf
 import torch
 from torch import Tensor
 
-from sampla._blocks import dots, gram, orthonormal_pair
-from sampla.noise import PROBE, standard_normal
+from sampla.core.blocks import dots, gram, orthonormal_pair
+from sampla.core.noise import PROBE, standard_normal
 from sampla.solvers._base import INDEFINITE, NOT_FINITE, SLACK, LinearSystem, RightHandSide, Solution, Solver, Status
 
 _WINDOW = 4

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sampla._checks import require
+from sampla.core.checks import require
 from sampla.solvers._base import (
     LinearSystem,
     RightHandSide,

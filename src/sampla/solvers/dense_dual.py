@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sampla._blocks import dots
-from sampla._checks import require
+from sampla.core.blocks import dots
+from sampla.core.checks import require
+from sampla.core.noise import PROBE, standard_normal
 from sampla.model import LinearModel
-from sampla.noise import PROBE, standard_normal
 from sampla.solvers._base import (
     LinearSystem,
     RightHandSide,

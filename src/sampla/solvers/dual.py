@@ -19,10 +19,10 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from sampla._blocks import dots
-from sampla._checks import require
+from sampla.core.blocks import dots
+from sampla.core.checks import require
+from sampla.core.noise import PROBE, standard_normal
 from sampla.model import LinearBatch, LinearModel
-from sampla.noise import PROBE, standard_normal
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, num_outputs
 from sampla.solvers._descent import COLUMNS, batch_size, piece_columns
 

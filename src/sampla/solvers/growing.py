@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import isnan
 from typing import Any
 
-from sampla._checks import require
+from sampla.core.checks import require
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver
 
 

@@ -15,9 +15,9 @@ from math import inf, isfinite, sqrt
 import torch
 from torch import Tensor
 
-from sampla._checks import complain
+from sampla.core.checks import complain
 from sampla.model import LinearModel
-from sampla.preconditioners import Jacobi, Preconditioner
+from sampla.solvers._preconditioners import Jacobi, Preconditioner
 from sampla.solvers._secants import Pair, Secants, dot
 
 _ARMIJO = 1e-4

@@ -20,12 +20,12 @@ from math import ceil, inf
 import torch
 from torch import Tensor
 
-from sampla._blocks import dots, gram
-from sampla._checks import require
+from sampla.core.blocks import dots, gram
+from sampla.core.checks import require
 from sampla.model import LinearModel
-from sampla.preconditioners import Preconditioner, Sketch, nystrom
 from sampla.solvers._base import INDEFINITE, NOT_FINITE, LinearSystem, RightHandSide, Solution, Solver, Status
 from sampla.solvers._descent import automatic_step, descend
+from sampla.solvers._preconditioners import Preconditioner, Sketch, nystrom
 
 _SKETCH_PASSES, _SKETCH_AT_MOST = 0.2, 4.0
 """What a sketch of its own should cost, and may cost where N is too small for that."""

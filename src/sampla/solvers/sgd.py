@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sampla._checks import require
-from sampla._params import row_dot
+from sampla.core.checks import require
+from sampla.core.noise import PROBE, standard_normal
+from sampla.core.params import row_dot
 from sampla.model import LinearBatch
-from sampla.noise import PROBE, standard_normal
 from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, error_bound, jacobi_root
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sampla._checks import require
-from sampla._progress import Progress
+from sampla.core.checks import require
+from sampla.core.progress import Progress
 from sampla.tomography.operators import Operator
 
 _MEMORY = 0.98

@@ -6,7 +6,7 @@ ASTRA has it on a CPU for parallel rays only. These are the limit of a distant s
 import numpy as np
 import torch
 
-from sampla._checks import require_finite
+from sampla.core.checks import require_finite
 from sampla.tomography.geometry import Geometry
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sampla._checks import require, require_known
+from sampla.core.checks import require, require_known
 
 _REQUIRED = ("image_shape", "pixel", "angles", "num_bins", "bin_width")
 _OPTIONAL = ("source_origin", "source_detector")

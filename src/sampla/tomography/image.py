@@ -17,7 +17,7 @@ from math import log, pi
 import torch
 from torch import Tensor
 
-from sampla._checks import require, require_finite
+from sampla.core.checks import require, require_finite
 
 PATCH_SIZES = (1, 2, 5, 10)
 _ENTRIES = 2**24

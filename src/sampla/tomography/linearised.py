@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sampla._allocator import freed_memory_kept
-from sampla._checks import require, require_finite
-from sampla._inputs import as_tensor
-from sampla._params import ParameterLayout
-from sampla._progress import Progress
-from sampla.em import EM, infer
+from sampla.core.allocator import freed_memory_kept
+from sampla.core.checks import require, require_finite
+from sampla.core.inputs import as_tensor
+from sampla.core.noise import PROBE, standard_normal
+from sampla.core.params import ParameterLayout
+from sampla.core.progress import Progress
 from sampla.features import NetworkFeatures, check_adjoint, select_parameters
-from sampla.fitreport import FitReport, build_report
+from sampla.inference.infer import EM, infer
+from sampla.inference.report import FitReport, build_report
 from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
-from sampla.noise import PROBE, standard_normal
 from sampla.priors import BoundPrior, GPrior
 from sampla.solvers import BlockCG, DenseDual, Solver
 from sampla.tomography.dip import Recipe, Training, noise_seen, train

@@ -10,8 +10,8 @@ import torch
 from scipy.sparse import csr_array, csr_matrix, issparse
 from torch import Tensor
 
-from sampla._checks import require, require_finite
-from sampla.noise import ADJOINT, standard_normal
+from sampla.core.checks import require, require_finite
+from sampla.core.noise import ADJOINT, standard_normal
 
 ImageMap: TypeAlias = Callable[[Tensor], Tensor]
 

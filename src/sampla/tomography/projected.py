@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from sampla._checks import require
-from sampla._inputs import input_tensors
-from sampla._typing import Inputs
+from sampla.core.checks import require
+from sampla.core.inputs import input_tensors
+from sampla.core.noise import PROBE, standard_normal
+from sampla.core.typing import Inputs
 from sampla.features import Features, Linearisation, NetworkFeatures
-from sampla.noise import PROBE, standard_normal
 from sampla.tomography.operators import Operator
 
 _PIXELS_IN_FLIGHT = 2**22

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from sampla._checks import require
+from sampla.core.checks import require
 from sampla.tomography.image import PATCH_SIZES, ImagePredictive
 
 _MISSING = "PSNR and SSIM need scikit-image, which is not installed: pip install 'sampla[tomography]'."

@@ -8,8 +8,8 @@ the same problem as the deep image prior's (``dip.py``) with free pixels instead
 import torch
 from torch import Tensor
 
-from sampla._checks import require
-from sampla.noise import PROBE, standard_normal
+from sampla.core.checks import require
+from sampla.core.noise import PROBE, standard_normal
 from sampla.tomography.operators import Operator
 
 _POWER_STEPS = 20

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from sampla._checks import require
+from sampla.core.checks import require
 
 _GROUPS = 4
 _WIDE_FROM = 256

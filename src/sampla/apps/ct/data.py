@@ -11,8 +11,8 @@ import torch
 from numpy.lib.format import read_array
 from torch import Tensor
 
-from sampla._checks import require, require_finite
-from sampla.noise import DATA, standard_normal
+from sampla.core.checks import require, require_finite
+from sampla.core.noise import DATA, standard_normal
 from sampla.tomography import Geometry, ray_transform
 
 _SKIMAGE = "the demo's phantom needs scikit-image, which is not installed: pip install 'sampla[tomography]'."

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from sampla._checks import require
+from sampla.core.checks import require
 
 _DIGITS_TEST = 500
 _MNIST_FILES = (

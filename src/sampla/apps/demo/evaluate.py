@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sampla import LinearisedLaplace, Predictive
 from sampla.apps.demo.data import ImageSet, noisy, pure_noise, rotated
-from sampla.metrics import dyadic_log_likelihood, expected_calibration_error
+from sampla.posterior.metrics import dyadic_log_likelihood, expected_calibration_error
 
 NETWORK, MONTE_CARLO, PROBIT = "network alone", "sampla (Monte Carlo)", "sampla (probit)"
 AT_NETWORK = "curvature at the network"

@@ -21,7 +21,7 @@ from sampla.apps.figures import (
     surest_and_least_sure,
 )
 from sampla.apps.page import Picture
-from sampla.fitreport import FitReport
+from sampla.inference.report import FitReport
 
 COLOURS = {NETWORK: GREY, MONTE_CARLO: BLUE, PROBIT: GREEN, AT_NETWORK: ORANGE}
 

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 import sampla
-from sampla import checkpoint
 from sampla.apps.demo import table as tables
 from sampla.apps.demo.data import DemoData, digits, mnist
 from sampla.apps.demo.evaluate import ANGLES, NOISE_STDS, OOD_ANGLE, Evaluation, evaluate
@@ -29,6 +28,7 @@ from sampla.apps.demo.networks import count_parameters, network_for
 from sampla.apps.demo.training import RECIPES, Recipe, Training, train
 from sampla.apps.demo.words import page, results_markdown
 from sampla.apps.page import write_html
+from sampla.core import checkpoint
 
 DATA_SETS = ("digits", "mnist")
 _BATCH = 500

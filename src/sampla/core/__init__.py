@@ -1,0 +1,1 @@
+"""What everything stands on: data, parameters, blocks of vectors, memory, noise, files. No statistics."""

@@ -1,0 +1,105 @@
+"""How many data and how many vectors go through a feature map at once.
+
+Two things are kept apart. What is *preferred* is a matter of speed: a preset, or measured at the start of a fit. What
+is *possible* is learnt from running out of memory, which halves it. Neither changes a result by more than rounding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from sampla.core.memory import OutOfChunksError
+
+COLUMNS = 64
+"""Vectors pushed through the network at once, if nothing was measured."""
+ENTRIES = 512
+"""Data times vectors in flight, if nothing was measured: what fits the caches of a CPU best (docs/notes/engine.md)."""
+_OUTPUTS = 2**22
+"""Outputs times data times vectors in flight, at most: memory does not grow with the number of outputs."""
+_NOTHING_LEFT = (
+    "expected one datum and one vector to fit into memory at a time, got: {error}. Choose fewer parameters "
+    "(parameters=[...]), use float32, smaller inputs, or a machine with more memory; la.plan(loader) says what "
+    "is needed."
+)
+
+
+@dataclass
+class Chunks:
+    """Shared by all models of a fit.
+
+    Args:
+        entries: data times vectors in flight.
+        columns: vectors at once, at most.
+        source: how these were found: "preset", "measured", "given" by the user or "restored" from a checkpoint.
+        say: told once when memory runs out.
+    """
+
+    entries: int = ENTRIES
+    columns: int = COLUMNS
+    source: str = "preset"
+    say: Callable[[str], None] = lambda _: None
+    seconds: float = 0.0
+    """What measuring has cost."""
+    halvings: int = 0
+    """How often memory ran out."""
+    _most: tuple[int, int] | None = field(default=None, repr=False)
+    """Entries and columns that memory allows, once it has run out."""
+
+    def rows(self, count: int) -> int:
+        """Data at once for products with so many vectors."""
+        return max(1, self.entries // max(1, min(count, self._together)))
+
+    def ranges(self, count: int) -> list[range]:
+        """The vectors that go through together, in parts that differ by one at most."""
+        parts = max(1, -(-count // self._together))
+        ends = [count * part // parts for part in range(parts + 1)]
+        return [range(a, b) for a, b in pairwise(ends) if b > a]
+
+    @property
+    def _together(self) -> int:
+        return min(self.columns, self.entries)
+
+    def possible(self, rows: int, columns: int) -> tuple[int, int]:
+        """What memory allows of so many data and vectors."""
+        if self._most is None:
+            return rows, columns
+        entries, most = self._most
+        columns = min(columns, most)
+        return min(rows, max(1, entries // columns)), columns
+
+    def halve(self, rows: int, columns: int, error: str) -> None:
+        """So many data and vectors did not fit: allow half, of whichever are more.
+
+        Raises:
+            OutOfChunksError: (a MemoryError) if it was one datum and one vector.
+        """
+        if rows == columns == 1:
+            raise OutOfChunksError(_NOTHING_LEFT.format(error=error))
+        rows, columns = (-(-rows // 2), columns) if rows >= columns else (rows, -(-columns // 2))
+        self._most = rows * columns, columns
+        self.entries, self.columns = min(self.entries, rows * columns), min(self.columns, columns)
+        self.halvings += 1
+        if self.halvings == 1:
+            self.say(f"memory ran out: going on with {rows} data x {columns} vectors at a time")
+
+    def settle(self, entries: int, columns: int, source: str) -> None:
+        """Prefer these from now on, as far as memory allows."""
+        if self._most is not None:
+            entries, columns = min(entries, self._most[0]), min(columns, self._most[1])
+        self.entries, self.columns, self.source = entries, columns, source
+
+    def allow_for(self, outputs: int) -> None:
+        """Fewer data times vectors where one datum has very many outputs, if nothing better is known."""
+        if self.source == "preset":
+            self.entries = min(self.entries, max(1, _OUTPUTS // max(1, outputs)))
+
+    def facts(self) -> dict[str, Any]:
+        """JSON, for reports and checkpoints."""
+        return {
+            "entries": self.entries,
+            "columns": self.columns,
+            "source": self.source,
+            "seconds": self.seconds,
+            "halvings": self.halvings,
+        }

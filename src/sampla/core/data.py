@@ -1,0 +1,297 @@
+"""Reading the user's data: batches with positions, and a watch on whether a loader's data stay the same.
+
+Every pass hashes each datum (inputs and targets). On a later pass each must be one of the first pass's, before anything
+is made of it, and at the end the sums of all must agree. Neither depends on the order, so a shuffled loader passes;
+random augmentation, or shuffling with drop_last, is noticed and explained.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sampla.core.checks import require
+from sampla.core.hashes import Counted, datum_hashes, mix, padding_sides, wrap
+from sampla.core.inputs import as_inputs, as_tensor, brought, input_tensors, moved, num_inputs, pick
+from sampla.core.progress import Progress
+from sampla.core.typing import Inputs, Loader, Whole
+
+Unpack: TypeAlias = Callable[[Any], tuple[Any, Any]]
+"""What makes (inputs, targets) of a batch of the user's."""
+
+_CHANGED = (
+    "the loader gave different data on a later pass ({detail}). A posterior needs the same N data on every pass: "
+    "use a loader without random augmentation, and without drop_last when it shuffles.{hint}"
+)
+_PADDED = (
+    " The shapes of the batches differ: if that is padding to the longest of a batch, give inputs as a dict with their "
+    "mask (such as input_ids with attention_mask) or pad them by 0, and pad targets by a number that the likelihood "
+    "ignores, as sampla.Categorical(ignore_index=-100)."
+)
+_OBJECTS = (
+    " A batch that is one object can only be compared as a whole: give it a to_data_list() method, one object for each "
+    "datum, or a loader that does not shuffle."
+)
+_EMPTY = "Check the data set, and that the loader can be read more than once (a list or DataLoader, no generator)."
+_LABELS = ("labels", "label", "targets", "target", "y")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A run of data: n of them, from ``position`` (0-based, in loader order)."""
+
+    inputs: Inputs
+    targets: Tensor
+    position: int
+    size: int
+    weights: Tensor | None = None
+    """(n,) how often each datum counts; None: once."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the batch is one object for the network, which cannot be cut."""
+        return isinstance(self.inputs, Whole)
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """The data from start to stop; all of them if the batch is whole."""
+        if self.whole:
+            return self
+        weights = None if self.weights is None else self.weights[start:stop]
+        inputs = pick(self.inputs, slice(start, stop))
+        return Batch(inputs, self.targets[start:stop], self.position + start, min(stop, self.size) - start, weights)
+
+    def pieces(self, rows: int) -> "Iterator[Batch]":
+        """Cut at positions that are multiples of ``rows``, wherever this batch happens to start."""
+        start = 0
+        while start < self.size:
+            stop = self.size if self.whole else min(self.size, start + rows - (self.position + start) % rows)
+            yield self.part(start, stop)
+            start = stop
+
+
+def unpacking(labels: str | None, unpack: Unpack | None) -> Unpack | None:
+    """How to make (inputs, targets) of a batch, from what the user says of it.
+
+    Args:
+        labels: the entry of each batch, a mapping, that holds the targets; the other entries are the inputs.
+        unpack: a function of the batch.
+
+    Raises:
+        ValueError: if both are given.
+        TypeError: if they are not what they should be.
+    """
+    require(labels is None or unpack is None, "labels= or unpack=", "both", "unpack says all: leave labels out.")
+    if labels is None:
+        if unpack is not None and not callable(unpack):
+            raise TypeError(
+                f"expected unpack as a function of a batch that returns (inputs, targets), got {type(unpack).__name__}."
+            )
+        return unpack
+    if not isinstance(labels, str):
+        raise TypeError(f"expected labels as the name of an entry of each batch, got {type(labels).__name__}.")
+
+    def split(batch: Any) -> tuple[Any, Any]:
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"expected batches that are mappings with an entry {labels!r}, got {type(batch).__name__}. "
+                "Leave labels= out, or use unpack=."
+            )
+        names = ", ".join(map(repr, batch))
+        require(labels in batch, f"an entry {labels!r} in each batch", f"entries {names}", "Give labels= its name.")
+        require(len(batch) > 1, f"entries beside {labels!r}, for the network", "none", "Keep the inputs in the batch.")
+        if isinstance(batch, dict) and type(batch) is not dict:
+            inputs = copy(batch)
+            del inputs[labels]
+            return inputs, batch[labels]
+        return {name: value for name, value in batch.items() if name != labels}, batch[labels]
+
+    return split
+
+
+def _pair(item: Any, where: str, unpack: Unpack | None) -> tuple[Any, Any]:
+    """Inputs and targets of what the loader gives."""
+    given = item if unpack is None else unpack(item)
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        return given[0], given[1]
+    length = f" of length {len(given)}" if isinstance(given, (tuple, list)) else ""
+    if unpack is not None:
+        raise TypeError(f"{where}: expected unpack to return (inputs, targets), got {type(given).__name__}{length}.")
+    if isinstance(given, Mapping):
+        named = next((name for name in _LABELS if name in given), None)
+        names = ", ".join(map(repr, given))
+        help_ = (
+            f"Say where its targets are: fit(loader, labels={named!r})."
+            if named
+            else "Say where its targets are: fit(loader, labels=...), or unpack=lambda batch: (inputs, targets)."
+        )
+        raise TypeError(f"{where}: expected a pair (inputs, targets), got {type(given).__name__} with {names}. {help_}")
+    raise TypeError(
+        f"{where}: expected a pair (inputs, targets), got {type(given).__name__}{length}. Several inputs go into one "
+        f"tuple or dict, ((x1, x2), y); fit(loader, unpack={_suggested(given)}) takes any batch apart."
+    )
+
+
+def _suggested(given: Any) -> str:
+    if isinstance(given, tuple) and len(given) > 2:
+        return "lambda batch: (batch[:-1], batch[-1])"
+    if getattr(given, "y", None) is not None:
+        return "lambda batch: (batch, batch.y)"
+    return "lambda batch: (inputs, targets)"
+
+
+def _as_batch(item: Any, index: int, position: int, device: torch.device, unpack: Unpack | None) -> Batch:
+    where = f"batch {index} of the loader"
+    inputs, targets = _pair(item, where, unpack)
+    inputs = as_inputs(inputs, where)
+    if isinstance(targets, (Tensor, np.ndarray)):
+        targets = as_tensor(targets, f"the targets of {where}")
+    number = num_inputs(inputs)
+    size = len(targets) if number is None and isinstance(targets, Tensor) and targets.ndim else number
+    require(
+        isinstance(targets, Tensor) and targets.ndim > 0 and targets.shape[0] == size and size > 0,
+        f"targets as a tensor with first axis {size or 'n > 0'}, like the inputs, in {where}",
+        f"{tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__,
+        "Give one target per datum.",
+    )
+    assert size is not None
+    targets = brought(targets, device)
+    if targets.is_floating_point() and targets.element_size() < 4:
+        targets = targets.float()  # the same numbers; what is computed from them is float32 at least
+    return Batch(moved(inputs, device), targets, position, size)
+
+
+class Data(ABC):
+    """N data that can be read many times, in batches."""
+
+    cut = True
+    """Whether batches are to be cut to the size that products like; otherwise they come in that size, and checked."""
+    fixed_order = True
+    """False once two passes came in different orders."""
+    sweeps = 0
+    """How often the data have been read to their end."""
+
+    @property
+    @abstractmethod
+    def num_data(self) -> int:
+        """N, known after the first pass."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass."""
+
+
+class CheckedLoader(Data):
+    """The user's loader, checked: the same data on every pass, in any order.
+
+    Args:
+        loader: re-iterable of batches.
+        device: to which they are brought.
+        progress: shown while a pass is read.
+        unpack: what makes (inputs, targets) of a batch; None: they are such pairs.
+        counted: which targets count; the others (padding) may differ between passes.
+
+    Raises:
+        TypeError: if it cannot be read many times.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        device: torch.device,
+        progress: Progress,
+        unpack: Unpack | None = None,
+        counted: Counted | None = None,
+    ) -> None:
+        if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
+            raise TypeError(
+                "expected a loader that can be read many times (a DataLoader, or a list of (inputs, targets) batches), "
+                f"got {type(loader).__name__}. Wrap it in list(...) if it fits into memory."
+            )
+        self._loader, self._device, self._progress = loader, device, progress
+        self._unpack, self._counted = unpack, counted
+        self._length: int | None = None
+        self._fingerprint: tuple[int, int] | None = None
+        self._first_order: int | None = None
+        self._known = torch.zeros(0, dtype=torch.int64)  # sorted hashes of all data, after the first pass
+        self._ahead = self._known  # hashes of the batch that was read ahead of it
+        self._shapes: set[tuple[int, ...]] = set()
+        self._objects = False
+        self._sides: dict[str, bool] | None = None
+
+    @property
+    def num_data(self) -> int:
+        """N, known after the first pass."""
+        assert self._fingerprint is not None, "read the loader once first"
+        return self._fingerprint[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hexadecimal hash of all data in any order, known after the first pass."""
+        assert self._fingerprint is not None, "read the loader once first"
+        return f"{self._fingerprint[1]:016x}"
+
+    def first(self) -> Batch:
+        """A first batch, read ahead of the first pass, which must then hold its data."""
+        item = next(iter(self._loader), None)
+        require(item is not None, "a loader with at least one batch", "an empty one", _EMPTY)
+        batch = _as_batch(item, 0, 0, self._device, self._unpack)
+        self._ahead = self._hashes(batch)
+        return batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        position, content, order, index = 0, 0, 0, -1
+        found: list[Tensor] = []
+        for index, item in enumerate(self._progress.sweep(self._loader, self._length)):
+            batch = _as_batch(item, index, position, self._device, self._unpack)
+            hashes = self._hashes(batch)
+            if self._fingerprint is None:
+                found.append(hashes)
+            else:
+                self._require_known(hashes, position)
+            content = wrap(content + int(mix(hashes).sum()))
+            order = wrap(order + int(mix(hashes + mix(torch.arange(position, position + batch.size))).sum()))
+            position += batch.size
+            yield batch
+        self._finish(position, content, order, index + 1, found)
+
+    def _hashes(self, batch: Batch) -> Tensor:
+        self._objects = batch.whole
+        if not isinstance(batch.inputs, (Whole, list)):
+            shapes = [t.shape[1:] for t in (*input_tensors(batch.inputs), batch.targets)]
+            self._shapes.add(tuple(size for shape in shapes for size in shape))
+        if self._sides is None:  # settled once, so that a datum has the same hash on every pass
+            self._sides = padding_sides(batch.inputs)
+        return datum_hashes(batch.inputs, batch.targets, self._counted, self._sides).cpu()
+
+    def _require_known(self, hashes: Tensor, position: int) -> None:
+        """Each datum is one of the first pass's, before anything is made of it: not every pass is read to its end."""
+        places = torch.searchsorted(self._known, hashes).clamp_max(len(self._known) - 1)
+        strange = self._known[places] != hashes
+        if bool(strange.any()):
+            where = position + int(strange.int().argmax())
+            detail = f"its datum {where}, inputs and target together, is none of the {len(self._known)} of the first"
+            self._refuse(detail)
+
+    def _finish(self, size: int, content: int, order: int, batches: int, found: list[Tensor]) -> None:
+        if self._fingerprint is None:
+            require(size > 0, "a loader with at least one batch", "an empty one", _EMPTY)
+            self._fingerprint, self._first_order, self._length = (size, content), order, batches
+            self._known = torch.cat(found).sort().values
+            if len(self._ahead):
+                self._require_known(self._ahead, 0)
+        elif size != self._fingerprint[0]:
+            hint = "" if size else "; was it a generator, which can be read only once?"
+            self._refuse(f"{self._fingerprint[0]} data, then {size}{hint}")
+        elif content != self._fingerprint[1]:
+            self._refuse(f"{size} data both times, but not the same ones")
+        self.fixed_order = self.fixed_order and order == self._first_order
+        self.sweeps += 1
+
+    def _refuse(self, detail: str) -> None:
+        hint = _OBJECTS if self._objects else _PADDED if len(self._shapes) > 1 else ""
+        raise ValueError(_CHANGED.format(detail=detail, hint=hint))

@@ -1,0 +1,243 @@
+"""A fit that was stopped goes on: the noise in one file, the state after every EM step in another.
+
+The noise belongs to the data in the order of one pass, and the prior's scales to the noise. A fit that goes on takes
+both as they were, so that a loader which shuffles does no harm: the state is in the same coordinates.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from os import PathLike
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from types import NoneType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sampla.core import checkpoint
+from sampla.core.checks import require
+from sampla.core.chunks import Chunks
+from sampla.core.stack import Stack
+from sampla.inference.infer import EMState, EMStep, trace_rows
+from sampla.inference.krylov import KrylovSpace
+from sampla.inference.quadrature import LogError
+from sampla.likelihoods import Gaussian
+from sampla.model import NoiseDraw
+from sampla.solvers import Memory, Mode, Solution, Status
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
+_FILE, _NOISE = "em-state.safetensors", "noise.safetensors"
+_VERSION = 2
+"""Of what the two files hold."""
+_HARMLESS = "em_tolerance"
+"""The part of an identity that may change: where it has become smaller, a loop that had settled goes on."""
+_SMALL = ("gram", "coupling", "start")
+_NUMBERS = ("noise_factor", "objective", "mode_error")
+_ERRORS = ("precision_error", "noise_error")
+
+
+def keep_state(folder: str | Path | None, state: EMState, identity: dict[str, Any]) -> None:
+    """Write the state after an EM step; does nothing without a folder."""
+    if folder is None:
+        return
+    tensors = {"precision": state.prior.precision, **_tensors_of(state)}
+    likelihood = state.model.likelihood
+    if isinstance(likelihood, Gaussian) and likelihood.noise_precision is not None:
+        tensors["noise_precision"] = likelihood.noise_precision
+    facts = {
+        "identity": identity,
+        "version": _VERSION,
+        "products": state.model.ledger.products,
+        "sweeps": state.model.data.sweeps,
+        "mode": _mode_facts(state.last_mode),
+        "trace": trace_rows(state.trace),
+        "settled": state.settled,
+        "noise_unknown": state.noise_unknown,
+        "numbers": {name: getattr(state, name) for name in _NUMBERS},
+        "errors": {name: getattr(state, name) and asdict(getattr(state, name)) for name in _ERRORS},
+        "chunks": state.model.chunks.facts(),
+        "widths": None if state.space is None else state.space.widths,
+        "exact": 0 if state.space is None else state.space.exact,
+    }
+    checkpoint.save(Path(folder) / _FILE, tensors, facts)
+
+
+@contextmanager
+def held(folder: str | Path | None) -> Iterator[None]:
+    """Have a checkpoint's folder for one fit alone, and know before any work that it can be written to.
+
+    Raises:
+        TypeError: if it is no folder's path.
+        OSError: if it cannot be made or written to.
+        RuntimeError: if another fit, in this process or another one, is using it.
+    """
+    if not isinstance(folder, (str, PathLike, NoneType)):
+        raise TypeError(f"expected checkpoint as the path of a folder, or None, got {folder!r}.")
+    if folder is None:
+        yield
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder, prefix=".tried."):
+            pass
+    except OSError as error:
+        raise OSError(f"expected checkpoint as a folder that can be written to, got {folder}: {error}.") from error
+    with _alone(Path(folder)) as alone:
+        if not alone:
+            raise RuntimeError(
+                f"expected a checkpoint folder for one fit, got {folder}, which another fit is using now. Wait until "
+                "it has ended, or use another folder."
+            )
+        yield
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Whether nobody else has the folder; the lock ends with the process that has it, however that ends."""
+    if fcntl is None:  # no such locks on this system
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        yield False
+        return
+    except OSError:  # a file system without locks
+        os.close(handle)
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        os.close(handle)
+
+
+def kept_noise(folder: str | Path | None, draw: Callable[[], NoiseDraw], identity: dict[str, Any]) -> NoiseDraw:
+    """The noise that the folder holds; else a new draw, which is kept there.
+
+    Raises:
+        ValueError: if what the folder holds belongs to another fit.
+    """
+    if folder is None:
+        return draw()
+    path = Path(folder) / _NOISE
+    if path.exists():
+        tensors, facts = checkpoint.load(path)
+        _require_same(folder, facts, identity)
+        return NoiseDraw(tensors["data_part"], tensors["diagonal"])
+    drawn = draw()
+    facts = {"identity": identity, "version": _VERSION}
+    checkpoint.save(path, {"data_part": drawn.data_part, "diagonal": drawn.diagonal}, facts)
+    return drawn
+
+
+def _require_same(folder: str | Path, facts: dict[str, Any], identity: dict[str, Any]) -> None:
+    require("identity" in facts, f"an EM state in {folder}", "another file of sampla's", "Use another folder.")
+    known = facts.get("version") == _VERSION
+    require(known, "a state of this version", "one of another version", "Use another folder, or that version.")
+    different = sorted(k for k in identity if k != _HARMLESS and facts["identity"].get(k) != identity[k])
+    require(
+        not different,
+        f"a checkpoint of this fit in {folder}",
+        f"one with other {', '.join(different)}",
+        "Use another folder, or remove this one to start again.",
+    )
+
+
+def restore_chunks(folder: str | Path | None, chunks: Chunks) -> None:
+    """Go on with the chunks of the stored state, if the folder holds one that knows: the same sums to the last bit.
+
+    Whether the state belongs to this fit at all is checked when it is restored.
+    """
+    if folder is None or not (Path(folder) / _FILE).exists():
+        return
+    kept = checkpoint.load(Path(folder) / _FILE)[1].get("chunks")
+    if kept is not None:
+        chunks.settle(kept["entries"], kept["columns"], "restored")
+
+
+def restore_state(folder: str | Path | None, state: EMState, identity: dict[str, Any]) -> EMState:
+    """The stored state if the folder holds one, else the given one.
+
+    Raises:
+        ValueError: if the stored state belongs to another network, prior, seed or number of samples, or was written
+            by an earlier version.
+    """
+    if folder is None or not (Path(folder) / _FILE).exists():
+        return state
+    tensors, facts = checkpoint.load(Path(folder) / _FILE)
+    _require_same(folder, facts, identity)
+    settled = facts["settled"] and facts["identity"][_HARMLESS] <= identity[_HARMLESS]
+    state.model.ledger.products += facts["products"]
+    state.model.data.sweeps += facts["sweeps"]
+
+    def here(name: str) -> Tensor:
+        return tensors[name].to(state.model.features.like.device)
+
+    model = state.model
+    if "noise_precision" in tensors and isinstance(model.likelihood, Gaussian) and model.likelihood.learns_noise:
+        model = model.replaced(likelihood=Gaussian(tensors["noise_precision"], learn=True))
+    solution = None
+    if "value" in tensors:
+        solution = Solution(here("value"), here("curvature_value"), Status.MAX_PASSES, 0, float("nan"))
+    space = None
+    if facts["widths"] is not None:
+        basis = Stack([here(f"space.basis.{number}") for number in range(1 + len(facts["widths"]))])
+        small: dict[str, Any] = {name: tensors[f"space.{name}"] for name in _SMALL}
+        space = KrylovSpace(basis, following=here("space.following"), **small, widths=tuple(facts["widths"]))
+        space = replace(space, exact=facts.get("exact", 0))
+    errors = {name: row and LogError(**row) for name, row in facts["errors"].items()}
+    return EMState(
+        state.prior.with_precision(here("precision").to(torch.float64)), model, solution,
+        here("mode") if "mode" in tensors else None, _mode(facts["mode"], here),
+        [EMStep(**row) for row in facts["trace"]], settled, space, **{**facts["numbers"], **errors},
+        noise_unknown=facts.get("noise_unknown", ""),
+    )  # fmt: skip
+
+
+def _tensors_of(state: EMState) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    if state.solution is not None:
+        tensors |= {"value": state.solution.value, "curvature_value": state.solution.curvature_value}
+    if state.mode is not None:
+        tensors["mode"] = state.mode
+    if state.last_mode is not None and state.last_mode.memory is not None:
+        tensors |= _mode_tensors(state.last_mode.memory)
+    if state.space is not None:
+        tensors |= {f"space.{name}": getattr(state.space, name) for name in (*_SMALL, "following")}
+        tensors |= {f"space.basis.{number}": part for number, part in enumerate(state.space.basis.parts)}
+    return tensors
+
+
+_MODE = ("objective", "error", "steps", "products", "converged", "bound")
+
+
+def _mode_facts(mode: Mode | None) -> dict[str, Any] | None:
+    if mode is None or mode.memory is None:
+        return None
+    return {"loss": mode.memory.loss, "pairs": len(mode.memory.pairs)} | {n: getattr(mode, n) for n in _MODE}
+
+
+def _mode_tensors(memory: Memory) -> dict[str, Tensor]:
+    tensors = {"mode.precision": memory.precision, "mode.gradient": memory.gradient}
+    for number, (step, change) in enumerate(memory.pairs):
+        tensors |= {f"mode.step.{number}": step, f"mode.change.{number}": change}
+    return tensors
+
+
+def _mode(facts: dict[str, Any] | None, here: Callable[[str], Tensor]) -> Mode | None:
+    """The last mode with all that its search has learnt: an EM that goes on does what it would have done."""
+    if facts is None:
+        return None
+    pairs = [(here(f"mode.step.{n}"), here(f"mode.change.{n}")) for n in range(facts["pairs"])]
+    memory = Memory.of(here("mode.precision"), facts["loss"], here("mode.gradient"), pairs)
+    return Mode(here("mode"), **{name: facts[name] for name in _MODE}, memory=memory)

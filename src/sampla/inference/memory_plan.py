@@ -1,0 +1,284 @@
+"""What a fit will need of memory, before it starts: vectors of all parameters, and the activations of a product."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sampla.core.blocks import CHUNK
+from sampla.core.memory import free_bytes
+from sampla.inference.infer import EM
+from sampla.inference.krylov_step import shares_one_space
+from sampla.inference.tuning import ChunkMemory, chunk_memory
+from sampla.likelihoods import Gaussian
+from sampla.model import LinearModel
+from sampla.priors import Prior
+from sampla.solvers import BlockCG, Solver
+
+_USUAL_ROWS = 64
+"""Vectors that EM's Krylov space has at its end as a rule (24 to 64)."""
+_SECANTS = 48
+"""Vectors behind the search for the mode: twenty pairs, the point, its gradient and what a step makes of them."""
+_SINGLE = 6
+"""Diagonals of M and A, the prior's scale, the network's own values, the mean and a spare."""
+_GROWING = 5
+"""Blocks as wide as the Krylov space grows: the next rows, M times these, and their orthonormalisation."""
+SOLVER_BLOCKS = 11
+"""Blocks of K vectors of the final solve beside the noise, as counted while one ran: the right-hand side's prior part,
+the guess with its M z, the iterate, residual and direction before and after a step, and what a step needs."""
+_DRAWN, _WHITENED = 1, 4
+"""Blocks beside a final solve without a shared Krylov space: noise of its own, and for the evidence right-hand sides
+and guess in whitened coordinates."""
+_DRAWING = 3
+"""Blocks where the network is while the noise is drawn: the sum, a block of data, and its square."""
+
+_PASSING, _WEIGHTS = 2, 2
+"""Where the network is, if vectors live elsewhere: blocks of a pass, v and M v; the own values and a scale."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Vectors of P that are held at the same time for one purpose."""
+
+    what: str
+    vectors: int
+
+
+@dataclass(frozen=True)
+class Nearby:
+    """What a pass holds where the network is, if vectors of P live on another device."""
+
+    device: torch.device
+    vectors: int
+    """Vectors of P that are there during a pass."""
+    free: int | None
+    """Bytes that can still be had there; None where the system does not tell."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Memory that a fit needs, in bytes; ``print`` it for the words."""
+
+    num_data: int
+    num_outputs: int
+    """C, all outputs of one datum."""
+    num_parameters: int
+    num_samples: int
+    dtype: torch.dtype
+    device: torch.device
+    parts: tuple[Part, ...]
+    """What is held at the peak."""
+    krylov_rows: int
+    """Vectors in EM's Krylov space that ``parts`` count; 0 if there is none."""
+    most_rows: int
+    """Vectors that EM allows the space."""
+    rows: int
+    """Data that go through the network together."""
+    columns: int
+    """Vectors that do."""
+    chunk: ChunkMemory
+    """Activations and vectors of such a product, measured on the first batch."""
+    scratch: int
+    """Bytes of the float64 copies of which Gram matrices are made, a piece at a time."""
+    free: int | None
+    """Bytes that can still be had; None where the system does not tell."""
+    nearby: Nearby | None = None
+    """Where the network is, if that is not where the vectors are."""
+    movable: bool = False
+    """Whether the solver lets vectors live elsewhere."""
+
+    @property
+    def vector(self) -> int:
+        """Bytes of one vector of P."""
+        return self.num_parameters * torch.finfo(self.dtype).bits // 8
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of P held at the peak."""
+        return sum(part.vectors for part in self.parts)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of one product."""
+        return self.chunk(self.rows, self.columns)
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak, as a rule, where the vectors are."""
+        product = self.chunk_bytes if self.nearby is None else 0
+        return self.vectors * self.vector + product + self.scratch
+
+    @property
+    def nearby_total(self) -> int:
+        """Bytes at the peak where the network is, if vectors are elsewhere; else zero."""
+        return 0 if self.nearby is None else self.nearby.vectors * self.vector + self.chunk_bytes
+
+    @property
+    def at_most(self) -> int:
+        """Bytes if EM's Krylov space grows as far as it may."""
+        return self.total + max(0, self.most_rows - self.krylov_rows) * self.vector
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether ``total`` is free, and ``nearby_total`` too; None where that is not known."""
+        if self._short is not None:
+            return False
+        return None if any(place.free is None for place in self._places) else True
+
+    @property
+    def _places(self) -> list["_Place"]:
+        if self.nearby is None:
+            return [_Place("", self.total, self.chunk_bytes, self.free)]
+        near = _Place(f" on {self.nearby.device}", self.nearby_total, self.chunk_bytes, self.nearby.free)
+        return [near, _Place("", self.total, 0, self.free)]
+
+    @property
+    def _short(self) -> "_Place | None":
+        """The first place where there is not enough, as far as is known."""
+        return next((place for place in self._places if place.free is not None and place.need > place.free), None)
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        lines = [
+            f"a fit of {self.num_parameters:,} parameters (P) to {self.num_data:,} data (N) of {self.num_outputs:,} "
+            f"outputs (C), with {self.num_samples} samples (K)",
+            f"one vector   of P in {kind} on {self.device}: {_size(self.vector)}",
+            *(f"  {part.vectors:5,} of    {part.what}: {_size(part.vectors * self.vector)}" for part in self.parts),
+            f"a product    of {self.rows} data x {self.columns} vectors: {_size(self.chunk_bytes)}, measured; "
+            f"Gram matrices: {_size(self.scratch)}",
+            f"at the peak  {_size(self.total)}" + self._more(),
+            f"free         {_known(self.free)}",
+            *self._there(),
+            f"so           {self._verdict()}",
+        ]
+        return "\n".join(lines)
+
+    def _there(self) -> list[str]:
+        if self.nearby is None:
+            return []
+        return [
+            f"on {self.nearby.device!s:9} {self.nearby.vectors} vectors of P during a pass, and the product: "
+            f"{_size(self.nearby_total)}; free: {_known(self.nearby.free)}"
+        ]
+
+    def _more(self) -> str:
+        if self.at_most == self.total:
+            return ""
+        return f"; {_size(self.at_most)} if EM's Krylov space needs all of its {self.most_rows} vectors"
+
+    def _verdict(self) -> str:
+        if self._short is not None:
+            return f"it does NOT fit{self._short.where}: {self._remedy(self._short)}"
+        if self.free is None or self.fits is None:
+            return "compare the peak with what the machine has"
+        if self.at_most <= self.free:
+            return "it fits"
+        rows = self.krylov_rows + (self.free - self.total) // self.vector
+        return f"it fits as a rule; em=EM(max_rows={rows}) makes sure"
+
+    def _remedy(self, place: "_Place") -> str:
+        if place.product > place.need / 2:
+            rows, columns = max(1, self.rows // 4), max(1, self.columns // 2)
+            return f"pass chunks=({rows}, {columns}) or less (a fit that runs out halves them by itself)"
+        wide = self.krylov_rows > self.vectors / 2 and not place.where
+        first = "lower EM(max_rows=...)" if wide else "lower num_samples"
+        if self.device.type != "cpu" and self.movable:
+            first = f"vectors_on='cpu', {first}"
+        return f"{first}, or fewer parameters=[...]"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A memory: what of it is needed, how much of that by a product, and what is free."""
+
+    where: str
+    need: int
+    product: int
+    free: int | None
+
+
+def plan_memory(
+    model: LinearModel,
+    prior: Prior,
+    solver: Solver[Any],
+    em: EM,
+    num_samples: int,
+    *,
+    moving: bool = False,
+    log_evidence: bool | None = None,
+) -> MemoryPlan:
+    """Count what ``infer`` will hold, and measure one product.
+
+    Args:
+        model: features, likelihood and data; read once.
+        prior: as for ``infer``.
+        solver: as for ``infer``.
+        em: as for ``infer``.
+        num_samples: K.
+        moving: whether B is taken at the linear mode.
+        log_evidence: as for ``infer``.
+    """
+    first, num_data = None, 0
+    for batch in model.data:
+        first = batch if first is None else first
+        num_data += batch.size
+    assert first is not None, "an empty loader is refused when it is read to its end"
+    one = next(first.pieces(1))
+    outputs = model.features.linearise(one.inputs).outputs[0].numel()
+    model.chunks.allow_for(outputs)
+    size, likelihood = model.num_parameters, model.likelihood
+    bound = prior.bind(model.features.layout, torch.ones(size).to(model.features.like))
+    one_space = shares_one_space(model, bound) and not (moving and not likelihood.is_quadratic)
+    one_space = one_space and em.method != "samples" and (solver.recycles or em.method == "krylov")
+    learns = bound.learn or likelihood.learns_noise
+    cheap = solver.recycles or solver.exact_determinant
+    wanted = log_evidence or (log_evidence is None and learns and cheap)
+    largest = min(em.rows_of(model.features.like, size), size)
+    most = largest if (one_space and learns) or (wanted and not solver.exact_determinant) else 0
+    usual, whole = min(most, _USUAL_ROWS, num_data * outputs + num_samples), min(num_data * outputs, size)
+    if (learns or wanted) and em.holds_whole(whole, model.features.like, size):
+        usual = most = whole
+    elif likelihood.learns_noise and em.holds_whole(whole, model.features.like, size, needed=True):
+        most = max(most, whole)
+    few, means = min(em.num_samples, num_samples), int(isinstance(likelihood, Gaussian))
+    searches = learns and not likelihood.is_quadratic
+    beside = 0 if one_space else _WHITENED if wanted and not solver.exact_determinant else _DRAWN
+    parts = _largest(num_samples, few, means, usual, searches, beside)
+    columns = max(map(len, model.chunks.ranges(num_samples + means)))
+    rows = min(model.chunks.rows(num_samples + means), first.size)
+    home, near = model.features.like.device, model.features.device
+    passing = max(_DRAWING * num_samples, _PASSING * (num_samples + means))
+    return MemoryPlan(
+        num_data, outputs, size, num_samples, model.features.like.dtype, home, parts, usual, most,
+        rows, columns, chunk_memory(model.features, first), 8 * min(CHUNK, size * (usual + num_samples)),
+        free_bytes(home), None if near == home else Nearby(near, passing + _WEIGHTS, free_bytes(near)),
+        isinstance(solver, BlockCG),
+    )  # fmt: skip
+
+
+def _largest(samples: int, few: int, means: int, space: int, searches: bool, beside: int) -> tuple[Part, ...]:
+    """What is held when most is held."""
+    wide = samples + means
+    always = (Part("noise of the right-hand sides", samples), Part("diagonals, scales and the mean", _SINGLE))
+    learning = (
+        *always, Part("EM's Krylov space", space), Part("what makes it grow", _GROWING * (few + means)),
+        Part("search for the mode: secant pairs", _SECANTS if searches else 0),
+    )  # fmt: skip
+    solving = (
+        *always, Part("EM's Krylov space, as preconditioner", space),
+        Part("final solve: right-hand side, guess, iterate, residual, directions", SOLVER_BLOCKS * wide),
+        Part("beside it: noise drawn again, right-hand sides in other coordinates", beside * wide),
+    )  # fmt: skip
+    parts = max(learning, solving, key=lambda phase: sum(part.vectors for part in phase))
+    return tuple(part for part in parts if part.vectors)
+
+
+def _known(size: int | None) -> str:
+    return "not known here" if size is None else _size(size)
+
+
+def _size(size: float) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}" if size < 1000 * factor else f"{size / factor:,.0f} {unit}"
+    return f"{size:.0f} bytes"

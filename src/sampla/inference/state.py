@@ -1,0 +1,273 @@
+"""What the loop over hyperparameters is asked, what it remembers between its steps, and what it leaves behind."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+from sampla.core.checks import complain, require, require_count, require_fraction
+from sampla.inference.evidence import LogEvidence
+from sampla.inference.krylov import KrylovSpace
+from sampla.inference.quadrature import LogError
+from sampla.likelihoods import Gaussian, Likelihood
+from sampla.model import LinearModel, NoiseDraw, Survey
+from sampla.priors import BoundPrior
+from sampla.solvers import Mode, Solution, Solver
+
+CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
+LinearModelKind: TypeAlias = Literal["surrogate", "tangent"]
+Method: TypeAlias = Literal["krylov", "samples"]
+
+
+_FEWEST_ROWS, _MOST_ROWS, _SPACE_BYTES = 256, 1024, 2**28
+"""Vectors in EM's Krylov space: so many at least may become necessary, and up to so many where they are small."""
+_FALLING = 0.2
+"""Change of a late EM step by which the noise is on its way to zero, as a rule: the model explains all the targets."""
+_FEW_ROWS = 64
+"""Vectors in a space that holds the whole range of M, whatever they take."""
+_WHERE_NEEDED = 8
+"""Times EM.exact_up_to, up to which traces are exact where the noise could not be told otherwise."""
+_MANY = 10.0
+"""An error of a logarithm from which it is not given as a percentage."""
+
+
+@dataclass(frozen=True)
+class EM:
+    """When the loop stops and how accurate it works.
+
+    Args:
+        tolerance: largest relative change of any prior or noise precision at which EM has settled.
+        max_steps: EM steps at most.
+        solve_tolerance: function-space error of the E-steps that use samples (gamma is off by about its square).
+        mode_tolerance: relative error of the linear mode. With a Gaussian likelihood the mean is one of the columns of
+            such an E-step, which is then solved to this tolerance if the prior's precision is learnt.
+        num_samples: right-hand sides that EM works with; the final solve has K. gamma is then known to about
+            sqrt(2 / (num_samples gamma)) of itself.
+        max_rows: vectors of P that the Krylov space of M may hold; None: 256, or as many as 256 MiB hold, up to 1,024.
+        exact_up_to: min(N C, P) up to which traces are exact, without probes: a Krylov space then holds the whole
+            range of M. Up to eight times that they become exact where the noise could not be told otherwise. 0: never.
+        method: "krylov" reads gamma for every alpha off one Krylov space of M, "samples" solves for posterior samples
+            at every step, as the paper does; None: the Krylov space wherever M does not change with what is learnt.
+    """
+
+    tolerance: float = 0.02
+    max_steps: int = 30
+    solve_tolerance: float = 0.05
+    mode_tolerance: float = 0.005
+    num_samples: int = 8
+    max_rows: int | None = None
+    exact_up_to: int = 256
+    method: Method | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "solve_tolerance", "mode_tolerance"):
+            require_fraction(getattr(self, name), f"EM {name}", "Try 0.02.")
+        require_count(self.max_steps, "EM max_steps", 1, "Fix the prior with learn=False.")
+        require_count(self.num_samples, "EM num_samples", 2, "The default is 8.")
+        if self.max_rows is not None:
+            require_count(self.max_rows, "EM max_rows", 16, "None takes 256 to 1,024, by their size.")
+        require_count(self.exact_up_to, "EM exact_up_to", 0, "The default is 256; 0 means never.")
+        known = self.method in (None, "krylov", "samples")
+        require(known, "EM method 'krylov', 'samples' or None", f"{self.method!r}", "None chooses.")
+
+    @property
+    def kind(self) -> str:
+        """All but how far the loop goes: what must be the same for a loop that was stopped to go on."""
+        return repr(replace(self, tolerance=0.5, max_steps=1))
+
+    def rows_of(self, like: Tensor, size: int) -> int:
+        """How many vectors of ``size`` numbers of the dtype of ``like`` the Krylov space may hold."""
+        if self.max_rows is not None:
+            return self.max_rows
+        return min(max(_SPACE_BYTES // (size * like.element_size()), _FEWEST_ROWS), _MOST_ROWS)
+
+    def holds_whole(self, rank: int, like: Tensor, size: int, *, needed: bool = False) -> bool:
+        """Whether the Krylov space of an M of at most this rank is to hold its whole range, for exact traces.
+
+        Args:
+            rank: min(N C, P).
+            like: of what dtype vectors are.
+            size: P.
+            needed: whether the noise could not be told otherwise.
+        """
+        rows = max(_SPACE_BYTES // (size * like.element_size()), _FEW_ROWS) if self.max_rows is None else self.max_rows
+        return rank <= rows and rank <= self.exact_up_to * (_WHERE_NEEDED if needed else 1)
+
+
+@dataclass(frozen=True)
+class EMStep:
+    """One row of the trace."""
+
+    precision: list[float]
+    """alpha of each prior group that the E-step used."""
+    updated_precision: list[float]
+    """What MacKay's update made of it; the next step starts from a secant through these."""
+    noise_precision: Any
+    """The noise precision that the E-step used; None if the likelihood has none."""
+    effective_dimension: list[float]
+    effective_dimension_error: list[float]
+    """Standard error of the estimate; zero when exact."""
+    mode_norm: float
+    """|mode|_A at the alpha used."""
+    change: float
+    """Largest |log ratio| of updated to used precisions, over groups in which the data determine anything."""
+    passes: int
+    """Products per right-hand side: of the solve, or of the growing Krylov space."""
+    solve_error: float
+    """Estimated function-space error of the samples; or how far alpha may still move if the Krylov space grows."""
+    solve_history: list[float]
+    """Error estimate after each pass of the E-step."""
+    mode_error: float
+    seconds: float
+    products: float = 0.0
+    """All products with M and gradients of this step."""
+
+
+@dataclass
+class EMState:
+    """All that an interrupted loop needs to go on as if nothing had happened."""
+
+    prior: BoundPrior
+    model: LinearModel
+    solution: Solution | None = None
+    mode: Tensor | None = None
+    last_mode: Mode | None = None
+    """The mode with what its search has learnt; a loop that was interrupted goes on without it."""
+    trace: list[EMStep] = field(default_factory=list)
+    settled: bool = False
+    space: KrylovSpace | None = None
+    """Of M as it was at the first noise precision."""
+    noise_factor: float = 1.0
+    """Present noise precision over the first, where the Krylov space serves every noise precision."""
+    objective: float | None = None
+    """-log p(y | mode) + |mode|_A^2 / 2 at the present mode."""
+    mode_error: float = float("nan")
+    precision_error: LogError | None = None
+    noise_error: LogError | None = None
+    noise_unknown: str = ""
+    """Why the noise precision was kept where it should have been learnt; empty if it was learnt."""
+    unsettled: str = ""
+    """What keeps EM from having settled, in words; empty as long as it goes on, and if it has."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What stays the same over the steps of one fit."""
+
+    solver: Solver[Any]
+    em: EM
+    seed: int
+    num_samples: int
+    survey: Survey
+    draw: NoiseDraw
+    """The right-hand sides' data parts at the first likelihood, in the coordinates of the prior's scale."""
+    tolerance: float
+    max_passes: int
+    learns: bool
+    """Whether there are hyperparameters to find."""
+    wants_evidence: bool
+    moves: bool
+    """Whether B is taken at the linear mode."""
+    say: Callable[[str], None]
+
+    @property
+    def em_samples(self) -> int:
+        """How many right-hand sides EM works with."""
+        return min(self.em.num_samples, self.num_samples)
+
+    def mean_size(self, likelihood: Likelihood) -> float:
+        """|phi mean|_B^2 of a Gaussian likelihood is at most about this: the targets' own."""
+        if not isinstance(likelihood, Gaussian) or self.survey.target is None:
+            return 0.0
+        return likelihood.weighted(self.survey.target)
+
+    def rows(self, model: LinearModel) -> int:
+        """How many vectors a Krylov space may hold."""
+        return self.em.rows_of(model.features.like, model.num_parameters)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """The posterior of a linear model in the coordinates of its parameters theta."""
+
+    samples: Tensor
+    """(K, P) zero-mean posterior samples of theta - mean."""
+    mean: Tensor | None
+    """(P,) posterior mean of the linear model: exact for Gaussian, the mode found in EM otherwise (None if fixed)."""
+    prior: BoundPrior
+    model: LinearModel
+    solution: Solution
+    effective_dimension: Tensor
+    effective_dimension_error: Tensor
+    trace: list[EMStep]
+    settled: bool
+    method: str
+    """How the hyperparameters were found: "krylov", "samples" or "fixed"."""
+    log_evidence: LogEvidence | None
+    mean_error: float
+    """Relative error of the mean, estimated; NaN where there is none."""
+    precision_error: LogError | None
+    """Relative errors of alpha, where they are known."""
+    noise_error: LogError | None
+    unsettled: str = ""
+    """What keeps EM from having settled; empty if it has."""
+
+
+def complain_unsettled(task: Task, state: EMState) -> str:
+    """Say that EM stopped before it had settled; returns what is open, for the report."""
+    steps, reason = len(state.trace), what_is_open(task, state)
+    complain(
+        "EM",
+        state.trace[-1].change,
+        f"EM was asked to settle within {task.em.tolerance:.0%}, and after {steps} steps {reason}. See report_.trace; "
+        "with learn=False the prior is kept as it is given.",
+    )
+    return reason
+
+
+def what_is_open(task: Task, state: EMState) -> str:
+    """What keeps EM from having settled, with its number, and what helps: the first thing that applies."""
+    last, most, space = state.trace[-1], task.rows(state.model), state.space
+    if state.noise_unknown:
+        whole = min(task.survey.numbers, state.model.num_parameters)
+        sampled = last.effective_dimension_error[0] > 0
+        exactly = f", EM(exact_up_to={whole}, max_rows={whole}) for exact traces" if sampled else ""
+        return (
+            f"the noise is not known, because {state.noise_unknown}: give Gaussian(noise_precision=1 / std**2), fewer "
+            f"parameters=[...]{exactly}, or more data"
+        )
+    moves = last.change > task.em.tolerance
+    truncation = 0.0 if space is None else last.solve_error
+    if space is not None and truncation > task.em.tolerance / 2 and not (last.mode_error and moves):
+        wide = f"the Krylov space of {len(space.basis)} vectors"
+        if space.complete:
+            kind = str(space.basis.dtype).removeprefix("torch.")
+            remedy = "use float64" if kind != "float64" else "give the noise or the prior's precision"
+            return f"rounding of {kind} leaves the hyperparameters open by {_percent(truncation)}: {remedy}"
+        full = len(space.basis) + len(space.following) > most
+        more = f"EM(max_rows=...), it is full with {most}" if full else "EM(max_steps=...)"
+        return f"{wide} leaves the hyperparameters open by {_percent(truncation)}: raise {more}"
+    if moves:
+        falling = state.model.likelihood.learns_noise and last.change > _FALLING
+        remedy = ", or give Gaussian(noise_precision=1 / std**2) if the noise only ever falls" if falling else ""
+        return f"the hyperparameters still change by {last.change:.1%} a step: raise EM(max_steps=...){remedy}"
+    return (
+        f"the linear mode is known to {last.mode_error:.2%} only, of which alpha needs more: raise EM(max_steps=...), "
+        "or use float64 where rounding stops the search"
+    )
+
+
+def _percent(error: float) -> str:
+    return f"{error:.1%}" if error < _MANY else "more than ten times"
+
+
+def looseness(em: EM, trace: list[EMStep]) -> float:
+    """How many times looser an EM step may work while the hyperparameters still move by much: 1 to 4."""
+    change = trace[-1].change if trace else 1.0
+    return min(4.0, max(1.0, change / (5 * em.tolerance)))
+
+
+def trace_rows(trace: list[EMStep]) -> list[dict[str, Any]]:
+    """The trace as plain dicts, for JSON."""
+    return [asdict(step) for step in trace]

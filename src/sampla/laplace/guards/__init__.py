@@ -1,0 +1,15 @@
+"""What must be true of the user's network, which comes back as it was."""
+
+from sampla.laplace.guards.modules import check_evaluation_mode, check_modules, only_device
+from sampla.laplace.guards.network import check_network, located
+from sampla.laplace.guards.untouched import apart, untouched
+
+__all__ = [
+    "apart",
+    "check_evaluation_mode",
+    "check_modules",
+    "check_network",
+    "located",
+    "only_device",
+    "untouched",
+]

@@ -1,0 +1,400 @@
+"""The front door: error bars for a trained network."""
+
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sampla.core.allocator import freed_memory_kept
+from sampla.core.arguments import check_chunks, named
+from sampla.core.checks import device_here, require, require_count, require_fraction, require_known
+from sampla.core.chunks import Chunks
+from sampla.core.data import CheckedLoader, Unpack, unpacking
+from sampla.core.memory import memory_explained
+from sampla.core.progress import Progress
+from sampla.core.typing import Loader
+from sampla.features import (
+    NetworkFeatures,
+    OutputName,
+    Selection,
+    network_dtypes,
+    network_fingerprint,
+    plain_parameters,
+    select_parameters,
+)
+from sampla.inference.checkpointing import held, keep_state, kept_noise, restore_chunks, restore_state
+from sampla.inference.infer import EM, CurvatureAt, Inference, LinearModelKind, infer
+from sampla.inference.memory_plan import MemoryPlan, plan_memory
+from sampla.inference.report import FitReport, build_report
+from sampla.laplace.guards import apart, check_evaluation_mode, check_modules, check_network, located, only_device
+from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.likelihoods.checks import check_settings
+from sampla.model import LinearModel
+from sampla.posterior.posterior import Posterior, load_posterior
+from sampla.posterior.predictive import Predictive
+from sampla.priors import GPrior, Isotropic, Layerwise, Prior
+from sampla.solvers import SGD, BlockCG, Dense, DualDescent, Minibatch, Solver
+
+LIKELIHOODS = {"categorical": Categorical, "gaussian": Gaussian, "bernoulli": Bernoulli}
+PRIORS = {"g-prior": GPrior, "isotropic": Isotropic, "layerwise": Layerwise}
+SOLVERS = {"block-cg": BlockCG, "dense": Dense, "minibatch": Minibatch, "dual": DualDescent, "sgd": SGD}
+_DENSE_UP_TO = 500
+"""P at which solver="auto" changes from dense to block conjugate gradients."""
+_REMEDY = (
+    "The products have been made as small as that helps; what is left are blocks of num_samples vectors of all "
+    "parameters: take a smaller num_samples or EM(max_rows=...), fewer parameters=[...], or on a GPU vectors_on='cpu'. "
+    "la.plan(loader) counts them."
+)
+
+
+class LinearisedLaplace:
+    """Linearised Laplace with exact posterior samples (Antoran et al. 2023; docs/method.md, section 6).
+
+    Args:
+        model: any torch.nn.Module in evaluation mode; never changed.
+        likelihood: "categorical", "gaussian" (noise learnt), "bernoulli", or a Likelihood.
+        prior: "g-prior", "isotropic", "layerwise", or a Prior; its precision is learnt unless it says learn=False.
+        parameters: None for all that require grad except normalisation layers; names, patterns, "last-layer",
+            modules or parameters of the model, or a predicate (see ``select_parameters``).
+        num_samples: K, at least 2; a standard deviation is known to about 1 / sqrt(2 K) of itself.
+        solver: "auto", "block-cg", "dense", "minibatch", "dual", "sgd", or a Solver.
+        seed: of all noise.
+        tolerance: function-space error of the samples, |phi(z - z*)|_B / |phi z*|_B.
+        max_passes: products per sample at most, for each solve.
+        em: when the loop over hyperparameters stops.
+        curvature_at: "network" takes the likelihood's curvature B at the network's outputs, as linearised Laplace is
+            defined; "linear-mode" at the mode of the linear model, which is the linear model's own Laplace
+            approximation: dearer, and less underconfident when the network has fitted its training data to the last.
+        linear_model: of which hyperparameters and evidence are: "surrogate", outputs J theta, or "tangent", outputs
+            f + J (theta - w) with w the trained weights (docs/method.md, section 8). Predictions have f as their mean.
+        log_evidence: whether to estimate log p(y); None: wherever something is learnt by solver="block-cg" or "dense".
+        output: which entry of a network's dict, dataclass or tuple the likelihood is about, by name or index; None: the
+            only floating-point tensor, or the entry "logits".
+        chunks: (data, vectors) that go through the network at once; None measures what is fastest, if a pass is long
+            enough for that to matter. Chunks change results by rounding only; give them (``report_.chunks`` has those
+            of a fit) where two fits are to agree to the bit. A fit that goes on from a checkpoint keeps its own.
+        autocast: torch.bfloat16 or torch.float16: products with M in EM and for a first solve are taken under
+            torch.autocast; the samples are then finished with products in the network's own type, so that their stated
+            error holds without reserve. Where such products are not faster, it costs passes. None: not used.
+        vectors_on: device on which vectors of all parameters live, "cpu" for a network on a GPU whose memory does not
+            hold them: a pass brings the K it multiplies to the network and takes the result back. None: with the
+            network. Needs block conjugate gradients.
+        progress: show a bar on anything over two seconds.
+
+    Raises:
+        ValueError: for unknown names, K < 2, a model in train mode, a device that is not there, or vectors_on with
+            another solver than block conjugate gradients.
+
+    Example:
+        >>> import torch, sampla
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.linspace(-1, 1, 40)[:, None]
+        >>> y = torch.sin(3 * x) + 0.1 * torch.randn_like(x)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).eval()
+        >>> la = sampla.LinearisedLaplace(net, likelihood="gaussian").fit([(x, y)])
+        >>> la.predict(x[:2]).std.shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood = "categorical",
+        prior: str | Prior = "g-prior",
+        parameters: Selection = None,
+        num_samples: int = 16,
+        solver: str | Solver[Any] = "auto",
+        seed: int = 0,
+        *,
+        tolerance: float = 0.02,
+        max_passes: int = 200,
+        em: EM | None = None,
+        curvature_at: CurvatureAt = "network",
+        linear_model: LinearModelKind = "surrogate",
+        log_evidence: bool | None = None,
+        output: OutputName = None,
+        chunks: tuple[int, int] | None = None,
+        autocast: torch.dtype | None = None,
+        vectors_on: torch.device | str | None = None,
+        progress: bool = True,
+    ) -> None:
+        fix = "Pass the trained network (of an ExportedProgram its module())."
+        require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, fix)
+        require_count(num_samples, "num_samples", 2, "16 to 64 are usual.")
+        require_count(seed, "seed", 0, "The default is 0; the same seed gives the same samples.")
+        require_count(max_passes, "max_passes", 1, "The default is 200.")
+        require_fraction(tolerance, "tolerance", "The default is 0.02.")
+        require(
+            log_evidence in (None, True, False),
+            "log_evidence True, False or None",
+            f"{log_evidence!r}",
+            "None chooses.",
+        )
+        self.model = model
+        self.likelihood = named(likelihood, LIKELIHOODS, Likelihood)
+        check_settings(self.likelihood)
+        self.prior = named(prior, PRIORS, Prior)
+        self.names, self.excluded = select_parameters(model, parameters)
+        check_modules(model, self.names)
+        chosen = [p for name, p in plain_parameters(model).items() if name in set(self.names)]
+        size = sum(p.numel() * (2 if p.is_complex() else 1) for p in chosen)
+        if solver == "auto":
+            solver = "dense" if size <= _DENSE_UP_TO and vectors_on is None else "block-cg"
+        self.solver: Solver[Any] = named(solver, SOLVERS, Solver)
+        self.num_samples, self.seed, self.tolerance, self.max_passes = num_samples, seed, tolerance, max_passes
+        self.em = EM() if em is None else named(em, {}, EM)
+        self.curvature_at, self.linear_model = curvature_at, linear_model
+        require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
+        require_known(linear_model, ("surrogate", "tangent"), "linear_model")
+        self.log_evidence, self.output, self.chunks, self.autocast = log_evidence, output, chunks, autocast
+        fix, reduced = "None uses full precision.", autocast in (None, torch.bfloat16, torch.float16)
+        require(reduced, "autocast as torch.bfloat16, torch.float16 or None", f"{autocast}", fix)
+        self.vectors_on = None if vectors_on is None else device_here(vectors_on, "vectors_on")
+        require(
+            vectors_on is None or isinstance(self.solver, BlockCG), "solver='block-cg' with vectors_on",
+            f"{self.solver!r}", "The other solvers take products of a few data at a time, where the vectors are.",
+        )  # fmt: skip
+        if chunks is not None:
+            check_chunks(chunks)
+        self._progress = Progress(progress)
+        self._posterior: Posterior | None = None
+        self._inference: Inference | None = None
+        self._report: FitReport | None = None
+
+    def fit(
+        self,
+        loader: Loader,
+        checkpoint: str | Path | None = None,
+        *,
+        labels: str | None = None,
+        unpack: Unpack | None = None,
+    ) -> "LinearisedLaplace":
+        """Find the hyperparameters and draw the samples.
+
+        Args:
+            loader: re-iterable of (x, y): the data the network was trained on, without augmentation. x is a tensor, a
+                tuple (``model(*x)``) or a dict (``model(**x)``) of tensors, a list with one object for each datum, or
+                one object for all of a batch, which is never cut (``model(x)``).
+            checkpoint: a folder for the noise and the state after every EM step; a fit that finds them goes on there.
+            labels: for batches that are one mapping: the entry that is y; x is all the rest.
+            unpack: for batches of any other form: a function of the batch that returns (x, y).
+
+        Returns:
+            self.
+
+        Raises:
+            ValueError: for data that do not fit, NaN, an empty loader, a loader whose data change, or a network in
+                train mode, with active dropout or with wrong derivatives. The network and earlier results stay.
+        """
+        start = perf_counter()
+        with apart(self.model, said=True) as ambient, freed_memory_kept(), memory_explained(_REMEDY), held(checkpoint):
+            features, data, adjoint = self._opened(loader, unpacking(labels, unpack))
+            model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(checkpoint))
+            identity = cache(lambda: self._identity(features, data))  # once a fit: it hashes the whole network
+            with located(features, data):
+                inference = infer(
+                    model, self.prior, self.solver,
+                    num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
+                    curvature_at=self.curvature_at, max_passes=self.max_passes, log_evidence=self.log_evidence,
+                    say=self._progress.enter, noise=lambda draw: kept_noise(checkpoint, draw, identity()),
+                    restore=lambda state: restore_state(checkpoint, state, identity()),
+                    keep=lambda state: keep_state(checkpoint, state, identity()),
+                )  # fmt: skip
+        report = build_report(
+            inference,
+            data,
+            self.excluded,
+            adjoint,
+            perf_counter() - start,
+            self.tolerance,
+            self._product_words(features) + ("; torch.autocast around the fit put aside" if ambient else ""),
+        )
+        if report.seconds > 2:
+            self._progress.say(report.summary)
+        self._inference, self._report = inference, report
+        self._posterior = Posterior(
+            features,
+            inference.model.likelihood,
+            inference.samples,
+            report.to_dict(),
+            identity()["network"],
+            network_dtypes(self.model),
+        )
+        return self
+
+    def plan(self, loader: Loader, *, labels: str | None = None, unpack: Unpack | None = None) -> MemoryPlan:
+        """What ``fit(loader)`` will need of memory; ``print`` it. Reads the loader once, and linearises a few data.
+
+        Args: as for ``fit``.
+        """
+        with apart(self.model, said=True), freed_memory_kept():
+            features, data, _ = self._opened(loader, unpacking(labels, unpack))
+            model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(None))
+            moving = self.curvature_at == "linear-mode"
+            return plan_memory(
+                model, self.prior, self.solver, self.em, self.num_samples, moving=moving, log_evidence=self.log_evidence
+            )
+
+    def predict(self, x: Any, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
+        """The posterior predictive at new inputs; see ``Predictive`` for what it offers.
+
+        Args:
+            x: inputs as the network takes them and as ``fit`` does.
+            method: "monte-carlo" or "probit", how class probabilities are averaged.
+            num_draws: draws of a Monte Carlo average.
+        """
+        posterior = self._fitted()
+        with apart(self.model), freed_memory_kept():
+            check_evaluation_mode(self.model)
+            return posterior.predict(x, method, num_draws)
+
+    @property
+    def prior_precision_(self) -> Tensor:
+        """(G,) alpha of each prior group (G = 1 for isotropic and g-prior)."""
+        return torch.tensor(self._facts()["prior_precision"], dtype=torch.float64)
+
+    @property
+    def noise_precision_(self) -> Tensor | None:
+        """Noise precision of a Gaussian likelihood: (), (C,) or (C, C); None for others."""
+        likelihood = self._fitted().likelihood
+        return likelihood.noise_precision if isinstance(likelihood, Gaussian) else None
+
+    @property
+    def effective_dimension_(self) -> Tensor:
+        """(G,) gamma: how many parameters the data determine, for each prior group."""
+        return torch.tensor(self._facts()["effective_dimension"], dtype=torch.float64)
+
+    @property
+    def log_evidence_(self) -> float:
+        """log p(y) of the linear model in nats, to compare networks and priors; its errors are in ``report_``.
+
+        log p(y | mode) - |mode|_A^2 / 2 - log det(I + A^-1 M) / 2 of ``linear_model`` (docs/method.md, section 8), with
+        Gaussian noise log N(y; 0, J A^-1 J' + B^-1), or for the tangent the same density of y - f + J w; not of the
+        network itself. The determinant by stochastic Lanczos quadrature (exact with solver="dense").
+
+        Raises:
+            RuntimeError: if the fit was not asked for it.
+        """
+        value = self._facts()["log_evidence"]
+        if value is None:
+            raise RuntimeError(
+                "the log evidence was not estimated, because nothing was learnt or the solver does not tell it: "
+                "fit with log_evidence=True"
+            )
+        return float(value)
+
+    @property
+    def samples_(self) -> dict[str, Tensor]:
+        """Parameter name -> (K, *shape): zero-mean posterior samples, to be added to the trained weights."""
+        return self._fitted().layout.named(self._fitted().samples)
+
+    @property
+    def linear_mean_(self) -> dict[str, Tensor] | None:
+        """Parameter name -> shape: the mode of ``linear_model`` itself, which the hyperparameter update uses."""
+        inference = self._inference
+        if inference is None or inference.mean is None:
+            return None
+        return {name: value[0] for name, value in self._fitted().layout.named(inference.mean[None]).items()}
+
+    @property
+    def report_(self) -> FitReport:
+        """What the fit did, cost and reached. ``print(la.report_)``."""
+        if self._report is None:
+            self._report = FitReport.from_dict(self._fitted().facts)
+        return self._report
+
+    def save(self, path: str | Path) -> None:
+        """Write the posterior to one safetensors file.
+
+        Raises:
+            RuntimeError: before fit.
+            OSError: if it cannot be written; an older file at ``path`` stays.
+        """
+        self._fitted().save(path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: nn.Module,
+        likelihood: Likelihood | None = None,
+        vectors_on: torch.device | str | None = None,
+    ) -> "LinearisedLaplace":
+        """A fitted LinearisedLaplace from its file and the network it was fitted to.
+
+        Args:
+            path: of the file.
+            model: the same network with the same weights.
+            likelihood: needed only for one of your own.
+            vectors_on: where the samples are kept; every prediction takes them to the network. None: with the network.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged, foreign, or belongs to another network or other weights.
+        """
+        place = None if vectors_on is None else device_here(vectors_on, "vectors_on")
+        with torch.inference_mode(False):
+            posterior = load_posterior(path, model, likelihood, place)
+        loaded = cls(
+            model, posterior.likelihood, parameters=list(posterior.layout.names), num_samples=len(posterior.samples),
+            output=posterior.features.output, vectors_on=place,
+        )  # fmt: skip
+        loaded.excluded = posterior.facts["excluded_parameters"]
+        loaded._posterior = posterior
+        return loaded
+
+    def _opened(self, loader: Loader, unpack: Unpack | None) -> tuple[NetworkFeatures, CheckedLoader, float]:
+        """The network as features and its data, both checked on the first batch, and the adjoint error."""
+        check_evaluation_mode(self.model)
+        device = only_device(self.model)
+        features = NetworkFeatures(
+            self.model, self.names, self.output, autocast=self.autocast, vectors_on=self.vectors_on,
+            tangent=self.linear_model == "tangent",
+        )  # fmt: skip
+        data = CheckedLoader(loader, device, self._progress, unpack, self.likelihood.counted)
+        first = data.first()
+        adjoint = check_network(features, first)
+        features.require_autocast(first.part(0, 2).inputs)
+        return features, data, adjoint
+
+    def _product_words(self, features: NetworkFeatures) -> str:
+        reduced = f"; under autocast to {self.autocast} but for the last passes" if self.autocast else ""
+        return features.products.words + reduced
+
+    def _fitted(self) -> Posterior:
+        if self._posterior is None:
+            raise RuntimeError("this LinearisedLaplace is not fitted yet: call fit(loader) first")
+        return self._posterior
+
+    def _facts(self) -> dict[str, Any]:
+        return self._fitted().facts
+
+    def _chunks_for(self, checkpoint: str | Path | None) -> Chunks:
+        chunks = Chunks(say=self._progress.say)
+        if self.chunks is not None:
+            chunks.settle(self.chunks[0] * self.chunks[1], self.chunks[1], "given")
+        else:
+            restore_chunks(checkpoint, chunks)
+        return chunks
+
+    def _identity(self, features: NetworkFeatures, data: CheckedLoader) -> dict[str, Any]:
+        """What must be equal for a checkpoint to belong to this fit."""
+        return {
+            "network": network_fingerprint(self.model),
+            "data": data.fingerprint,
+            "parameters": self.names,
+            "output": self.output,
+            "likelihood": self.likelihood.config(),
+            "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
+            "solver": repr(self.solver),
+            "curvature_at": self.curvature_at,
+            "linear_model": self.linear_model,
+            "type": [str(features.like.dtype), str(self.autocast), features.device.type],
+            "em": self.em.kind,
+            "em_tolerance": self.em.tolerance,
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+        }

@@ -1,0 +1,195 @@
+"""What a likelihood says of itself, tried on the data before anything is built on it."""
+
+from collections.abc import Callable
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+from sampla.core.checks import require
+from sampla.core.noise import ADJOINT, standard_normal
+from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+
+_DATA = 32
+"""Data of the first batch on which the curvature is tried."""
+_LARGEST = 2.0
+"""Outputs are shrunk to this for that: where probabilities have reached 0 and 1 all curvature is rounding."""
+_PROBABILITIES = (
+    "the network's outputs look like probabilities ({what}): it seems to end in {layer}. {kind} wants the logits: of "
+    "probabilities it takes {function} once more, so that predictions stay near {middle} and error bars mean nothing. "
+    "Take the last layer off{instead}."
+)
+
+
+def check_settings(likelihood: Likelihood) -> None:
+    """Refuse a likelihood whose noise EM would have to learn and cannot.
+
+    Raises:
+        ValueError: for learns_noise on anything but sampla's own Gaussian.
+    """
+    require(
+        not likelihood.learns_noise or type(likelihood) is Gaussian,
+        "learns_noise=True on sampla.Gaussian itself only",
+        f"it on {type(likelihood).__name__}",
+        "EM has no update for another likelihood's parameters, and goes on from a subclass with a plain Gaussian: give "
+        "their values (noise_precision=..., learn=False), or use sampla.Gaussian.",
+    )
+
+
+def check_counted(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> None:
+    """Refuse a ``counted`` that is more than a choice of outputs.
+
+    Raises:
+        ValueError: for anything but ones and zeros of a shape that fits, and for a Gaussian that leaves outputs out.
+    """
+    counted = likelihood.counted(targets)
+    if counted is None:
+        return
+    name = type(likelihood).__name__
+    inner = outputs.shape[outputs.ndim - counted.ndim :]
+    fits = counted.ndim <= outputs.ndim and all(c in (1, o) for c, o in zip(counted.shape, inner, strict=True))
+    require(
+        fits,
+        f"{name}.counted of a shape that broadcasts to the outputs' {tuple(outputs.shape)}",
+        f"{tuple(counted.shape)}",
+        "Give one entry for each output.",
+    )
+    other = counted[(counted != 0) & (counted != 1)]
+    require(
+        other.numel() == 0,
+        f"ones and zeros from {name}.counted",
+        f"{float(other.flatten()[0]) if other.numel() else 0:g}",
+        "It says which outputs count, not how much: weights of classes or data are not supported yet.",
+    )
+    require(
+        not isinstance(likelihood, Gaussian) or bool((counted != 0).all()),
+        "targets for all outputs of a Gaussian likelihood",
+        f"{name}.counted that leaves some out",
+        "Missing entries of regression targets are not supported yet: the noise would be learnt from all of them. "
+        "Leave those data out, or impute them.",
+    )
+
+
+def check_curvature(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> None:
+    """Refuse a curvature, a root or a class axis that contradict each other on a few data.
+
+    For a random vector u and each datum, u' B u >= 0 and, over all, |S' u|^2 = u' B u. Where the likelihood says that
+    it is quadratic, the gradient of log p changes by -B u from f to f + u.
+
+    Raises:
+        ValueError: saying which of the methods is wrong.
+    """
+    name, few = type(likelihood).__name__, outputs.detach()[:_DATA]
+    at = few * (_LARGEST / few.abs().amax().clamp_min(_LARGEST))
+    u = standard_normal(0, ADJOINT, range(1), 0, tuple(at.shape), at)
+    bent, turned = likelihood.curvature_product(at, u), likelihood.curvature_root_transpose_product(at, u)
+    shaped = bent.shape == u.shape
+    require(shaped, f"{name}.curvature_product of shape {tuple(u.shape)}", f"{tuple(bent.shape)}", "B u, like u.")
+    of_datum, bent_of_datum = (values.reshape(len(few), -1).double() for values in (u, bent))
+    each, scale = (of_datum * bent_of_datum).sum(1), of_datum.norm(dim=1) * bent_of_datum.norm(dim=1)
+    close = 0.1 if torch.finfo(at.dtype).bits < 32 else 1e-3
+    require(
+        bool((each >= -close * scale).all()),
+        f"a positive semi-definite curvature from {name}.curvature_product",
+        f"u' B u = {float(each.min()):.2g} for some u",
+        "Take the Fisher matrix, the expected curvature, where the curvature itself can be negative.",
+    )
+    square = float(turned.double().square().sum())
+    require(
+        abs(square - float(each.sum())) <= close * max(square, float(each.sum())),
+        f"S S' = B from {name}.curvature_root_product and {name}.curvature_product",
+        f"|S' u|^2 = {square:.4g} and u' B u = {float(each.sum()):.4g}",
+        "Samples would have another covariance than the posterior's.",
+    )
+    xi = standard_normal(0, ADJOINT, range(1), at.numel(), tuple(at.shape), at)
+    rooted = likelihood.curvature_root_product(at, xi)
+    there, back = float((rooted * u).double().sum()), float((xi * turned).double().sum())
+    require(
+        abs(there - back) <= close * float(rooted.norm() * u.norm() + xi.norm() * turned.norm()),
+        f"S of {name}.curvature_root_product and S' of curvature_root_transpose_product to be each other's transpose",
+        f"u' S xi = {there:.4g} and xi' S' u = {back:.4g}",
+        "Leave the transpose out: it is then taken by autograd.",
+    )
+    if likelihood.is_quadratic and type(likelihood) is not Gaussian:
+        _check_quadratic(likelihood, at, targets[:_DATA], u[0], bent[0], close)
+    _check_class_axis(likelihood, at)
+
+
+def _check_quadratic(
+    likelihood: Likelihood, at: Tensor, targets: Tensor, u: Tensor, bent: Tensor, close: float
+) -> None:
+    def slope(outputs: Tensor) -> Tensor:
+        leaf = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(likelihood.log_prob(leaf, targets).sum(), leaf)
+        return gradient
+
+    size = float(targets.abs().max().clamp_min(1))  # next to which the steps are to be seen
+    u, bent = size * u, size * bent
+    steps = [slope(at) - slope(at + u), slope(at + u) - slope(at + 2 * u)]
+    error = max(float((step - bent).norm()) for step in steps) / max(float(bent.norm()), 1e-30)
+    require(
+        error <= 10 * close,
+        f"a log_prob that is quadratic in the outputs, since {type(likelihood).__name__}.is_quadratic is True",
+        f"one whose gradient changes by something else than -B u (a relative difference of {error:.1g})",
+        "Leave is_quadratic out, or correct curvature_product.",
+    )
+
+
+def _check_class_axis(likelihood: Likelihood, at: Tensor) -> None:
+    if likelihood.class_axis is None:
+        return
+    name, axis = type(likelihood).__name__, likelihood.class_axis
+    inside = -at.ndim < axis < 0
+    require(inside, f"{name}.class_axis counted from the end of the outputs", f"{axis}", "-1 is the last axis.")
+    try:
+        total = likelihood.probabilities(at).double().sum(axis)
+    except TypeError:  # it is not about classes
+        return
+    off = float((total - 1).abs().max())
+    fix = "class_axis is where the classes are; None for probabilities that add up to nothing."
+    require(
+        off <= 0.02, f"{name}.probabilities that add up to one along class_axis {axis}", f"a sum off by {off:.2g}", fix
+    )
+
+
+class ProbabilityWatch:
+    """Notices, in one pass over the outputs, a network that ends in Softmax or Sigmoid."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        self._likelihood = likelihood
+        self._possible = isinstance(likelihood, (Categorical, Bernoulli))
+        self._gain = 0.0
+        """For Bernoulli: how much more likely the targets are if the outputs are probabilities and no logits."""
+
+    def see(self, outputs: Tensor, targets: Tensor) -> None:
+        """The next outputs."""
+        if not self._possible:
+            return
+        self._possible = bool(((outputs >= 0) & (outputs <= 1)).all())
+        if not self._possible:
+            return
+        if isinstance(self._likelihood, Categorical):
+            off = (outputs.double().sum(self._likelihood.class_axis) - 1).abs().max()
+            several = outputs.shape[self._likelihood.class_axis] > 1
+            self._possible = several and float(off) <= 100 * torch.finfo(outputs.dtype).eps
+        else:
+            read: Callable[[Tensor], Tensor] = lambda f: self._likelihood.log_prob(f, targets).double().sum()  # noqa: E731
+            self._gain += float(read(outputs.double().logit(1e-6)) - read(outputs.double()))
+
+    def warn(self) -> None:
+        """Say it once, at the end of the pass."""
+        categorical = isinstance(self._likelihood, Categorical)
+        if not self._possible or not (categorical or self._gain > 0):
+            return
+        words = {
+            "what": "all within [0, 1], and their sum is 1"
+            if categorical
+            else "all within [0, 1], and as such they fit",
+            "layer": "Softmax" if categorical else "Sigmoid",
+            "kind": type(self._likelihood).__name__,
+            "function": "the softmax" if categorical else "the sigmoid",
+            "middle": "equal ones" if categorical else "1/2",
+            "instead": ", or put LogSoftmax in its place: log-probabilities are logits" if categorical else "",
+        }
+        warn(_PROBABILITIES.format(**words), UserWarning, stacklevel=5)

@@ -1,0 +1,1 @@
+"""What posterior samples say about new inputs."""

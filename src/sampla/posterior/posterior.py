@@ -1,0 +1,168 @@
+"""The posterior over a network's parameters: its samples, what they predict, and their file."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sampla.core import checkpoint
+from sampla.core.checks import require, require_finite
+from sampla.core.inputs import as_inputs, input_tensors, moved, num_inputs, pick
+from sampla.core.params import ParameterLayout
+from sampla.features import (
+    NetworkFeatures,
+    Products,
+    network_dtypes,
+    network_fingerprint,
+    plain_names,
+    plain_parameters,
+)
+from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.posterior.predictive import Predictive, check_average
+
+_BUILT_IN = {"Categorical": Categorical, "Bernoulli": Bernoulli}
+_PIECE = 512
+"""Data times samples in flight when predicting."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """N(w, H^-1) over the named parameters, held as K zero-mean samples."""
+
+    features: NetworkFeatures
+    likelihood: Likelihood
+    samples: Tensor
+    """(K, P)."""
+    facts: dict[str, Any]
+    """What else is known of the fit: JSON only."""
+    network: str
+    """Fingerprint of the network's weights when it was fitted."""
+    dtypes: dict[str, str]
+    """Type of each of its floating-point weights and buffers then."""
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Names and shapes of the P parameters."""
+        return self.features.layout
+
+    def predict(self, x: Any, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
+        """The predictive at the given inputs, by K jvps.
+
+        Args:
+            x: inputs as the network takes them: a tensor, tuple or dict of tensors with first axis n, a list with one
+                object for each datum, or one object for all.
+            method: "monte-carlo" or "probit", how class probabilities are averaged.
+            num_draws: draws of a Monte Carlo average.
+
+        Raises:
+            ValueError: for NaN in the inputs or outputs, or an unknown method.
+        """
+        check_average(method, num_draws)
+        inputs = moved(as_inputs(x, "predict"), self.features.device)
+        for tensor in input_tensors(inputs):
+            require_finite(tensor, "inputs", "Remove or impute them.")
+        rows, size = max(1, _PIECE // len(self.samples)), num_inputs(inputs)
+        parts = [inputs] if size is None else (pick(inputs, slice(a, a + rows)) for a in range(0, size, rows))
+        means, deviations, samples = [], [], self.samples.to(self.features.device)
+        for piece in parts:
+            means.append(self.features.own_outputs(piece))
+            deviations.append(self.features.linearise(piece).jvp(samples))
+        mean = torch.cat(means)
+        if not bool(mean.isfinite().all()):
+            origin = self.features.where_not_finite(inputs, 0)
+            require_finite(mean, "network outputs", f"{origin}Check the scaling of the inputs.")
+        return Predictive(mean, torch.cat(deviations, dim=1).to(mean.dtype), self.likelihood, method, num_draws)
+
+    def save(self, path: str | Path) -> None:
+        """Write samples, likelihood and facts to one safetensors file (no pickle)."""
+        tensors = {"samples": self.samples}
+        facts = {
+            "names": self.layout.names,
+            "shapes": self.layout.shapes,
+            "complex": sorted(self.layout.complex),
+            "likelihood": self.likelihood.config(),
+            "network": self.network,
+            "dtypes": self.dtypes,
+            "output": self.features.output,
+            "products": asdict(self.features.products),
+            "fit": self.facts,
+        }
+        checkpoint.save(path, tensors, facts)
+
+
+def load_posterior(
+    path: str | Path,
+    network: nn.Module,
+    likelihood: Likelihood | None = None,
+    vectors_on: torch.device | None = None,
+) -> Posterior:
+    """Read a posterior and put it on the network it was fitted to.
+
+    Args:
+        path: a file written by ``Posterior.save``.
+        network: the same network with the same weights.
+        likelihood: needed only for a likelihood of your own.
+        vectors_on: device of the samples; None: where the network is.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, foreign, or belongs to another network.
+    """
+    tensors, facts = checkpoint.load(path)
+    require("names" in facts, f"a posterior in {path}", "another file of sampla's", "Give a file written by save().")
+    written, shapes = facts["names"], tuple(tuple(s) for s in facts["shapes"])
+    plain = plain_names(network)  # a file of an earlier version may have the names of a wrapped network
+    names = tuple(plain.get(name, name.replace("_orig_mod.", "")) for name in written)
+    own = {name: (*p.shape, 2) if p.is_complex() else tuple(p.shape) for name, p in plain_parameters(network).items()}
+    wrong = [name for name, shape in zip(names, shapes, strict=True) if own.get(name) != shape]
+    require(
+        not wrong,
+        f"the network that {path} was fitted to",
+        f"another one: {wrong[0]!r} is {own.get(wrong[0], 'missing')} here" if wrong else "",
+        "Build the same architecture before loading.",
+    )
+    dtypes = facts.get("dtypes") or dict.fromkeys(network_dtypes(network), str(tensors["samples"].dtype))
+    _require_weights(path, network, facts["network"], dtypes)
+    products = Products(**facts.get("products", {}))
+    features = NetworkFeatures(network, names, facts.get("output"), products, vectors_on=vectors_on)
+    samples = tensors["samples"].to(features.like)
+    return Posterior(
+        features, likelihood or _rebuilt(facts["likelihood"], path), samples, facts["fit"], facts["network"], dtypes
+    )
+
+
+def _require_weights(path: str | Path, network: nn.Module, expected: str, dtypes: dict[str, str]) -> None:
+    """Refuse a network with other weights than the file's; compared in the file's types, so that a copy.double() does.
+
+    Raises:
+        ValueError: naming the types where they differ.
+    """
+    here = network_dtypes(network)
+    kinds = [sorted({kind.removeprefix("torch.") for kind in each.values()}) for each in (here, dtypes)]
+    other = f" in {' and '.join(kinds[0])}, where the file's are in {' and '.join(kinds[1])}" if here != dtypes else ""
+    require(
+        expected
+        in (
+            network_fingerprint(network),
+            network_fingerprint(network, dtypes),
+            network_fingerprint(network, wrapped=True),
+        ),
+        f"the weights that {path} was fitted to",
+        f"the same architecture with other weights{other}",
+        "Load the network's own state_dict first: a posterior is about one set of trained weights"
+        + (", and a type with fewer digits rounds them." if other else "."),
+    )
+
+
+def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
+    if config["name"] == "Gaussian":
+        precision = torch.tensor(config["noise_precision"], dtype=torch.float64)
+        return Gaussian(precision, learn=config["learn"])
+    if config["name"] not in _BUILT_IN:
+        raise ValueError(
+            f"{path} was fitted with your own likelihood {config['name']}: pass load(..., likelihood=...)."
+        )
+    likelihood: Likelihood = _BUILT_IN[config["name"]](**{k: v for k, v in config.items() if k != "name"})
+    return likelihood

@@ -1,0 +1,226 @@
+"""What the posterior says about new data: pure functions of the mean and K zero-mean function samples.
+
+K samples define the Gaussian N(mean, (1/K) sum_k d_k d_k'). Monte Carlo averages use many draws from it,
+d = sum_k xi_k d_k / sqrt(K) with xi standard normal, which cost no further pass through the network
+(docs/method.md, section 7).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import exp, inf, log, pi
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from sampla.core.checks import require, require_count, require_known
+from sampla.core.noise import PREDICTIVE, standard_normal
+from sampla.likelihoods import Gaussian, Likelihood
+
+_ENTRIES = 2**24
+"""Numbers in flight in a Monte Carlo average."""
+_SCALES = (0.01, 10.0)
+"""Factors among which ``best_scale`` looks."""
+
+
+def check_average(method: str, num_draws: int) -> None:
+    """Refuse a way to average class probabilities that there is not.
+
+    Raises:
+        ValueError: for an unknown method, or less than one draw.
+    """
+    require_known(method, ("monte-carlo", "probit"), "predictive method")
+    require_count(num_draws, "num_draws", 1, "The default is 512; method='probit' draws nothing.")
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """The posterior predictive at n inputs."""
+
+    mean: Tensor
+    """(n, *out) outputs of the trained network."""
+    deviations: Tensor
+    """(K, n, *out) J(x) z_k: zero-mean samples of the function."""
+    likelihood: Likelihood
+    method: str = "monte-carlo"
+    """How ``probs`` averages: "monte-carlo" or "probit"."""
+    num_draws: int = 512
+    """Draws in a Monte Carlo average."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_average(self.method, self.num_draws)
+
+    @property
+    def samples(self) -> Tensor:
+        """(K, n, *out) joint samples of the outputs: each k is one function over all n inputs."""
+        return self.mean + self.deviations
+
+    @property
+    def variance(self) -> Tensor:
+        """(n, *out) posterior variance of the outputs, in output units squared, without observation noise.
+
+        Its relative standard error is sqrt(2 / K).
+        """
+        return self.deviations.square().mean(0)
+
+    @property
+    def std(self) -> Tensor:
+        """(n, *out) square root of ``variance``."""
+        return self.variance.sqrt()
+
+    @property
+    def probs(self) -> Tensor:
+        """Class probabilities, (n, ..., C) or for Bernoulli (n, *out).
+
+        Monte Carlo: E[p(f)]. Probit: p(mean / sqrt(1 + pi/8 variance)) (MacKay 1992).
+        """
+        if self.method == "probit":
+            return self.likelihood.probabilities(self.mean / (1 + pi / 8 * self.variance).sqrt())
+        return self._average(self.likelihood.probabilities)
+
+    @property
+    def entropy(self) -> Tensor:
+        """(n, ...) entropy in nats of the averaged class probabilities: total uncertainty."""
+        return self._entropy_of(self._average(self.likelihood.probabilities))
+
+    @property
+    def mutual_information(self) -> Tensor:
+        """(n, ...) entropy minus expected entropy, in nats: what knowing the parameters would tell about y."""
+        expected = self._average(lambda f: self._entropy_of(self.likelihood.probabilities(f)))
+        return (self.entropy - expected).clamp_min(0)
+
+    def scaled(self, factor: float) -> "Predictive":
+        """The same with every function's deviation from the mean times a factor: the covariance times its square.
+
+        That is another distribution than the posterior, a "cold" one below 1: for where one number is to be chosen by
+        what it gains on held-out data (``best_scale``).
+
+        Raises:
+            ValueError: for a factor that is negative or not finite.
+        """
+        fix = "1 is the posterior itself, 0 the network alone."
+        require(0 <= factor < inf, "a factor of at least 0", f"{factor}", fix)
+        return replace(self, deviations=self.deviations * factor)
+
+    def best_scale(self, targets: Tensor) -> float:
+        """The factor in [0.01, 10] with which ``scaled`` gives these targets the highest mean log predictive density.
+
+        To be asked of held-out data, a few hundred at least: on the training data it means nothing. Costs no pass.
+
+        Args:
+            targets: as for ``log_prob``.
+        """
+        low, high = (log(factor) for factor in _SCALES)
+        found = minimize_scalar(
+            lambda place: -float(self.scaled(exp(place)).log_prob(targets).double().mean()),
+            bounds=(low, high), method="bounded", options={"xatol": 0.01},
+        )  # fmt: skip
+        return exp(float(found.x))
+
+    def log_prob(self, targets: Tensor) -> Tensor:
+        """(n,) log predictive density of each datum's target in nats, all its outputs jointly.
+
+        Exact given the K-sample covariance for Gaussian likelihoods; for others log of the averaged likelihood
+        (or of the probit probabilities, with that method).
+        """
+        targets = self._given(targets, "targets")
+        self.likelihood.check_targets(self.mean, targets)
+        if isinstance(self.likelihood, Gaussian):
+            return self._gaussian(targets, torch.arange(len(targets), device=targets.device))
+        if self.method == "probit":
+            return self.likelihood.log_prob(self.likelihood_outputs(self.probs), targets)
+        each = self.sample_log_prob(targets)
+        return each.logsumexp(0) - log(len(each))
+
+    def joint_log_prob(self, targets: Tensor, group: Tensor) -> Tensor:
+        """Log density of the targets of each group of data, jointly (one function explains a whole group).
+
+        Args:
+            targets: as for ``log_prob``.
+            group: (n,) int64 group number of each datum, 0 .. G - 1.
+
+        Returns:
+            (G,) in nats. For non-Gaussian likelihoods a Monte Carlo average over ``num_draws`` functions.
+        """
+        targets, group = self._given(targets, "targets"), self._given(group, "group")
+        self.likelihood.check_targets(self.mean, targets)
+        require(
+            group.shape == targets.shape[:1] and not group.is_floating_point(),
+            f"integer group numbers of shape {tuple(targets.shape[:1])}",
+            f"{tuple(group.shape)} {group.dtype}",
+            "Give one number per datum.",
+        )
+        if isinstance(self.likelihood, Gaussian):
+            return self._gaussian(targets, group)
+        each = self.sample_log_prob(targets)
+        joint = each.new_zeros(len(each), int(group.max()) + 1).index_add(1, group, each)
+        return joint.logsumexp(0) - log(len(joint))
+
+    def sample_log_prob(self, targets: Tensor) -> Tensor:
+        """(num_draws, n) log likelihood of each target under each drawn function."""
+        targets = self._given(targets, "targets")
+        parts = [
+            torch.vmap(lambda f, y=y: self.likelihood.log_prob(f, y))(draws)
+            for draws, y in zip(self._drawn(), targets.split(self._rows()), strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def likelihood_outputs(self, probs: Tensor) -> Tensor:
+        """Outputs (logits) that have the given probabilities."""
+        tiny = torch.finfo(probs.dtype).tiny
+        log_p = probs.clamp_min(tiny).log()
+        return log_p - (1 - probs).clamp_min(tiny).log() if self.likelihood.class_axis is None else log_p
+
+    def _given(self, values: Tensor, what: str) -> Tensor:
+        """Targets or groups as a tensor where the outputs are: NumPy arrays and lists will do too."""
+        try:
+            return torch.as_tensor(values, device=self.mean.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"expected {what} as a tensor, a NumPy array or a list of numbers, got {type(values).__name__}: {error}"
+            ) from error
+
+    def _entropy_of(self, probs: Tensor) -> Tensor:
+        plogp: Tensor = torch.special.entr(probs)
+        axis = self.likelihood.class_axis
+        return plogp + torch.special.entr(1 - probs) if axis is None else plogp.sum(axis)
+
+    def _rows(self) -> int:
+        return max(1, _ENTRIES // (self.num_draws * max(1, self.mean[0].numel())))
+
+    def _drawn(self) -> list[Tensor]:
+        """Draws (num_draws, rows, *out) of the outputs, a few data at a time, the same functions for all."""
+        count = len(self.deviations)
+        mix = standard_normal(self.seed, PREDICTIVE, range(count), 0, (self.num_draws,), self.mean) / count**0.5
+        rows = self._rows()
+        pairs = zip(self.mean.split(rows), self.deviations.split(rows, dim=1), strict=True)
+        return [mean + torch.tensordot(mix, deviations, dims=([0], [0])) for mean, deviations in pairs]
+
+    def _average(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.cat([function(draws).mean(0) for draws in self._drawn()])
+
+    def _gaussian(self, targets: Tensor, group: Tensor) -> Tensor:
+        """log N(y; mean, noise + (1/K) D'D) for each group, by Woodbury in K x K."""
+        assert isinstance(self.likelihood, Gaussian)
+        residual = (targets.to(self.mean) - self.mean).unsqueeze(0)
+        weighted = self.likelihood.curvature_product(self.mean, residual)
+        pushed = self.likelihood.curvature_product(self.mean, self.deviations)
+        count, groups = len(self.deviations), int(group.max()) + 1
+
+        def grouped(each: Tensor) -> Tensor:
+            return each.new_zeros(groups, *each.shape[1:]).index_add(0, group, each)
+
+        def flat(each: Tensor) -> Tensor:
+            return each.reshape(*each.shape[:2], -1).movedim(0, -1)  # (k, n, *out) -> (n, out, k)
+
+        inner = grouped(flat(self.deviations).mT @ flat(pushed)) / count  # (G, K, K)
+        cross = grouped(flat(self.deviations).mT @ flat(weighted)) / count**0.5  # (G, K, 1)
+        square = grouped((flat(residual) * flat(weighted)).sum((1, 2)))
+        root = torch.linalg.cholesky(inner + torch.eye(count).to(inner))
+        explained = torch.cholesky_solve(cross, root).mul(cross).sum((1, 2))
+        log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
+        size = grouped(self.mean.new_ones(len(self.mean)))
+        constant = self.mean[0].numel() * log(2 * pi) - self.likelihood.log_determinant(self.mean)
+        density: Tensor = -0.5 * (square - explained + log_det + size * constant)
+        return density
