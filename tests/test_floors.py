@@ -27,6 +27,7 @@ FLOORS = (
     ("core: the user's inputs", "core.inputs"),
     ("core: whether data are the same", "core.hashes"),
     ("core: the user's data", "core.data"),
+    ("MacKay's updates, of numbers and tensors", "inference.mackay"),
     ("nouns", "features likelihoods priors"),
     ("what a likelihood says of itself, tried on data", "likelihoods.checks"),
     ("the linear model, and what samples say about new data", "model posterior.predictive posterior.metrics"),

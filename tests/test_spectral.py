@@ -13,7 +13,8 @@ import dense
 import sampla
 from cases import SPECTRA, batches, linear_model, randn, spectrum_model
 from sampla.inference.krylov import krylov_space
-from sampla.inference.quadrature import FixedPoint, estimated, gamma, log_determinant, settled_error
+from sampla.inference.mackay import settled_error
+from sampla.inference.quadrature import FixedPoint, estimated, gamma, log_determinant
 
 SIZE, NUM_DATA = 60, 90
 every_spectrum = pytest.mark.parametrize("name", SPECTRA)

@@ -6,13 +6,9 @@ import torch
 from torch import Tensor
 
 from sampla.core.params import ParameterLayout
+from sampla.inference.mackay import updated_alphas
 from sampla.priors import BoundPrior
 from sampla.solvers import Solution
-
-_FURTHEST, _HALVINGS = 1e30, 100
-"""How far, and how often halved, the interval in which ``at_least_zero`` looks for t may become."""
-_BOUNDS = 1e-12, 1e12
-"""Where a prior precision is stopped: beyond, the data say nothing about it, or everything."""
 
 
 def effective_dimension(solution: Solution, num_samples: int, prior: BoundPrior) -> tuple[Tensor, Tensor]:
@@ -57,7 +53,9 @@ def at_least_zero(shares: dict[str, tuple[float, float]]) -> dict[str, tuple[flo
     """The shares nearest to sampled ones of which none is negative, and which add up to the same.
 
     A share's true value is at least zero, and sampling errors can be far larger than it. Of
-    sum (x - share)^2 / error^2 under both conditions the least is at x = max(0, share - t error^2), one t for all.
+    sum (x - share)^2 / error^2 under both conditions the least is at x = max(0, share - t error^2), one t for all:
+    that of the sum over the shares that stay above zero, found by leaving out the others one after another (Michelot,
+    A finite algorithm for finding the projection of a point onto the canonical simplex, 1986).
 
     Args:
         shares: name -> a share of gamma and its standard error, as ``dimension_by_layer`` gives them.
@@ -65,69 +63,23 @@ def at_least_zero(shares: dict[str, tuple[float, float]]) -> dict[str, tuple[flo
     Returns:
         The same names and errors.
     """
-    total = sum(share for share, _ in shares.values())
     if all(share >= 0 for share, _ in shares.values()):
         return shares
-
-    def shrunk(t: float) -> dict[str, tuple[float, float]]:
-        return {name: (max(0.0, share - t * error**2), error) for name, (share, error) in shares.items()}
-
-    def excess(t: float) -> float:
-        return sum(share for share, _ in shrunk(t).values()) - max(total, 0.0)
-
-    low, high = 0.0, 1.0
-    while excess(high) > 0 and high < _FURTHEST:
-        high *= 2
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    return shrunk(high)
+    total = max(0.0, sum(share for share, _ in shares.values()))
+    above, t = [(share, error**2) for share, error in shares.values() if share > 0], 0.0
+    while above and sum(variance for _, variance in above) > 0:
+        t = (sum(share for share, _ in above) - total) / sum(variance for _, variance in above)
+        still = [(share, variance) for share, variance in above if share > t * variance]
+        if len(still) == len(above):
+            break
+        above = still
+    return {name: (max(0.0, share - t * error**2), error) for name, (share, error) in shares.items()}
 
 
 def updated_precision(prior: BoundPrior, gamma: Tensor, mode: Tensor) -> Tensor:
-    """MacKay's update alpha_g <- gamma_g / |mode|_g^2, mode (P,) in the coordinates of the prior's scale.
-
-    A group with nothing to go by (gamma and mode both zero, as for a dead layer) and a fixed one keep their alpha.
-    """
-    size = prior.group_sum(mode.square())
-    gamma = gamma.clamp_min(0)
-    known = (gamma > 0) & (size > 0) & prior.learnt
-    ratio = gamma / size.clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.where(known, ratio.clamp(*_BOUNDS), prior.precision)
-
-
-def accelerated(used: list[Tensor], updates: list[Tensor]) -> Tensor:
-    """Where the fixed point alpha = update(alpha) is expected, by a secant through the last two EM steps.
-
-    MacKay's update overshoots when the effective dimension falls steeply with alpha, and creeps when it hardly falls;
-    both are cured by one secant step in log alpha, group by group. Never further than three times the plain update.
-
-    Args:
-        used: (G,) alpha of the EM steps so far.
-        updates: (G,) what MacKay's update made of each.
-
-    Returns:
-        (G,) the next alpha to try.
-    """
-    x, step = used[-1].log(), (updates[-1] / used[-1]).log()
-    if len(used) < 2:
-        return updates[-1]
-    before, step_before = used[-2].log(), (updates[-2] / used[-2]).log()
-    slope = (step - step_before) / (x - before)
-    secant = -step / slope
-    usable = slope.isfinite() & (slope < -0.1) & (secant.abs() <= 3 * step.abs())
-    return torch.where(usable, x + secant, x + step).exp().clamp(*_BOUNDS)
-
-
-def change_that_matters(prior: BoundPrior, updated: Tensor, gamma: Tensor) -> float:
-    """The largest relative change over the groups in which the data determine anything (gamma_g > 0.1)."""
-    alive = gamma > 0.1
-    return relative_change(prior.precision[alive], updated[alive]) if bool(alive.any()) else 0.0
-
-
-def relative_change(old: Tensor, new: Tensor) -> float:
-    """The largest |log(new / old)| over groups: 0.02 is a change of 2 %."""
-    return float((new / old).log().abs().max())
+    """(G,) MacKay's update of alpha, mode (P,) in the coordinates of the prior's scale; a fixed group keeps its own."""
+    updated = updated_alphas(prior.precision, gamma, prior.group_sum(mode.square()))
+    return torch.where(prior.learnt, updated, prior.precision)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sampla.inference.evidence import LogEvidence, effective_dimension
 from sampla.inference.exact import is_always, whole
 from sampla.inference.krylov import KrylovSpace, krylov_space
 from sampla.inference.krylov_step import mode_preconditioner
+from sampla.inference.mackay import updated_noise
 from sampla.inference.quadrature import LogError, estimated, gamma, log_determinant
 from sampla.inference.sampled_step import prior_part
 from sampla.inference.state import EMState, Inference, Task
@@ -198,7 +199,7 @@ def _checked_noise(task: Task, state: EMState, loss: float) -> LogError | None:
     determined = estimated(state.space, task.em_samples, gamma, ratio).value
     outputs = task.survey.outputs
     residual = 2 * loss - outputs * log(2 * pi) + outputs * float(likelihood.noise_precision.log())
-    drift = abs(log(max(entries - determined, 1e-3 * entries) / max(residual, 1e-300)))
+    drift = abs(log(updated_noise(entries, determined, residual)))
     if drift > 2 * task.em.tolerance and not state.noise_unknown and (state.settled or not state.space.exact):
         remedy = "use float64, or give the noise" if state.space.exact else "raise EM(max_rows=...), or use float64"
         complain(

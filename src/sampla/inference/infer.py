@@ -29,8 +29,9 @@ from sampla.inference.final import (
     whitened_space,
     with_mode,
 )
+from sampla.inference.mackay import is_rounding
 from sampla.inference.quadrature import estimated, log_determinant
-from sampla.inference.sampled_step import SampledEM, met, target_part
+from sampla.inference.sampled_step import SampledEM, target_part
 from sampla.inference.state import (
     EM,
     CurvatureAt,
@@ -136,7 +137,7 @@ def _require_informative(likelihood: Gaussian, survey: Survey, learns_prior: boo
     )
     if likelihood.noise_precision is not None:
         return
-    exactly = met(survey.residual, survey.target, dtype)
+    exactly = is_rounding(survey.residual, survey.target, dtype)
     which = f" for output {', '.join(map(str, exactly.nonzero().flatten()[:12].tolist()))}" if len(exactly) > 1 else ""
     require(
         not bool(exactly.any()),

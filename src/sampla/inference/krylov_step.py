@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sampla.inference.exact import is_affordable, is_always, unseen_draws, whole
 from sampla.inference.krylov import KrylovSpace, krylov_space
+from sampla.inference.mackay import has_settled, tolerance_factor
 from sampla.inference.quadrature import FixedPoint, Hyper, LogError, Settled, estimated, gamma
-from sampla.inference.state import EMState, EMStep, Task, looseness
+from sampla.inference.state import EMState, EMStep, Task
 from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior
@@ -106,7 +107,7 @@ def _gaussian_step(task: Task, state: EMState) -> EMState:
     enough = space.complete or space.iterations >= _FEWEST
     return replace(
         state, prior=prior, space=space, noise_factor=hyper.noise_factor, trace=[*state.trace, row],
-        settled=error <= task.em.tolerance / 2 and enough and not unknown, noise_unknown=unknown,
+        settled=has_settled(task.em.tolerance, 0.0, error) and enough and not unknown, noise_unknown=unknown,
         precision_error=found.precision_error, noise_error=found.noise_error,
     )  # fmt: skip
 
@@ -123,7 +124,7 @@ def _needs_exact(task: Task, state: EMState, space: KrylovSpace, found: Settled)
     """Whether the probes, and not the space, keep the noise from being known to EM's tolerance."""
     if space.exact or not state.model.likelihood.learns_noise or not is_affordable(task, state.model):
         return False
-    if max(found.precision_error.truncation, found.noise_error.truncation) <= task.em.tolerance / 2:
+    if has_settled(task.em.tolerance, 0.0, max(found.precision_error.truncation, found.noise_error.truncation)):
         return found.noise_error.standard_error > task.em.tolerance
     return _is_full(task, state, space)
 
@@ -131,7 +132,7 @@ def _needs_exact(task: Task, state: EMState, space: KrylovSpace, found: Settled)
 def _mode_step(task: Task, state: EMState) -> EMState:
     """The mode at the present alpha, and the alpha at which gamma over the mode's size would come back to itself."""
     start, spent = perf_counter(), state.model.ledger.products
-    number, loose = len(state.trace) + 1, looseness(task.em, state.trace)
+    number, factor = len(state.trace) + 1, tolerance_factor(state.last_change, task.em.tolerance)
     state = replace(state, space=_first_space(task, state, number))
     assert state.space is not None
     while state.space.iterations < _FEWEST:  # needed anyway, and it preconditions the first mode
@@ -150,9 +151,9 @@ def _mode_step(task: Task, state: EMState) -> EMState:
         slope = _slope(task, state, space, size)
         problem = replace(_fixed_point(task, state, space), mode_size=(used, size, slope))
         found = problem.solved(used, used / _FURTHEST_DOWN)
-        if found.precision_error.truncation <= task.em.tolerance / 2 * loose and space.iterations >= _FEWEST:
+        if found.precision_error.truncation <= task.em.tolerance / 2 * factor and space.iterations >= _FEWEST:
             break
-        if loose > 1 and found.hyper.ratio < used / _FAR_ENOUGH:  # where the mode is now says little about so far away
+        if factor > 1 and found.hyper.ratio < used / _FAR_ENOUGH:  # where the mode is now says little about so far away
             break
         larger = _grown(task, state, space, number)
         if larger is space:
@@ -161,8 +162,7 @@ def _mode_step(task: Task, state: EMState) -> EMState:
     proposed = min(max(found.hyper.ratio, used / _FURTHEST_DOWN), used * _FURTHEST_UP)
     change = abs(log(proposed / used))
     error = LogError(found.precision_error.standard_error, found.precision_error.truncation + 2 * mode.error)
-    accurate = found.precision_error.truncation <= task.em.tolerance / 2 and mode.error <= _finest(task)
-    settled = change <= task.em.tolerance and accurate
+    settled = has_settled(task.em.tolerance, change, found.precision_error.truncation) and mode.error <= _finest(task)
     norm = (used * size) ** 0.5
     row = _row(task, state, space, found, change, found.precision_error.truncation, norm, mode.error, start, spent)
     return replace(

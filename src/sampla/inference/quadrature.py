@@ -17,20 +17,15 @@ import torch
 from torch import Tensor
 
 from sampla.inference.krylov import KrylovSpace, Quadrature
+from sampla.inference.mackay import ALL_MET, BOUNDS, settled_error, updated_alpha, updated_noise, why_noise_is_unknown
 
-_RANGE = log(1e-12), log(1e12)
+_RANGE = log(BOUNDS[0]), log(BOUNDS[1])
 _NARROW = 1.5
 """Upper over lower bound up to which the quadratures are believed; at a smaller alpha the space must grow first."""
-_OF_BRACKET = 0.25
-"""An estimate is never said to be better than this part of what quadrature proves: on a plateau the last iterations
-change little however far the limit is. Costs 2 % more iterations than 0.02, which was wrong by up to twenty times."""
-_DISTINCT, LEAST_LEFT = 3.0, 1e-3
-"""N C - gamma must be so many of its standard errors, and such a part of N C, for the noise to be learnt from it."""
 _SILENT = 10.0
 """Rounding errors of the targets' square that residuals must exceed, for the same."""
 _LOST, _MOST_LOST = 4.0, 10.0
 """Rounding errors of the targets' square by which residuals are taken to be off, and the largest error then stated."""
-ALL_MET = "the linear model meets the targets up to rounding"
 
 
 @dataclass(frozen=True)
@@ -70,26 +65,6 @@ def estimated(space: KrylovSpace, probes: int, form: Callable[[Quadrature, float
     error = float(each.std()) / probes**0.5 if probes > 1 else inf
     history = [mean(one.quadrature) for one in _history(space)]
     return Estimate(float(each.mean()), error, settled_error(history, max(upper - lower, 0.0) / 2), lower, upper)
-
-
-def settled_error(history: list[float], bracket: float) -> float:
-    """How far the last of a converging sequence may be from its limit: Aitken's estimate, within what is proved."""
-    if len(history) < 3:
-        return bracket
-    last, before = abs(history[-1] - history[-2]), abs(history[-2] - history[-3])
-    rate = min(last / before, 0.9) if before > 0 else 0.0
-    return min(max(last * rate / (1 - rate), _OF_BRACKET * bracket), bracket)
-
-
-def nothing_left(entries: float, determined: float, error: float) -> str:
-    """Why N C - gamma cannot tell the noise, gamma being known up to a standard error; empty if it can."""
-    if entries - determined > max(_DISTINCT * error, LEAST_LEFT * entries):
-        return ""
-    known = f" +- {error:.1f}" if error else ""
-    return (
-        f"the {entries:.0f} numbers observed, less the {determined:.1f}{known} parameters that they determine, leave "
-        "nothing to tell it from"
-    )
 
 
 @dataclass(frozen=True)
@@ -133,14 +108,14 @@ class FixedPoint:
         determined = float(gamma(quadrature, ratio)[: self.probes] @ weights)
         if self.mode_size is not None:
             used, size, slope = self.mode_size
-            return Hyper(*2 * (determined / max(size * (ratio / used) ** slope, 1e-300),), 1.0)
+            alpha = updated_alpha(determined, size * (ratio / used) ** slope)
+            return Hyper(alpha, alpha, 1.0)
         shrunk = (quadrature.nodes + ratio).reciprocal()
         size = float(shrunk.square() @ quadrature.weights[:, -1])
-        left = max(self.entries - determined, 1e-3 * self.entries)
-        residual = max(self.residual(ratio, quadrature), self._silence)
-        factor = left / residual if self.learn_noise else self.noise_factor
-        precision = determined / max(size, 1e-300) if self.learn_prior else self.precision
-        return Hyper(precision / factor, precision, factor)
+        residual = max(self.residual(ratio, quadrature), self._least_residual)
+        alpha = updated_alpha(determined, size) if self.learn_prior else self.precision
+        factor = updated_noise(self.entries, determined, residual) if self.learn_noise else self.noise_factor
+        return Hyper(alpha / factor, alpha, factor)
 
     def residual(self, ratio: float, quadrature: Quadrature) -> float:
         """sum_n |y_n - phi_n mean|^2 in the norm of B: a small difference of large numbers where the fit is close."""
@@ -148,7 +123,7 @@ class FixedPoint:
         return self.target_size - float(shrunk @ target) - ratio * float(shrunk.square() @ target)
 
     @property
-    def _silence(self) -> float:
+    def _least_residual(self) -> float:
         """Residuals below this are rounding."""
         return max(torch.finfo(self.space.basis.dtype).eps * self.target_size, 1e-300)
 
@@ -159,8 +134,9 @@ class FixedPoint:
         where the mean meets all targets up to rounding.
         """
         determined = estimated(self.space, self.probes, gamma, ratio)
-        met = self.residual(ratio, self.space.quadrature) <= _SILENT * self._silence
-        return nothing_left(self.entries, determined.value, determined.standard_error) or (ALL_MET if met else "")
+        rounding = self.residual(ratio, self.space.quadrature) <= _SILENT * self._least_residual
+        unknown = why_noise_is_unknown(self.entries, determined.value, determined.standard_error)
+        return unknown or (ALL_MET if rounding else "")
 
     def solved(self, start: float, lowest: float = 0.0) -> "Settled":
         """The fixed point that EM reaches from ``start``, at least ``lowest``, with its errors.
@@ -180,8 +156,8 @@ class FixedPoint:
         without = [self._root(start, reach, self.space.quadrature, row / row.sum()) for row in left_out]
         errors = [_errors(history, ends, without, name) for name in ("precision", "noise_factor")]
         if self.learn_noise and self.space.exact:  # the residual is the difference of numbers known up to rounding
-            left = max(self.residual(found.ratio, self.space.quadrature), self._silence)
-            lost = min(_LOST * self._silence / left, _MOST_LOST)
+            left = max(self.residual(found.ratio, self.space.quadrature), self._least_residual)
+            lost = min(_LOST * self._least_residual / left, _MOST_LOST)
             errors[1] = replace(errors[1], truncation=errors[1].truncation + lost)
         if found.ratio > 1.001 * reach or reach <= max(lowest, exp(_RANGE[0])):
             return Settled(found, *errors)

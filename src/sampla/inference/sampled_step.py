@@ -15,25 +15,29 @@ from torch import Tensor
 
 from sampla.core.noise import PRIOR, standard_normal
 from sampla.features import Features, OutputsAt
-from sampla.inference.evidence import (
-    accelerated,
-    change_that_matters,
-    effective_dimension,
-    relative_change,
-    updated_precision,
-)
+from sampla.inference.evidence import effective_dimension, updated_precision
 from sampla.inference.exact import ExactPosterior, is_affordable, is_always, whole
 from sampla.inference.krylov import KrylovSpace, krylov_space
-from sampla.inference.quadrature import ALL_MET, LEAST_LEFT, LogError, nothing_left
-from sampla.inference.state import EMState, EMStep, Task, looseness
+from sampla.inference.mackay import (
+    ALL_MET,
+    DETERMINED,
+    LEAST_LEFT,
+    accelerated,
+    change_that_matters,
+    has_settled,
+    is_rounding,
+    relative_change,
+    tolerance_factor,
+    why_noise_is_unknown,
+)
+from sampla.inference.quadrature import LogError
+from sampla.inference.state import EMState, EMStep, Task
 from sampla.likelihoods import Gaussian, Likelihood
 from sampla.model import LinearModel, NoiseDraw
 from sampla.priors import BoundPrior
 from sampla.solvers import Dense, LinearSystem, Mode, RightHandSide, Solution, linear_mode, solve_balanced
 from sampla.solvers._preconditioners import Jacobi
 
-_MET = 4.0
-"""Rounding errors of the targets within which outputs are taken to meet them."""
 _SLOWEST = 0.02
 """EM's update of the noise covers a part 1 - used of the way, at least this."""
 
@@ -62,7 +66,7 @@ class SampledEM:
     """The features, where B is to be taken at the linear mode and so moves with it."""
     target: Tensor | None = None
     """(1, P) of the present likelihood, once it is known."""
-    looseness: float = 1.0
+    factor: float = 1.0
     space: KrylovSpace | None = None
     """The whole range of M, where E-steps are exact."""
     space_of: LinearModel | None = None
@@ -79,20 +83,20 @@ class SampledEM:
         while not state.settled and not stuck and len(state.trace) < task.em.max_steps:
             state = self.step(state)
             keep(state)
-            stuck = bool(state.noise_unknown) and state.trace[-1].change <= task.em.tolerance and self.looseness == 1
-        self.looseness = 1.0
+            stuck = bool(state.noise_unknown) and state.trace[-1].change <= task.em.tolerance and self.factor == 1
+        self.factor = 1.0
         return state
 
     def step(self, state: EMState) -> EMState:
         """E-step, mode, M-step."""
         task, em, number = self.task, self.task.em, len(state.trace) + 1
         start, spent = perf_counter(), state.model.ledger.products
-        self.looseness = looseness(em, state.trace)
+        self.factor = tolerance_factor(state.last_change, em.tolerance)
         state = self.at_mode(state, f"EM {number}: ")
         tolerance = em.solve_tolerance
         if state.model.likelihood.is_quadratic and state.prior.learn:  # |mean|_A depends on weak directions too
             tolerance = min(tolerance, em.mode_tolerance)
-        solution = self._solution(state, tolerance * self.looseness, f"EM {number}: ")
+        solution = self._solution(state, tolerance * self.factor, f"EM {number}: ")
         mode, found = self._mode(state, solution, f"EM {number}: ")
         gamma, gamma_error = effective_dimension(solution, task.em_samples, state.prior)
         updated = updated_precision(state.prior, gamma, mode[0]) if state.prior.learn else state.prior.precision
@@ -102,7 +106,7 @@ class SampledEM:
             return self.step(state)
         model, noise_change, kept = self._noise_step(state, solution, mode, float(gamma.sum()), unknown)
         unknown = unknown or kept
-        change = max(change_that_matters(state.prior, updated, gamma), noise_change)
+        change = max(change_that_matters(state.prior.precision, updated, gamma), noise_change)
         likelihood = state.model.likelihood
         row = EMStep(
             precision=state.prior.precision.tolist(),
@@ -120,7 +124,7 @@ class SampledEM:
             products=state.model.ledger.products - spent,
         )
         trace = [*state.trace, row]
-        settled = change <= em.tolerance and self.looseness == 1 and not unknown
+        settled = has_settled(em.tolerance, change) and self.factor == 1 and not unknown
         prior = state.prior.with_precision(updated if settled else _proposed(trace, updated))
         shift = 0.5 * float(((prior.diagonal - state.prior.diagonal) * mode[0].square()).double().sum())
         following = EMState(
@@ -213,7 +217,7 @@ class SampledEM:
     def _linear_mode(self, model: LinearModel, state: EMState, label: str) -> Mode:
         return linear_mode(
             model, state.prior.diagonal, Jacobi(self.draw.diagonal + state.prior.diagonal),
-            guess=state.last_mode or state.mode, tolerance=self.task.em.mode_tolerance * self.looseness,
+            guess=state.last_mode or state.mode, tolerance=self.task.em.mode_tolerance * self.factor,
             say=lambda text: self.task.say(label + text),
         )  # fmt: skip
 
@@ -222,7 +226,7 @@ class SampledEM:
         if not state.model.likelihood.learns_noise:
             return ""
         error = float(gamma_error.square().sum().sqrt())
-        return nothing_left(self.task.survey.entries, float(gamma.sum()), error)
+        return why_noise_is_unknown(self.task.survey.entries, float(gamma.sum()), error)
 
     def _noise_step(
         self, state: EMState, solution: Solution, mode: Tensor, gamma: float, unknown: str
@@ -236,11 +240,11 @@ class SampledEM:
         residual, function = state.model.noise_moments(mode, columns)
         target = self.task.survey.target
         assert target is not None
-        if bool(met(residual, target, mode.dtype).any()):
+        if bool(is_rounding(residual, target, mode.dtype).any()):
             return state.model, 0.0, ALL_MET
         used = 0.0 if likelihood.structure == "scalar" else likelihood.used_up(function, entries)
         if exact and used > 1 - LEAST_LEFT:
-            return state.model, 0.0, nothing_left(entries, entries * used, 0.0)
+            return state.model, 0.0, why_noise_is_unknown(entries, entries * used, 0.0)
         updated = likelihood.updated(residual, function, gamma, entries, exact)
         old, new = likelihood.noise_precision, updated.noise_precision
         assert old is not None
@@ -269,18 +273,6 @@ class SampledEM:
         return ExactPosterior(space, state.prior.diagonal)
 
 
-def met(residual: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
-    """(C,) or (1,): for which outputs these are the targets up to rounding.
-
-    Args:
-        residual: second moment of targets less outputs, (), (C,) or (C, C).
-        target: the same of the targets.
-        dtype: of the outputs.
-    """
-    missed, size = ((each.diagonal() if each.ndim == 2 else each).reshape(-1) for each in (residual, target))
-    return missed.sqrt() <= _MET * torch.finfo(dtype).eps * size.sqrt()
-
-
 def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
     """Where the next EM step starts: a secant through the last two, where only alpha is learnt."""
     if trace[-1].noise_precision != trace[0].noise_precision:  # the update moves with the noise: no secant
@@ -299,7 +291,7 @@ def _precision_error(trace: list[EMStep], prior: BoundPrior) -> LogError | None:
     last, errors = trace[-1], []
     known = zip(last.effective_dimension, last.effective_dimension_error, prior.learnt.tolist(), strict=True)
     for g, (gamma, error, learnt) in enumerate(known):
-        if gamma <= 0.1 or not learnt:  # the data determine nothing here, or nothing depends on them
+        if gamma <= DETERMINED or not learnt:  # the data determine nothing here, or nothing depends on them
             continue
         slope = 0.5
         for before in reversed(trace[:-1]):

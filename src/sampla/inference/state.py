@@ -150,6 +150,11 @@ class EMState:
     unsettled: str = ""
     """What keeps EM from having settled, in words; empty as long as it goes on, and if it has."""
 
+    @property
+    def last_change(self) -> float:
+        """By how much the last step changed the hyperparameters; one before the first."""
+        return self.trace[-1].change if self.trace else 1.0
+
 
 @dataclass(frozen=True)
 class Task:
@@ -260,12 +265,6 @@ def what_is_open(task: Task, state: EMState) -> str:
 
 def _percent(error: float) -> str:
     return f"{error:.1%}" if error < _MANY else "more than ten times"
-
-
-def looseness(em: EM, trace: list[EMStep]) -> float:
-    """How many times looser an EM step may work while the hyperparameters still move by much: 1 to 4."""
-    change = trace[-1].change if trace else 1.0
-    return min(4.0, max(1.0, change / (5 * em.tolerance)))
 
 
 def trace_rows(trace: list[EMStep]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sampla.core.checks import require, require_finite, require_known
+from sampla.inference.mackay import degrees_left, updated_noise, updated_variance
 from sampla.likelihoods._base import Likelihood, require_plain
 
 Structure = Literal["scalar", "diagonal", "full"]
@@ -128,7 +129,7 @@ class Gaussian(Likelihood):
             ValueError: if the covariance is singular.
         """
         if self.structure == "scalar":
-            precision = max(entries - effective_dimension, 1e-3 * entries) / residual.clamp_min(1e-300)
+            precision = updated_noise(entries, effective_dimension, residual)
             return Gaussian(precision.cpu(), learn=self.learns_noise)
         rows = entries / residual.shape[-1]
         covariance = self._mackay(residual / rows, function / rows) if exact else (residual + function) / rows
@@ -151,10 +152,10 @@ class Gaussian(Likelihood):
         """
         precision = self._precision().to(residual)
         if residual.ndim < 2:
-            return residual / (1 - function * precision).clamp_min(1e-3)
+            return updated_variance(1.0, function * precision, residual)
         root = self._root.to(residual)
         share, turn = torch.linalg.eigh(root.mT @ function @ root)
-        left = (1 - share).clamp_min(1e-3)
+        left = degrees_left(1.0, share)
         inside = (root @ turn).mT @ residual @ (root @ turn)
         back = torch.linalg.solve_triangular(root.mT, turn, upper=True)
         covariance: Tensor = back @ (inside / ((left + left[:, None]) / 2)) @ back.mT

@@ -21,6 +21,15 @@ from torch import Tensor
 
 from sampla.core.checks import ConvergenceWarning
 from sampla.core.progress import Progress
+from sampla.inference.mackay import (
+    change_that_matters,
+    degrees_left,
+    has_settled,
+    relative_change,
+    still_ahead,
+    updated_alphas,
+    updated_variance,
+)
 from sampla.linear.columns import Columns
 from sampla.linear.sources import Chunk, Source
 
@@ -230,19 +239,13 @@ def exact_em(spectrum: Spectrum, learn: Learn) -> ExactFit:
         ahead = still_ahead(before, change)
         trace.append({"precision": current.precision.tolist(), "gamma": gamma.tolist(), "change": change})
         current = updated
-    settled = fixed or ahead <= learn.tolerance
+    settled = fixed or has_settled(learn.tolerance, ahead)
     if not settled:
         warn_unsettled(learn.tolerance, len(trace), ahead)
     back = mean if current.axes is None else mean @ current.axes.mT
     coefficients = scale[:, None] * (at.basis.mT @ back)
     evidence = _log_evidence(at, current, mean, learn.degrees)
     return ExactFit(at, scale, current, coefficients, gamma, evidence, trace, settled)
-
-
-def still_ahead(before: float, change: float) -> float:
-    """How far a linearly converging sequence is from its limit, from its last two steps (Aitken)."""
-    rate = change / before if before > 0 else 0.0
-    return change * rate / (1 - rate) if rate < 1 else inf
 
 
 def warn_unsettled(tolerance: float, steps: int, ahead: float) -> None:
@@ -310,9 +313,8 @@ def _updated(spectrum: Spectrum, at: Hyperparameters, mean: Tensor, gamma: Tenso
         size = torch.zeros_like(gamma)
         whole = mean.square().sum() if len(gamma) == 1 else (spectrum.basis.mT @ mean).square().sum(1)
         size = whole[None] if len(gamma) == 1 else size.index_add(0, learn.group, whole)
-        known = (gamma > 0) & (size > 0)
-        ratio = at.precision * gamma / size.clamp_min(torch.finfo(torch.float64).tiny)  # the mean is in units A^(-1/2)
-        precision = torch.where(known, ratio, at.precision).clamp(*_BOUNDS)
+        # the mean is in units of A^(-1/2): |theta*|^2 is size over alpha
+        precision = updated_alphas(precision, precision * gamma, size, _BOUNDS)
     if learn.covariance is not None:
         return Hyperparameters(precision, at.variances, at.axes)
     return Hyperparameters(precision, *_updated_noise(spectrum, at, mean, learn))
@@ -329,19 +331,15 @@ def _updated_noise(spectrum: Spectrum, at: Hyperparameters, mean: Tensor, learn:
         values, vectors = torch.linalg.eigh(moment / learn.degrees)
         return values.clamp_min(floor), vectors if at.axes is None else at.axes @ vectors
     residual = missed.square().sum(0) + spectrum.rest
-    left = (learn.degrees - determined).clamp_min(1e-3 * learn.degrees)
     if learn.noise == "shared":
-        variance = residual.sum() / left.sum()
+        variance = residual.sum() / degrees_left(learn.degrees, determined).sum()
         return variance.clamp_min(floor).expand_as(residual), None
-    return (residual / left).clamp_min(floor), None
+    return updated_variance(learn.degrees, determined, residual).clamp_min(floor), None
 
 
 def _change(old: Hyperparameters, new: Hyperparameters, gamma: Tensor) -> float:
-    alive = gamma > 0.1
-    changes = [(new.variances / old.variances).log().abs().max()]
-    if bool(alive.any()):
-        changes.append((new.precision / old.precision)[alive].log().abs().max())
-    return float(torch.stack(changes).max())
+    noise = relative_change(old.variances, new.variances)
+    return max(noise, change_that_matters(old.precision, new.precision, gamma))
 
 
 def _log_evidence(spectrum: Spectrum, at: Hyperparameters, mean: Tensor, degrees: float) -> float:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sampla.core.checks import require
 from sampla.core.noise import PRIOR, standard_normal
-from sampla.inference.evidence import accelerated, updated_precision
+from sampla.inference.evidence import updated_precision
+from sampla.inference.mackay import accelerated, change_that_matters
 from sampla.likelihoods import Likelihood
 from sampla.linear.closed_form import dense, standardised, warn_unsettled
 from sampla.linear.columns import Columns, RowData
@@ -163,8 +164,7 @@ def closed_laplace(
         if not learns or change <= _TIGHT * tolerance or steps >= max_steps:
             break
         updated = updated_precision(prior, gamma, here.theta)
-        alive = (gamma > 0.1) & prior.learnt
-        change = float((updated / prior.precision)[alive].log().abs().max()) if bool(alive.any()) else 0.0
+        change = change_that_matters(prior.precision, updated, gamma)
         used, updates, steps = [*used[-1:], prior.precision], [*updates[-1:], updated], steps + 1
         proposed = torch.where(prior.learnt, accelerated(used, updates), prior.precision)
         prior = prior.with_precision(proposed)
