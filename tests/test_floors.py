@@ -36,6 +36,8 @@ FLOORS = (
     ("verbs", "solvers"),
     ("one Krylov space of M", "inference.krylov"),
     ("what follows from samples and from the space", "inference.evidence inference.quadrature"),
+    ("what is asked of EM", "inference.settings"),
+    ("which way a fit goes", "inference.route"),
     ("what the loop remembers", "inference.state"),
     ("exact traces", "inference.exact"),
     ("the two ways of an E-step", "inference.krylov_step inference.sampled_step"),

@@ -2,7 +2,8 @@
 
 from sampla.core.checks import ConvergenceWarning
 from sampla.features import DesignMatrix, NetworkFeatures
-from sampla.inference.infer import EM, CurvatureAt, infer
+from sampla.inference.infer import infer
+from sampla.inference.settings import EM, CurvatureAt
 from sampla.laplace.linearised import LinearisedLaplace
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.linear import BayesianLinearRegression, BayesianLogisticRegression

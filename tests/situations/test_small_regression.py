@@ -11,7 +11,7 @@ from torch import nn
 
 import dense
 import sampla
-from sampla.inference.exact import whole
+from sampla.inference.exact import grown_to_range
 from sampla.inference.krylov import krylov_space
 
 PROBED = sampla.EM(exact_up_to=0)
@@ -181,10 +181,10 @@ def test_what_sticks_out_of_other_draws_is_where_the_space_goes_on(spare):
 
     model = SimpleNamespace(num_parameters=40, draw_noise=draws, curvature_product=lambda vectors: 4 * mask * vectors)
     model.replaced = lambda **_: model
-    survey = SimpleNamespace(numbers=35)
-    task = SimpleNamespace(survey=survey, em_samples=4, seed=0, say=lambda _: None)
+    route = SimpleNamespace(largest_rank=35)
+    task = SimpleNamespace(route=route, em_samples=4, seed=0, say=lambda _: None)
     first = draws(0, 4 + spare).data_part
-    space = whole(task, model, krylov_space(first[:4]), first[4:], "")
+    space = grown_to_range(task, model, krylov_space(first[:4]), first[4:], "")
     assert space.exact == 4
     torch.testing.assert_close(space.spectrum[0], torch.full((30,), 4.0, dtype=torch.float64))
     assert len(set(seeds)) == len(seeds), "every draw is a new one"

@@ -30,22 +30,7 @@ _REFINEMENTS = 2
 """Woodbury's is a difference of numbers |M| / A times as large as z: each repetition on the residual gains as much."""
 
 
-def largest_rank(task: Task, model: LinearModel) -> int:
-    """R = min(N C, P)."""
-    return min(task.survey.numbers, model.num_parameters)
-
-
-def is_always(task: Task, model: LinearModel) -> bool:
-    """Whether traces are exact from the start."""
-    return task.em.holds_whole(largest_rank(task, model), model.features.like, model.num_parameters)
-
-
-def is_affordable(task: Task, model: LinearModel) -> bool:
-    """Whether they may become exact where the noise asks for it."""
-    return task.em.holds_whole(largest_rank(task, model), model.features.like, model.num_parameters, needed=True)
-
-
-def whole(task: Task, model: LinearModel, space: KrylovSpace, draws: Tensor, label: str) -> KrylovSpace:
+def grown_to_range(task: Task, model: LinearModel, space: KrylovSpace, draws: Tensor, label: str) -> KrylovSpace:
     """The space, grown until it holds the whole range of M.
 
     Args:
@@ -55,7 +40,7 @@ def whole(task: Task, model: LinearModel, space: KrylovSpace, draws: Tensor, lab
         draws: (k, P), k >= 0, draws from N(0, M) that the space has not seen.
         label: of what is said before every product.
     """
-    model, most, again = model.replaced(exact=True), largest_rank(task, model), 0
+    model, most, again = model.replaced(exact=True), task.route.largest_rank, 0
     while True:
         while not space.complete and len(space.basis) < most:
             task.say(f"{label}Krylov space of {len(space.basis) + len(space.following)} of {most} vectors")

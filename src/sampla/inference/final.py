@@ -9,7 +9,7 @@ from torch import Tensor
 from sampla.core.checks import complain, unheard
 from sampla.features import ScaledFeatures
 from sampla.inference.evidence import LogEvidence, effective_dimension
-from sampla.inference.exact import is_always, whole
+from sampla.inference.exact import grown_to_range
 from sampla.inference.krylov import KrylovSpace, krylov_space
 from sampla.inference.krylov_step import mode_preconditioner
 from sampla.inference.mackay import updated_noise
@@ -41,7 +41,7 @@ def final_solve(task: Task, system: LinearSystem, rhs: RightHandSide, guess: Sol
     if not system.model.reduced:
         return _solved(task, system, rhs, guess, "final samples, ")
     exactly = replace(system, model=system.model.replaced(exact=True))
-    if not task.solver.recycles:  # a start would save it nothing
+    if not task.route.solver_uses_space:  # a start would save it nothing
         return _solved(task, exactly, rhs, None, "final samples, ")
     with unheard():  # where it ends is of no importance: the solve in full precision says how far it came
         rough = _solved(task, system, rhs, guess, "final samples in reduced precision, ")
@@ -103,9 +103,9 @@ def settled_space(task: Task, space: KrylovSpace, model: LinearModel, ratio: flo
 
     Where the problem is small it is grown to the whole range of M, with draws that it has not seen.
     """
-    if not space.exact and is_always(task, model):
-        return whole(task, model, space, draws, "log evidence: ")
-    while not space.complete and len(space.basis) + len(space.following) <= task.rows(model):
+    if not space.exact and task.route.exact_traces:
+        return grown_to_range(task, model, space, draws, "log evidence: ")
+    while not space.complete and len(space.basis) + len(space.following) <= task.route.max_rows:
         if space.iterations >= _FEWEST:
             found = estimated(space, task.em_samples, log_determinant, ratio)
             if found.truncation <= _SHARE * found.standard_error:
@@ -140,7 +140,7 @@ def whitened_solve(
     return replace(solution, value=solution.value * white, curvature_value=solution.curvature_value / white)
 
 
-def inference(task: Task, state: EMState, determinant: LogEvidence | None, method: str) -> Inference:
+def inference(task: Task, state: EMState, determinant: LogEvidence | None) -> Inference:
     assert state.solution is not None
     solution, count, quadratic = state.solution, task.num_samples, state.model.likelihood.is_quadratic
     if determinant is not None and not quadratic and state.mode is None:  # nothing was learnt that needed it
@@ -159,7 +159,7 @@ def inference(task: Task, state: EMState, determinant: LogEvidence | None, metho
     evidence = None
     if determinant is not None and objective is not None:
         assert mean is not None
-        excess = _excess(state, mean, mean_error, moves=task.moves, determined=float(dimension.sum()))
+        excess = _excess(state, mean, mean_error, moves=task.route.moves_curvature, determined=float(dimension.sum()))
         evidence = LogEvidence(
             -objective - determinant.value / 2, determinant.standard_error / 2, determinant.truncation / 2 + excess
         )
@@ -167,8 +167,8 @@ def inference(task: Task, state: EMState, determinant: LogEvidence | None, metho
         solution.value[:count] * state.prior.scale,
         None if mean is None else mean * state.prior.scale,
         state.prior, state.model, solution, dimension, dimension_error, state.trace,
-        state.settled or not task.learns, method, evidence, mean_error, state.precision_error, noise_error,
-        state.unsettled,
+        state.settled or not task.route.learns, task.route.method, evidence, mean_error, state.precision_error,
+        noise_error, state.unsettled,
     )  # fmt: skip
 
 

@@ -31,22 +31,14 @@ from sampla.inference.final import (
 )
 from sampla.inference.mackay import is_rounding
 from sampla.inference.quadrature import estimated, log_determinant
+from sampla.inference.route import choose_route
 from sampla.inference.sampled_step import SampledEM, target_part
-from sampla.inference.state import (
-    EM,
-    CurvatureAt,
-    EMState,
-    EMStep,
-    Inference,
-    LinearModelKind,
-    Task,
-    complain_unsettled,
-    trace_rows,
-)
+from sampla.inference.settings import EM, CurvatureAt, LinearModelKind
+from sampla.inference.state import EMState, EMStep, Inference, Task, complain_unsettled, trace_rows
 from sampla.inference.tuning import tune
 from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel, NoiseDraw, Survey
-from sampla.priors import BoundPrior, Prior
+from sampla.priors import Prior
 from sampla.solvers import LinearSystem, Solver
 
 __all__ = ["EM", "CurvatureAt", "EMState", "EMStep", "Inference", "LinearModelKind", "infer", "trace_rows"]
@@ -112,16 +104,13 @@ def infer(
     bound = prior.bind(model.features.layout, draw.diagonal)
     draw = NoiseDraw(draw.data_part * bound.scale, draw.diagonal * bound.scale.square())
     model = model.replaced(features=ScaledFeatures(model.features, bound.scale))
-    learns = bound.learn or model.likelihood.learns_noise
-    cheap = solver.recycles or solver.exact_determinant
-    wanted = learns and cheap if log_evidence is None else log_evidence
-    moving = curvature_at == "linear-mode" and not model.likelihood.is_quadratic
-    task = Task(solver, em, seed, num_samples, survey, draw, tolerance, max_passes, learns, wanted, moving, say)
+    route = choose_route(model, bound, solver, em, survey.numbers, curvature_at=curvature_at, log_evidence=log_evidence)
+    task = Task(solver, em, seed, num_samples, survey, draw, tolerance, max_passes, route, say)
     state = EMState(bound, model)
     with one_of_each(stacklevel=5):
-        if _uses_krylov(task, model, bound, moving):
+        if route.e_step == "krylov":
             return _with_krylov(task, state, restore, keep)
-        return _with_samples(task, state, restore, keep, model.features if moving else None)
+        return _with_samples(task, state, restore, keep, model.features if route.moves_curvature else None)
 
 
 def _require_informative(likelihood: Gaussian, survey: Survey, learns_prior: bool, dtype: torch.dtype) -> None:
@@ -147,17 +136,6 @@ def _require_informative(likelihood: Gaussian, survey: Survey, learns_prior: boo
     )
 
 
-def _uses_krylov(task: Task, model: LinearModel, prior: BoundPrior, moving: bool) -> bool:
-    possible = krylov_step.shares_one_space(model, prior) and not moving
-    require(
-        task.em.method != "krylov" or possible,
-        "one alpha, scalar or fixed noise, and curvature_at='network' for EM(method='krylov')",
-        "a model whose M changes with what is learnt, or a prior with several alphas",
-        "Use EM(method='samples'), or None to choose.",
-    )
-    return possible and task.em.method != "samples" and (task.solver.recycles or task.em.method == "krylov")
-
-
 _Restore = Callable[[EMState], EMState]
 _Keep = Callable[[EMState], None]
 
@@ -165,16 +143,16 @@ _Keep = Callable[[EMState], None]
 def _with_krylov(task: Task, state: EMState, restore: _Restore, keep: _Keep) -> Inference:
     quadratic = state.model.likelihood.is_quadratic
     target = target_part(state.model) if quadratic else None
-    if task.learns or task.wants_evidence:
+    if task.route.one_space:
         state.space = krylov_step.start_space(task, target)
     state = restore(state)
-    if task.learns:
+    if task.route.learns:
         state = krylov_step.run(task, state, keep)
         if not state.settled:
             state = replace(state, unsettled=complain_unsettled(task, state))
     factor = state.noise_factor
     ratio = float(state.prior.precision[0]) / factor
-    if task.wants_evidence and state.space is not None:
+    if task.route.log_evidence and state.space is not None:
         state = replace(state, space=settled_space(task, state.space, state.model, ratio, unseen_draws(task)))
         if not quadratic and state.mode is None:
             state = with_mode(task, state)
@@ -188,7 +166,7 @@ def _with_krylov(task: Task, state: EMState, restore: _Restore, keep: _Keep) -> 
     rhs = right_hand_side(task, state.prior.diagonal, data_part)
     system = LinearSystem(model, state.prior.diagonal, task.draw.diagonal * factor)
     guess = None
-    if state.space is not None and task.solver.recycles:
+    if state.space is not None and task.route.solver_uses_space:
         system = replace(system, preconditioner=scaled(state.space.sketch(), factor).at(state.prior.diagonal))
         guess = galerkin(state.space, rhs, state.prior.diagonal, factor)
     solution = final_solve(task, system, rhs, guess)
@@ -196,10 +174,10 @@ def _with_krylov(task: Task, state: EMState, restore: _Restore, keep: _Keep) -> 
         solution = replace(solution, effective_dimension=state.space.determined(ratio))
     final = replace(state, model=model, solution=solution)
     determinant = None
-    if task.wants_evidence and state.space is not None:
+    if task.route.log_evidence and state.space is not None:
         found = estimated(state.space, task.em_samples, log_determinant, ratio)
         determinant = LogEvidence(found.value, found.standard_error, found.truncation)
-    return inference(task, final, determinant, "krylov" if task.learns else "fixed")
+    return inference(task, final, determinant)
 
 
 def _with_samples(task: Task, state: EMState, restore: _Restore, keep: _Keep, moving: Features | None) -> Inference:
@@ -210,7 +188,7 @@ def _with_samples(task: Task, state: EMState, restore: _Restore, keep: _Keep, mo
         state = loop.taken_up(state, state.mode)
     elif state.model is not first:
         loop.renoise(state)
-    if task.learns:
+    if task.route.learns:
         state = loop.run(state, keep)
         if not state.settled:
             state = replace(state, unsettled=complain_unsettled(task, state))
@@ -221,20 +199,20 @@ def _with_samples(task: Task, state: EMState, restore: _Restore, keep: _Keep, mo
     system = LinearSystem(state.model, state.prior.diagonal, loop.draw.diagonal)
     guess = extended(state.solution, rhs)
     space = None
-    if task.wants_evidence and not task.solver.exact_determinant:
+    if task.route.whitened_space:
         if not state.model.likelihood.is_quadratic and state.mode is None:
             state = with_mode(task, state)
         space = whitened_space(task, system, rhs)
-    if space is not None and task.solver.recycles:
+    if space is not None and task.route.solver_uses_space:
         solution = whitened_solve(task, system, rhs, guess, space)
     else:
         solution = final_solve(task, system, rhs, guess)
     if space is not None and space.exact:
         solution = replace(solution, effective_dimension=space.determined(1.0))
     determinant = None
-    if task.wants_evidence and solution.log_determinant is not None:
+    if task.route.log_evidence and solution.log_determinant is not None:
         determinant = LogEvidence(solution.log_determinant - float(state.prior.diagonal.double().log().sum()), 0.0, 0.0)
     elif space is not None:
         found = estimated(space, task.em_samples, log_determinant, 1.0)
         determinant = LogEvidence(found.value, found.standard_error, found.truncation)
-    return inference(task, replace(state, solution=solution), determinant, "samples" if task.learns else "fixed")
+    return inference(task, replace(state, solution=solution), determinant)

@@ -13,14 +13,12 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from sampla.inference.exact import is_affordable, is_always, unseen_draws, whole
+from sampla.inference.exact import grown_to_range, unseen_draws
 from sampla.inference.krylov import KrylovSpace, krylov_space
 from sampla.inference.mackay import has_settled, tolerance_factor
 from sampla.inference.quadrature import FixedPoint, Hyper, LogError, Settled, estimated, gamma
 from sampla.inference.state import EMState, EMStep, Task
 from sampla.likelihoods import Gaussian
-from sampla.model import LinearModel
-from sampla.priors import BoundPrior
 from sampla.solvers import Mode, linear_mode
 from sampla.solvers._preconditioners import Jacobi, Preconditioner
 
@@ -46,13 +44,6 @@ _OF_TOP = 0.1
 and one search of the mode far below the fixed point can cost more than all others together (docs/notes/solvers.md)."""
 _UNKNOWN = 10.0
 """What the trace says of an alpha that the space cannot reach yet: it may be off by more than so many times itself."""
-
-
-def shares_one_space(model: LinearModel, prior: BoundPrior) -> bool:
-    """Whether one Krylov space of M serves everything that is to be learnt."""
-    likelihood = model.likelihood
-    fixed = not likelihood.learns_noise or (isinstance(likelihood, Gaussian) and likelihood.structure == "scalar")
-    return len(prior.names) == 1 and fixed
 
 
 def start_space(task: Task, target_part: Tensor | None) -> KrylovSpace:
@@ -89,7 +80,7 @@ def _gaussian_step(task: Task, state: EMState) -> EMState:
     problem = _fixed_point(task, state, space)
     found = problem.solved(used / state.noise_factor)
     if _needs_exact(task, state, space, found):
-        space = whole(task, state.model, space, unseen_draws(task), f"EM {number}: ")
+        space = grown_to_range(task, state.model, space, unseen_draws(task), f"EM {number}: ")
         problem = replace(problem, space=space)
         found = problem.solved(used / state.noise_factor)
     unknown = ""
@@ -115,18 +106,18 @@ def _gaussian_step(task: Task, state: EMState) -> EMState:
 def _first_space(task: Task, state: EMState, number: int) -> KrylovSpace:
     """The space as it is, or the whole of it where the problem is small."""
     assert state.space is not None
-    if state.space.exact or not is_always(task, state.model):
+    if state.space.exact or not task.route.exact_traces:
         return state.space
-    return whole(task, state.model, state.space, unseen_draws(task), f"EM {number}: ")
+    return grown_to_range(task, state.model, state.space, unseen_draws(task), f"EM {number}: ")
 
 
 def _needs_exact(task: Task, state: EMState, space: KrylovSpace, found: Settled) -> bool:
     """Whether the probes, and not the space, keep the noise from being known to EM's tolerance."""
-    if space.exact or not state.model.likelihood.learns_noise or not is_affordable(task, state.model):
+    if space.exact or not state.model.likelihood.learns_noise or not task.route.exact_if_needed:
         return False
     if has_settled(task.em.tolerance, 0.0, max(found.precision_error.truncation, found.noise_error.truncation)):
         return found.noise_error.standard_error > task.em.tolerance
-    return _is_full(task, state, space)
+    return _is_full(task, space)
 
 
 def _mode_step(task: Task, state: EMState) -> EMState:
@@ -193,14 +184,14 @@ def _fixed_point(task: Task, state: EMState, space: KrylovSpace) -> FixedPoint:
 
 def _grown(task: Task, state: EMState, space: KrylovSpace, number: int) -> KrylovSpace:
     """One iteration more, if the space is not whole and memory allows."""
-    if space.complete or _is_full(task, state, space):
+    if space.complete or _is_full(task, space):
         return space
     task.say(f"EM {number}: Krylov space of {len(space.basis) + len(space.following)} vectors")
     return space.grown(state.model)
 
 
-def _is_full(task: Task, state: EMState, space: KrylovSpace) -> bool:
-    return len(space.basis) + len(space.following) > task.rows(state.model)
+def _is_full(task: Task, space: KrylovSpace) -> bool:
+    return len(space.basis) + len(space.following) > task.route.max_rows
 
 
 def _mode_tolerance(task: Task, state: EMState) -> float:

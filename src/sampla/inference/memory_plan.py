@@ -7,10 +7,9 @@ import torch
 
 from sampla.core.blocks import CHUNK
 from sampla.core.memory import free_bytes
-from sampla.inference.infer import EM
-from sampla.inference.krylov_step import shares_one_space
+from sampla.inference.route import Route, choose_route
+from sampla.inference.settings import EM, CurvatureAt
 from sampla.inference.tuning import ChunkMemory, chunk_memory
-from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
 from sampla.priors import Prior
 from sampla.solvers import BlockCG, Solver
@@ -204,7 +203,7 @@ def plan_memory(
     em: EM,
     num_samples: int,
     *,
-    moving: bool = False,
+    curvature_at: CurvatureAt = "network",
     log_evidence: bool | None = None,
 ) -> MemoryPlan:
     """Count what ``infer`` will hold, and measure one product.
@@ -215,8 +214,11 @@ def plan_memory(
         solver: as for ``infer``.
         em: as for ``infer``.
         num_samples: K.
-        moving: whether B is taken at the linear mode.
+        curvature_at: as for ``infer``.
         log_evidence: as for ``infer``.
+
+    Raises:
+        ValueError: if EM(method="krylov") is asked for what no single Krylov space serves.
     """
     first, num_data = None, 0
     for batch in model.data:
@@ -226,34 +228,35 @@ def plan_memory(
     one = next(first.pieces(1))
     outputs = model.features.linearise(one.inputs).outputs[0].numel()
     model.chunks.allow_for(outputs)
-    size, likelihood = model.num_parameters, model.likelihood
-    bound = prior.bind(model.features.layout, torch.ones(size).to(model.features.like))
-    one_space = shares_one_space(model, bound) and not (moving and not likelihood.is_quadratic)
-    one_space = one_space and em.method != "samples" and (solver.recycles or em.method == "krylov")
-    learns = bound.learn or likelihood.learns_noise
-    cheap = solver.recycles or solver.exact_determinant
-    wanted = log_evidence or (log_evidence is None and learns and cheap)
-    largest = min(em.rows_of(model.features.like, size), size)
-    most = largest if (one_space and learns) or (wanted and not solver.exact_determinant) else 0
-    usual, whole = min(most, _USUAL_ROWS, num_data * outputs + num_samples), min(num_data * outputs, size)
-    if (learns or wanted) and em.holds_whole(whole, model.features.like, size):
-        usual = most = whole
-    elif likelihood.learns_noise and em.holds_whole(whole, model.features.like, size, needed=True):
-        most = max(most, whole)
-    few, means = min(em.num_samples, num_samples), int(isinstance(likelihood, Gaussian))
-    searches = learns and not likelihood.is_quadratic
-    beside = 0 if one_space else _WHITENED if wanted and not solver.exact_determinant else _DRAWN
+    size, like, likelihood = model.num_parameters, model.features.like, model.likelihood
+    bound = prior.bind(model.features.layout, torch.ones(size).to(like))
+    route = choose_route(
+        model, bound, solver, em, num_data * outputs, curvature_at=curvature_at, log_evidence=log_evidence
+    )
+    usual, most = _space_rows(route, num_data * outputs + num_samples, size, likelihood.learns_noise)
+    few, means = min(em.num_samples, num_samples), int(likelihood.is_quadratic)
+    searches = route.learns and not likelihood.is_quadratic
+    beside = 0 if route.e_step == "krylov" else _WHITENED if route.whitened_space else _DRAWN
     parts = _largest(num_samples, few, means, usual, searches, beside)
     columns = max(map(len, model.chunks.ranges(num_samples + means)))
     rows = min(model.chunks.rows(num_samples + means), first.size)
-    home, near = model.features.like.device, model.features.device
+    home, near = like.device, model.features.device
     passing = max(_DRAWING * num_samples, _PASSING * (num_samples + means))
     return MemoryPlan(
-        num_data, outputs, size, num_samples, model.features.like.dtype, home, parts, usual, most,
+        num_data, outputs, size, num_samples, like.dtype, home, parts, usual, most,
         rows, columns, chunk_memory(model.features, first), 8 * min(CHUNK, size * (usual + num_samples)),
         free_bytes(home), None if near == home else Nearby(near, passing + _WEIGHTS, free_bytes(near)),
         isinstance(solver, BlockCG),
     )  # fmt: skip
+
+
+def _space_rows(route: Route, reachable: int, size: int, learns_noise: bool) -> tuple[int, int]:
+    """Vectors in the Krylov space at the end of a fit as a rule, and at most."""
+    if route.exact_traces and (route.learns or route.log_evidence):
+        return route.largest_rank, route.largest_rank
+    most = min(route.max_rows, size) if route.one_space or route.whitened_space else 0
+    usual = min(most, _USUAL_ROWS, reachable)
+    return usual, max(most, route.largest_rank) if learns_noise and route.exact_if_needed else most
 
 
 def _largest(samples: int, few: int, means: int, space: int, searches: bool, beside: int) -> tuple[Part, ...]:

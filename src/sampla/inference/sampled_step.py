@@ -16,7 +16,7 @@ from torch import Tensor
 from sampla.core.noise import PRIOR, standard_normal
 from sampla.features import Features, OutputsAt
 from sampla.inference.evidence import effective_dimension, updated_precision
-from sampla.inference.exact import ExactPosterior, is_affordable, is_always, whole
+from sampla.inference.exact import ExactPosterior, grown_to_range
 from sampla.inference.krylov import KrylovSpace, krylov_space
 from sampla.inference.mackay import (
     ALL_MET,
@@ -35,7 +35,7 @@ from sampla.inference.state import EMState, EMStep, Task
 from sampla.likelihoods import Gaussian, Likelihood
 from sampla.model import LinearModel, NoiseDraw
 from sampla.priors import BoundPrior
-from sampla.solvers import Dense, LinearSystem, Mode, RightHandSide, Solution, linear_mode, solve_balanced
+from sampla.solvers import LinearSystem, Mode, RightHandSide, Solution, linear_mode, solve_balanced
 from sampla.solvers._preconditioners import Jacobi
 
 _SLOWEST = 0.02
@@ -77,8 +77,7 @@ class SampledEM:
     def run(self, state: EMState, keep: Callable[[EMState], None]) -> EMState:
         """EM steps until everything learnt has settled, or until the steps are used up."""
         task = self.task
-        told = isinstance(task.solver, Dense) and not state.model.likelihood.learns_noise
-        self.exact = not told and is_always(task, state.model)
+        self.exact = task.route.exact_traces
         stuck = False
         while not state.settled and not stuck and len(state.trace) < task.em.max_steps:
             state = self.step(state)
@@ -101,7 +100,7 @@ class SampledEM:
         gamma, gamma_error = effective_dimension(solution, task.em_samples, state.prior)
         updated = updated_precision(state.prior, gamma, mode[0]) if state.prior.learn else state.prior.precision
         unknown = self._noise_unknown(state, gamma, gamma_error)
-        if unknown and not self.exact and is_affordable(task, state.model):
+        if unknown and not self.exact and task.route.exact_if_needed:
             self.exact = True
             return self.step(state)
         model, noise_change, kept = self._noise_step(state, solution, mode, float(gamma.sum()), unknown)
@@ -267,7 +266,7 @@ class SampledEM:
         draw = self.draw if factor is None else self.task.draw
         if self.space is None or (factor is None and self.space_of is not state.model):
             start, unseen = draw.data_part.tensor_split([self.task.em_samples])
-            self.space = whole(self.task, model, krylov_space(start), unseen, label)
+            self.space = grown_to_range(self.task, model, krylov_space(start), unseen, label)
             self.space_of = state.model
         space = self.space if factor is None else self.space.times(factor)
         return ExactPosterior(space, state.prior.diagonal)

@@ -1,98 +1,26 @@
 """What the loop over hyperparameters is asked, what it remembers between its steps, and what it leaves behind."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-from sampla.core.checks import complain, require, require_count, require_fraction
+from sampla.core.checks import complain
 from sampla.inference.evidence import LogEvidence
 from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import LogError
+from sampla.inference.route import Route
+from sampla.inference.settings import EM
 from sampla.likelihoods import Gaussian, Likelihood
 from sampla.model import LinearModel, NoiseDraw, Survey
 from sampla.priors import BoundPrior
 from sampla.solvers import Mode, Solution, Solver
 
-CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
-LinearModelKind: TypeAlias = Literal["surrogate", "tangent"]
-Method: TypeAlias = Literal["krylov", "samples"]
-
-
-_FEWEST_ROWS, _MOST_ROWS, _SPACE_BYTES = 256, 1024, 2**28
-"""Vectors in EM's Krylov space: so many at least may become necessary, and up to so many where they are small."""
 _FALLING = 0.2
 """Change of a late EM step by which the noise is on its way to zero, as a rule: the model explains all the targets."""
-_FEW_ROWS = 64
-"""Vectors in a space that holds the whole range of M, whatever they take."""
-_WHERE_NEEDED = 8
-"""Times EM.exact_up_to, up to which traces are exact where the noise could not be told otherwise."""
-_MANY = 10.0
+_LARGEST_PERCENTAGE = 10.0
 """An error of a logarithm from which it is not given as a percentage."""
-
-
-@dataclass(frozen=True)
-class EM:
-    """When the loop stops and how accurate it works.
-
-    Args:
-        tolerance: largest relative change of any prior or noise precision at which EM has settled.
-        max_steps: EM steps at most.
-        solve_tolerance: function-space error of the E-steps that use samples (gamma is off by about its square).
-        mode_tolerance: relative error of the linear mode. With a Gaussian likelihood the mean is one of the columns of
-            such an E-step, which is then solved to this tolerance if the prior's precision is learnt.
-        num_samples: right-hand sides that EM works with; the final solve has K. gamma is then known to about
-            sqrt(2 / (num_samples gamma)) of itself.
-        max_rows: vectors of P that the Krylov space of M may hold; None: 256, or as many as 256 MiB hold, up to 1,024.
-        exact_up_to: min(N C, P) up to which traces are exact, without probes: a Krylov space then holds the whole
-            range of M. Up to eight times that they become exact where the noise could not be told otherwise. 0: never.
-        method: "krylov" reads gamma for every alpha off one Krylov space of M, "samples" solves for posterior samples
-            at every step, as the paper does; None: the Krylov space wherever M does not change with what is learnt.
-    """
-
-    tolerance: float = 0.02
-    max_steps: int = 30
-    solve_tolerance: float = 0.05
-    mode_tolerance: float = 0.005
-    num_samples: int = 8
-    max_rows: int | None = None
-    exact_up_to: int = 256
-    method: Method | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("tolerance", "solve_tolerance", "mode_tolerance"):
-            require_fraction(getattr(self, name), f"EM {name}", "Try 0.02.")
-        require_count(self.max_steps, "EM max_steps", 1, "Fix the prior with learn=False.")
-        require_count(self.num_samples, "EM num_samples", 2, "The default is 8.")
-        if self.max_rows is not None:
-            require_count(self.max_rows, "EM max_rows", 16, "None takes 256 to 1,024, by their size.")
-        require_count(self.exact_up_to, "EM exact_up_to", 0, "The default is 256; 0 means never.")
-        known = self.method in (None, "krylov", "samples")
-        require(known, "EM method 'krylov', 'samples' or None", f"{self.method!r}", "None chooses.")
-
-    @property
-    def kind(self) -> str:
-        """All but how far the loop goes: what must be the same for a loop that was stopped to go on."""
-        return repr(replace(self, tolerance=0.5, max_steps=1))
-
-    def rows_of(self, like: Tensor, size: int) -> int:
-        """How many vectors of ``size`` numbers of the dtype of ``like`` the Krylov space may hold."""
-        if self.max_rows is not None:
-            return self.max_rows
-        return min(max(_SPACE_BYTES // (size * like.element_size()), _FEWEST_ROWS), _MOST_ROWS)
-
-    def holds_whole(self, rank: int, like: Tensor, size: int, *, needed: bool = False) -> bool:
-        """Whether the Krylov space of an M of at most this rank is to hold its whole range, for exact traces.
-
-        Args:
-            rank: min(N C, P).
-            like: of what dtype vectors are.
-            size: P.
-            needed: whether the noise could not be told otherwise.
-        """
-        rows = max(_SPACE_BYTES // (size * like.element_size()), _FEW_ROWS) if self.max_rows is None else self.max_rows
-        return rank <= rows and rank <= self.exact_up_to * (_WHERE_NEEDED if needed else 1)
 
 
 @dataclass(frozen=True)
@@ -169,11 +97,7 @@ class Task:
     """The right-hand sides' data parts at the first likelihood, in the coordinates of the prior's scale."""
     tolerance: float
     max_passes: int
-    learns: bool
-    """Whether there are hyperparameters to find."""
-    wants_evidence: bool
-    moves: bool
-    """Whether B is taken at the linear mode."""
+    route: Route
     say: Callable[[str], None]
 
     @property
@@ -186,10 +110,6 @@ class Task:
         if not isinstance(likelihood, Gaussian) or self.survey.target is None:
             return 0.0
         return likelihood.weighted(self.survey.target)
-
-    def rows(self, model: LinearModel) -> int:
-        """How many vectors a Krylov space may hold."""
-        return self.em.rows_of(model.features.like, model.num_parameters)
 
 
 @dataclass(frozen=True)
@@ -233,11 +153,11 @@ def complain_unsettled(task: Task, state: EMState) -> str:
 
 def what_is_open(task: Task, state: EMState) -> str:
     """What keeps EM from having settled, with its number, and what helps: the first thing that applies."""
-    last, most, space = state.trace[-1], task.rows(state.model), state.space
+    last, most, space = state.trace[-1], task.route.max_rows, state.space
     if state.noise_unknown:
-        whole = min(task.survey.numbers, state.model.num_parameters)
+        rank = task.route.largest_rank
         sampled = last.effective_dimension_error[0] > 0
-        exactly = f", EM(exact_up_to={whole}, max_rows={whole}) for exact traces" if sampled else ""
+        exactly = f", EM(exact_up_to={rank}, max_rows={rank}) for exact traces" if sampled else ""
         return (
             f"the noise is not known, because {state.noise_unknown}: give Gaussian(noise_precision=1 / std**2), fewer "
             f"parameters=[...]{exactly}, or more data"
@@ -264,7 +184,7 @@ def what_is_open(task: Task, state: EMState) -> str:
 
 
 def _percent(error: float) -> str:
-    return f"{error:.1%}" if error < _MANY else "more than ten times"
+    return f"{error:.1%}" if error < _LARGEST_PERCENTAGE else "more than ten times"
 
 
 def trace_rows(trace: list[EMStep]) -> list[dict[str, Any]]:

@@ -26,9 +26,10 @@ from sampla.features import (
     select_parameters,
 )
 from sampla.inference.checkpointing import held, keep_state, kept_noise, restore_chunks, restore_state
-from sampla.inference.infer import EM, CurvatureAt, Inference, LinearModelKind, infer
+from sampla.inference.infer import Inference, infer
 from sampla.inference.memory_plan import MemoryPlan, plan_memory
 from sampla.inference.report import FitReport, build_report
+from sampla.inference.settings import EM, CurvatureAt, LinearModelKind
 from sampla.laplace.guards import apart, check_evaluation_mode, check_modules, check_network, located, only_device
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.likelihoods.checks import check_settings
@@ -127,12 +128,8 @@ class LinearisedLaplace:
         require_count(seed, "seed", 0, "The default is 0; the same seed gives the same samples.")
         require_count(max_passes, "max_passes", 1, "The default is 200.")
         require_fraction(tolerance, "tolerance", "The default is 0.02.")
-        require(
-            log_evidence in (None, True, False),
-            "log_evidence True, False or None",
-            f"{log_evidence!r}",
-            "None chooses.",
-        )
+        known = log_evidence in (None, True, False)
+        require(known, "log_evidence True, False or None", f"{log_evidence!r}", "None chooses.")
         self.model = model
         self.likelihood = named(likelihood, LIKELIHOODS, Likelihood)
         check_settings(self.likelihood)
@@ -233,10 +230,10 @@ class LinearisedLaplace:
         with apart(self.model, said=True), freed_memory_kept():
             features, data, _ = self._opened(loader, unpacking(labels, unpack))
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(None))
-            moving = self.curvature_at == "linear-mode"
             return plan_memory(
-                model, self.prior, self.solver, self.em, self.num_samples, moving=moving, log_evidence=self.log_evidence
-            )
+                model, self.prior, self.solver, self.em, self.num_samples,
+                curvature_at=self.curvature_at, log_evidence=self.log_evidence,
+            )  # fmt: skip
 
     def predict(self, x: Any, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
         """The posterior predictive at new inputs; see ``Predictive`` for what it offers.

@@ -16,8 +16,9 @@ from sampla.core.allocator import freed_memory_kept
 from sampla.core.checks import require, require_known
 from sampla.core.params import ParameterLayout
 from sampla.core.progress import Progress
-from sampla.inference.infer import EM, infer
+from sampla.inference.infer import infer
 from sampla.inference.report import build_report
+from sampla.inference.settings import EM
 from sampla.likelihoods import Bernoulli, Categorical, Likelihood
 from sampla.linear.columns import RowData, columns_of, measure
 from sampla.linear.inputs import array_source, checked_rows, chunk_source, class_targets, is_chunks, seed_of

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sampla.core.allocator import freed_memory_kept
 from sampla.core.progress import Progress
-from sampla.inference.infer import EM
+from sampla.inference.settings import EM
 from sampla.likelihoods import Gaussian
 from sampla.linear.closed_form import Learn, dual_spectrum, exact_em, primal_spectrum
 from sampla.linear.coefficients import ClosedForm, CoefficientPosterior, Sampled

@@ -22,8 +22,9 @@ from sampla.core.noise import PROBE, standard_normal
 from sampla.core.params import ParameterLayout
 from sampla.core.progress import Progress
 from sampla.features import NetworkFeatures, check_adjoint, select_parameters
-from sampla.inference.infer import EM, infer
+from sampla.inference.infer import infer
 from sampla.inference.report import FitReport, build_report
+from sampla.inference.settings import EM
 from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior, GPrior

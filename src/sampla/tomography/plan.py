@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from sampla.inference.infer import EM
 from sampla.inference.memory_plan import SOLVER_BLOCKS
+from sampla.inference.settings import EM
 from sampla.tomography.operators import MatrixOperator, Operator
 
 _SPACE_BYTES = 3 * 2**29

@@ -1,0 +1,114 @@
+"""Which way a fit goes: decided once, from what is asked of it, before anything is solved for.
+
+The loop, the plan of its memory, the report and the linear models all read the same ``Route``.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sampla.core.checks import require
+from sampla.inference.settings import EM, CurvatureAt, Method
+from sampla.likelihoods import Gaussian, Likelihood
+from sampla.model import LinearModel
+from sampla.priors import BoundPrior
+from sampla.solvers import Dense, Solver
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which way a fit goes."""
+
+    e_step: Method
+    """From one Krylov space of M, or from posterior samples. Also where nothing is learnt: it says what the final solve
+    starts from."""
+    learns: bool
+    """Whether there are hyperparameters to find."""
+    log_evidence: bool
+    """Whether log p(y) is estimated."""
+    solver_tells_determinant: bool
+    """Whether log det H for it comes with the final solve, instead of from a Krylov space."""
+    solver_uses_space: bool
+    """Whether a Krylov space is the final solve's preconditioner and start."""
+    moves_curvature: bool
+    """Whether B is taken at the linear mode, and moves with it."""
+    largest_rank: int
+    """min(N C, P): the rank of M is at most this."""
+    max_rows: int
+    """Vectors of P that a Krylov space may hold."""
+    exact_traces: bool
+    """Whether traces are exact, without probes: a Krylov space then holds the whole range of M."""
+    exact_if_needed: bool
+    """Whether they become exact where the noise could not be told otherwise."""
+
+    @property
+    def method(self) -> str:
+        """How the hyperparameters are found, for the report: "krylov", "samples" or "fixed"."""
+        return self.e_step if self.learns else "fixed"
+
+    @property
+    def one_space(self) -> bool:
+        """Whether one Krylov space of M serves EM, the log determinant and the final solve."""
+        return self.e_step == "krylov" and (self.learns or self.log_evidence)
+
+    @property
+    def whitened_space(self) -> bool:
+        """Whether the log determinant comes from a space of A^(-1/2) M A^(-1/2) of its own, before the final solve."""
+        return self.e_step == "samples" and self.log_evidence and not self.solver_tells_determinant
+
+
+def choose_route(
+    model: LinearModel,
+    prior: BoundPrior,
+    solver: Solver[Any],
+    em: EM,
+    numbers: int,
+    *,
+    curvature_at: CurvatureAt = "network",
+    log_evidence: bool | None = None,
+) -> Route:
+    """The route of a fit.
+
+    Args:
+        model: features and likelihood.
+        prior: over the features' parameters.
+        solver: for H Z = B.
+        em: when and how the loop over hyperparameters stops.
+        numbers: N C, every datum counted once.
+        curvature_at: where the outputs lie at which B is taken.
+        log_evidence: whether to estimate log p(y); None: if something is learnt, and the solver's own work tells it.
+
+    Raises:
+        ValueError: if EM(method="krylov") is asked for what no single Krylov space serves.
+    """
+    likelihood, like, size = model.likelihood, model.features.like, model.num_parameters
+    learns = prior.learn or likelihood.learns_noise
+    moves = curvature_at == "linear-mode" and not likelihood.is_quadratic
+    possible = _shares_one_space(likelihood, prior) and not moves
+    require(
+        em.method != "krylov" or possible,
+        "one alpha, scalar or fixed noise, and curvature_at='network' for EM(method='krylov')",
+        "a model whose M changes with what is learnt, or a prior with several alphas",
+        "Use EM(method='samples'), or None to choose.",
+    )
+    krylov = possible and em.method != "samples" and (solver.recycles or em.method == "krylov")
+    wanted = learns and (solver.recycles or solver.exact_determinant) if log_evidence is None else log_evidence
+    rank = min(numbers, size)
+    gamma_is_exact = not krylov and isinstance(solver, Dense) and not likelihood.learns_noise
+    return Route(
+        e_step="krylov" if krylov else "samples",
+        learns=learns,
+        log_evidence=wanted,
+        solver_tells_determinant=wanted and not krylov and solver.exact_determinant,
+        solver_uses_space=solver.recycles,
+        moves_curvature=moves,
+        largest_rank=rank,
+        max_rows=em.rows_of(like, size),
+        exact_traces=em.holds_range(rank, like, size) and not gamma_is_exact,
+        exact_if_needed=em.holds_range(rank, like, size, needed=True),
+    )
+
+
+def _shares_one_space(likelihood: Likelihood, prior: BoundPrior) -> bool:
+    """Whether H = f M + alpha with one M, whatever is learnt: one alpha, and scalar noise or none to learn."""
+    fixed = not likelihood.learns_noise or (isinstance(likelihood, Gaussian) and likelihood.structure == "scalar")
+    return len(prior.names) == 1 and fixed
