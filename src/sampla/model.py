@@ -19,7 +19,7 @@ from sampla.core.progress import Progress
 from sampla.core.rounding import Rounding
 from sampla.core.typing import Loader
 from sampla.features import Chunked, Features, Linearisation
-from sampla.likelihoods import Gaussian, Likelihood
+from sampla.likelihoods import Likelihood
 from sampla.likelihoods.checks import ProbabilityWatch, check_counted, check_curvature, check_settings
 
 _BLOCK = 32
@@ -60,9 +60,9 @@ class Survey:
     entries: float
     """The same less what the features have absorbed: the degrees of freedom that are left to noise and prior."""
     residual: Tensor | None
-    """Second moment of y - f for a Gaussian likelihood."""
+    """Second moment of the residuals of the network's outputs f, y - f for Gaussian noise; None if there are none."""
     target: Tensor | None = None
-    """Second moment of y, or of y - f + J w for a tangent, for a Gaussian likelihood."""
+    """The same where the linear model says nothing, at theta = 0: y, or y - f + J w for a tangent."""
     numbers: int = 0
     """N C, every datum counted once: at least the rank of M."""
 
@@ -228,7 +228,7 @@ class LinearModel:
                     first_output += here.outputs.numel()
 
     def survey(self) -> Survey:
-        """One forward pass that checks all data and, for Gaussian noise, measures the residuals.
+        """One forward pass that checks all data and measures the residuals of likelihoods that have them.
 
         Raises:
             ValueError: for NaN in inputs, outputs or targets, or targets that do not fit the outputs.
@@ -252,9 +252,11 @@ class LinearModel:
             watch.see(outputs, batch.targets)
             numbers += outputs.numel()
             count += outputs[0].numel() * (batch.size if batch.weights is None else float(batch.weights.double().sum()))
-            if isinstance(self.likelihood, Gaussian):
-                explained = batch.targets - self._prior_mean(here)
-                parts = [self._moment(batch, each) for each in (batch.targets - outputs, explained)]
+            left = self.likelihood.residuals(outputs, batch.targets)
+            if left is not None:
+                at_zero = self.likelihood.residuals(self._prior_mean(here), batch.targets)
+                assert at_zero is not None
+                parts = [self._moment(batch, each) for each in (left, at_zero)]
                 moments = parts if moments is None else [a + b for a, b in zip(moments, parts, strict=True)]
         watch.warn()
         residual, target = moments or (None, None)
@@ -262,13 +264,13 @@ class LinearModel:
 
     def _check_curvature(self, outputs: Tensor, targets: Tensor) -> None:
         """Once the likelihood has all it needs; a noise precision that is to be learnt has no value yet."""
-        if not (isinstance(self.likelihood, Gaussian) and self.likelihood.noise_precision is None):
+        if self.likelihood.noise_is_known:
             check_curvature(self.likelihood, outputs, targets)
 
-    def _prior_mean(self, here: Linearisation) -> Tensor | float:
+    def _prior_mean(self, here: Linearisation) -> Tensor:
         """What the linear model says at theta = 0: zero, or f - J w for a tangent."""
-        origin = self.features.origin
-        return 0.0 if origin is None else here.outputs - here.jvp(self._near(origin)[None])[0]
+        origin, outputs = self.features.origin, here.outputs
+        return torch.zeros_like(outputs) if origin is None else outputs - here.jvp(self._near(origin)[None])[0]
 
     def _whole_pieces(self) -> Iterator[Batch]:
         """One pass over the data alone, in pieces for one vector."""
@@ -277,7 +279,6 @@ class LinearModel:
 
     def _moment(self, batch: Batch, values: Tensor) -> Tensor:
         """Weighted second moment of (n, *out) values of a batch."""
-        assert isinstance(self.likelihood, Gaussian)
         if batch.weights is not None:
             values = values * batch.weights.to(values).sqrt().view(-1, *[1] * (values.ndim - 1))
         return self.likelihood.second_moment(values.unsqueeze(0))
@@ -371,8 +372,7 @@ class LinearModel:
         return max(1, min(8, self.data.num_data // _PLENTY)) if self.data.fixed_order else 1
 
     def noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Second moments of y less the linear model's mean, and of phi z over K samples, for the noise's M-step."""
-        assert isinstance(self.likelihood, Gaussian)
+        """Second moments of the residuals at the linear model's mean, and of phi z over K samples, for the M-step."""
         origin = self.features.origin
         columns = self._near(torch.cat([mean if origin is None else mean - origin, samples]))
         residual = function = torch.zeros((), dtype=torch.float64, device=columns.device)
@@ -380,8 +380,9 @@ class LinearModel:
             ranges = self.chunks.ranges(len(columns))
             pushed = torch.cat([batch.features.jvp(columns[part.start : part.stop]) for part in ranges])
             found = pushed[:1] if origin is None else batch.features.outputs + pushed[:1]
-            missed = batch.weighted(batch.targets.unsqueeze(0) - found, 0.5)
-            residual = residual + self.likelihood.second_moment(missed)
+            left = self.likelihood.residuals(found[0], batch.targets)
+            assert left is not None, "a likelihood whose noise is learnt has residuals"
+            residual = residual + self.likelihood.second_moment(batch.weighted(left[None], 0.5))
             function = function + self.likelihood.second_moment(batch.weighted(pushed[1:], 0.5))
         self.ledger.products += len(columns) / 2
         return residual, function / len(samples)

@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[sampla.Likelihood, str]] = {
     "not quadratic": (Claimed(), "quadratic in the outputs, since Claimed.is_quadratic is True, got one whose"),
 }  # fmt: skip
 REFUSED_REGRESSION: dict[str, tuple[sampla.Likelihood, str]] = {
-    "missing targets": (Gappy(4.0), "targets for all outputs of a Gaussian likelihood, got Gappy.counted that leaves"),
+    "missing targets": (Gappy(4.0), "targets for .* a likelihood with residuals, got Gappy.counted that leaves"),
     "another root": (Halved(4.0), r"S S' = B from Halved.curvature_root_product.*got \|S' u\|\^2 = .* and u' B u = "),
     "another axis": (Sideways(), "Sideways.probabilities that add up to one along class_axis -1, got a sum off by"),
     "concave": (Concave(), r"a positive semi-definite curvature from Concave.curvature_product, got u' B u = -"),

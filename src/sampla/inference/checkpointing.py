@@ -24,7 +24,6 @@ from sampla.core.stack import Stack
 from sampla.inference.infer import EMState, EMStep, trace_rows
 from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import LogError
-from sampla.likelihoods import Gaussian
 from sampla.model import NoiseDraw
 from sampla.solvers import Memory, Mode, Solution, Status
 
@@ -48,9 +47,9 @@ def keep_state(folder: str | Path | None, state: EMState, identity: dict[str, An
     if folder is None:
         return
     tensors = {"precision": state.prior.precision, **_tensors_of(state)}
-    likelihood = state.model.likelihood
-    if isinstance(likelihood, Gaussian) and likelihood.noise_precision is not None:
-        tensors["noise_precision"] = likelihood.noise_precision
+    noise = state.model.likelihood.noise_precision
+    if noise is not None:
+        tensors["noise_precision"] = noise
     facts = {
         "identity": identity,
         "version": _VERSION,
@@ -184,8 +183,8 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
         return tensors[name].to(state.model.features.like.device)
 
     model = state.model
-    if "noise_precision" in tensors and isinstance(model.likelihood, Gaussian) and model.likelihood.learns_noise:
-        model = model.replaced(likelihood=Gaussian(tensors["noise_precision"], learn=True))
+    if "noise_precision" in tensors and model.likelihood.learns_noise:
+        model = model.replaced(likelihood=model.likelihood.with_noise(tensors["noise_precision"]))
     solution = None
     if "value" in tensors:
         solution = Solution(here("value"), here("curvature_value"), Status.MAX_PASSES, 0, float("nan"))

@@ -7,7 +7,6 @@ from sampla.core.data import Data
 from sampla.inference.evidence import LogEvidence, at_least_zero, dimension_by_layer
 from sampla.inference.infer import Inference, trace_rows
 from sampla.inference.quadrature import LogError
-from sampla.likelihoods import Gaussian
 from sampla.solvers import Status
 
 _SMALL_CHANGE = 0.1
@@ -249,8 +248,7 @@ def build_report(
     products: str = "",
 ) -> FitReport:
     """Collect the report from what the fit left behind."""
-    likelihood = inference.model.likelihood
-    noise = likelihood.noise_precision if isinstance(likelihood, Gaussian) else None
+    noise = inference.model.likelihood.noise_precision
     count = len(inference.samples)
     layers = at_least_zero(dimension_by_layer(inference.solution, count, inference.model.features.layout))
     return FitReport(

@@ -255,9 +255,8 @@ class LinearisedLaplace:
 
     @property
     def noise_precision_(self) -> Tensor | None:
-        """Noise precision of a Gaussian likelihood: (), (C,) or (C, C); None for others."""
-        likelihood = self._fitted().likelihood
-        return likelihood.noise_precision if isinstance(likelihood, Gaussian) else None
+        """Noise precision of a likelihood that has one: () or, for a Gaussian, (C,) or (C, C); None for others."""
+        return self._fitted().likelihood.noise_precision
 
     @property
     def effective_dimension_(self) -> Tensor:

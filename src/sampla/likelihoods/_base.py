@@ -1,13 +1,18 @@
-"""What a likelihood must say; write one by subclassing and giving the three abstract methods."""
+"""What a likelihood must say; write one by subclassing and giving the three abstract methods.
+
+A likelihood with a dispersion, such as the noise of a Gaussian, has a ``noise_precision`` as well, and nobody asks
+which class it is of: the methods that serve it have defaults for likelihoods without one.
+"""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.func import vjp
 
 from sampla.core.checks import require
+from sampla.inference.mackay import updated_noise
 
 
 def require_plain(targets: Tensor, expected: str) -> None:
@@ -43,7 +48,10 @@ class Likelihood(ABC):
     class_axis: int | None = None
     """The axis of the outputs, counted from the end, along which probabilities add up to one; None: no such axis."""
     learns_noise = False
-    """True if EM is to update parameters of the likelihood."""
+    """True if EM is to learn ``noise_precision``; ``residuals`` and ``with_noise`` are needed then."""
+    noise_precision: Tensor | None = None
+    """What B and log_prob are proportional to, the inverse of a dispersion: () in float64 on the CPU, and for Gaussian
+    noise by output (C,) or in full (C, C). None: there is no such number, or it is not known before the fit."""
 
     @abstractmethod
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -86,6 +94,90 @@ class Likelihood(ABC):
             TypeError: if the likelihood is not about classes.
         """
         raise TypeError(f"{type(self).__name__} has no class probabilities: use pred.mean and pred.variance instead.")
+
+    @property
+    def scalar_noise(self) -> bool:
+        """Whether all that EM may learn is one factor of B, so that one Krylov space of M serves every value of it."""
+        return True
+
+    @property
+    def noise_is_known(self) -> bool:
+        """Whether B can be computed; False as long as a noise precision has to be started from the residuals."""
+        return not self.learns_noise or self.noise_precision is not None
+
+    def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """(n, *out) what the outputs leave of the targets, of covariance B^-1 up to ``noise_precision``.
+
+        That is y - f for Gaussian noise, Pearson's (y - mu) / sqrt(V(mu)) for counts with mean mu and variance
+        V(mu) / noise_precision. None: the likelihood has no dispersion to measure.
+        """
+        return None
+
+    def with_noise(self, noise_precision: Tensor) -> Self:
+        """The same likelihood with another ``noise_precision``.
+
+        Raises:
+            NotImplementedError: if the likelihood has no dispersion.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no noise_precision to change: write with_noise")
+
+    def second_moment(self, residuals: Tensor) -> Tensor:
+        """Sum of r r' over a stack of residuals, in float64; of scalar noise the sum of squares, ()."""
+        return residuals.double().square().sum()
+
+    def weighted(self, moment: Tensor) -> float:
+        """sum_n r_n' B r_n from the second moment of residuals r; zero if there is no noise precision."""
+        return 0.0 if self.noise_precision is None else float(self.noise_precision.to(moment) * moment.sum())
+
+    def started(self, residual: Tensor, entries: float) -> Self:
+        """With a first noise precision, if it has none: the inverse mean square of what the network leaves.
+
+        Args:
+            residual: second moment of the residuals of the network's own outputs, summed over all data.
+            entries: N C, the number of observed numbers (less those that the features have absorbed).
+        """
+        return self if self.noise_is_known else self.with_noise((entries / residual.clamp_min(1e-300)).cpu())
+
+    def updated(
+        self,
+        residual: Tensor,
+        function: Tensor,
+        effective_dimension: float,
+        entries: float,
+        exact: bool = False,
+    ) -> Self:
+        """The M-step of the noise precision: MacKay's, (N C - gamma) / sum_n |r_n|^2 (docs/method.md, section 3).
+
+        Args:
+            residual: second moment of the residuals at the posterior mean or mode, summed over all data.
+            function: second moment of phi z over posterior samples z, summed over all data.
+            effective_dimension: gamma.
+            entries: N C.
+            exact: whether ``function`` is free of sampling error.
+        """
+        return self.with_noise(updated_noise(entries, effective_dimension, residual).cpu())
+
+    def used_up(self, function: Tensor, entries: float) -> float:
+        """The largest share, over outputs and their combinations, of the data that parameters determine: 0 to 1."""
+        return 0.0
+
+    def scaled(self, factor: float) -> Self:
+        """The same with a noise precision, and so a B, so many times as large; as it is if there is none."""
+        return self if self.noise_precision is None else self.with_noise(self.noise_precision * factor)
+
+    def factor_over(self, other: "Likelihood") -> float | None:
+        """B over the B of the same likelihood with another noise; None if they differ by more than a factor."""
+        mine, theirs = self.noise_precision, other.noise_precision
+        if mine is None or theirs is None or mine.ndim > 0 or theirs.ndim > 0:
+            return None
+        return float(mine / theirs)
+
+    def log_determinant(self, outputs: Tensor) -> float | None:
+        """log det B of one datum of these outputs where y ~ N(f, B^-1), whose predictive density has a closed form.
+
+        None: the density is averaged over draws of f.
+        """
+        return None
 
     def config(self) -> dict[str, Any]:
         """What ``from_config`` needs beside tensors to rebuild a built-in likelihood; JSON only."""

@@ -40,7 +40,8 @@ def check_counted(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> N
     """Refuse a ``counted`` that is more than a choice of outputs.
 
     Raises:
-        ValueError: for anything but ones and zeros of a shape that fits, and for a Gaussian that leaves outputs out.
+        ValueError: for anything but ones and zeros of a shape that fits, and for outputs that are left out where
+            residuals are measured.
     """
     counted = likelihood.counted(targets)
     if counted is None:
@@ -62,8 +63,8 @@ def check_counted(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> N
         "It says which outputs count, not how much: weights of classes or data are not supported yet.",
     )
     require(
-        not isinstance(likelihood, Gaussian) or bool((counted != 0).all()),
-        "targets for all outputs of a Gaussian likelihood",
+        bool((counted != 0).all()) or likelihood.residuals(outputs, targets) is None,
+        "targets for all outputs of a likelihood with residuals",
         f"{name}.counted that leaves some out",
         "Missing entries of regression targets are not supported yet: the noise would be learnt from all of them. "
         "Leave those data out, or impute them.",

@@ -1,7 +1,8 @@
 """Regression with Gaussian noise: scalar, per-output or full precision, fixed or learnt."""
 
+from copy import copy
 from math import log, pi
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -40,12 +41,17 @@ class Gaussian(Likelihood):
     ) -> None:
         require_known(structure, ("scalar", "diagonal", "full"), "noise structure")
         self.learns_noise = noise_precision is None if learn is None else learn
-        self.noise_precision: Tensor | None = None
         self.structure: Structure = structure
         if noise_precision is not None:
-            self.noise_precision = torch.as_tensor(noise_precision, dtype=torch.float64, device="cpu")
-            self.structure = ("scalar", "diagonal", "full")[min(self.noise_precision.ndim, 2)]
-            self._root = _root(self.noise_precision)
+            self._take(noise_precision)
+
+    @property
+    def scalar_noise(self) -> bool:
+        return self.structure == "scalar"
+
+    @property
+    def noise_is_known(self) -> bool:
+        return self.noise_precision is not None
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         residual = (targets - outputs).unsqueeze(0)
@@ -93,6 +99,14 @@ class Gaussian(Likelihood):
             size = self.noise_precision.shape[-1]
             require(size == shape[-1], f"a noise precision for {shape[-1]} outputs", f"one for {size}", fix)
 
+    def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return targets - outputs
+
+    def with_noise(self, noise_precision: Tensor) -> Self:
+        other = copy(self)
+        other._take(noise_precision)
+        return other
+
     def second_moment(self, residuals: Tensor) -> Tensor:
         """Sum over the stack of r r', reduced to the noise's structure: (), (C,) or (C, C), in float64."""
         flat = residuals.reshape(-1, residuals.shape[-1]).double()
@@ -102,20 +116,15 @@ class Gaussian(Likelihood):
         return squared.sum(0) if self.structure == "diagonal" else squared.sum()
 
     def weighted(self, moment: Tensor) -> float:
-        """sum_n r_n' B r_n from the second moment of r."""
         precision = self._precision().to(moment)
         if self.structure == "scalar":
             return float(precision * moment.sum())
         return float((precision * moment).sum())
 
-    def scaled(self, factor: float) -> "Gaussian":
-        """The same with a noise precision so many times as large."""
-        return Gaussian(self._precision() * factor, learn=self.learns_noise)
-
     def updated(
         self, residual: Tensor, function: Tensor, effective_dimension: float, entries: float, exact: bool = False
-    ) -> "Gaussian":
-        """The M-step for the noise (docs/method.md, section 3; MacKay 1992 for scalar noise).
+    ) -> Self:
+        """The M-step of the noise (docs/method.md, section 3; MacKay 1992 for scalar noise).
 
         Args:
             residual: second moment of y - phi mean, summed over all data.
@@ -130,13 +139,12 @@ class Gaussian(Likelihood):
         """
         if self.structure == "scalar":
             precision = updated_noise(entries, effective_dimension, residual)
-            return Gaussian(precision.cpu(), learn=self.learns_noise)
+            return self.with_noise(precision.cpu())
         rows = entries / residual.shape[-1]
         covariance = self._mackay(residual / rows, function / rows) if exact else (residual + function) / rows
-        return Gaussian(_inverse(covariance.cpu()), learn=self.learns_noise)
+        return self.with_noise(_inverse(covariance.cpu()))
 
     def used_up(self, function: Tensor, entries: float) -> float:
-        """The largest share, over outputs and their combinations, of the data that parameters determine: 0 to 1."""
         share = function / (entries / function.shape[-1]) if self.structure != "scalar" else function / entries
         precision = self._precision().to(share)
         if share.ndim < 2:
@@ -161,22 +169,28 @@ class Gaussian(Likelihood):
         covariance: Tensor = back @ (inside / ((left + left[:, None]) / 2)) @ back.mT
         return (covariance + covariance.mT) / 2
 
-    def started(self, residual: Tensor, entries: float) -> "Gaussian":
-        """This likelihood with a first noise precision, the inverse of the residuals' second moment."""
-        if self.noise_precision is not None:
+    def started(self, residual: Tensor, entries: float) -> Self:
+        """With a first noise precision, if it has none: the inverse of the residuals' second moment."""
+        if self.noise_is_known:
             return self
         mean_square = residual / (entries if self.structure == "scalar" else entries / residual.shape[-1])
         if mean_square.ndim == 2:
             matrix = mean_square.cpu()
             matrix = matrix + 1e-6 * matrix.diagonal().mean() * torch.eye(len(matrix))
-            return Gaussian(_inverse(matrix), learn=self.learns_noise)
-        return Gaussian(mean_square.clamp_min(1e-12).reciprocal().cpu(), learn=self.learns_noise)
+            return self.with_noise(_inverse(matrix))
+        return self.with_noise(mean_square.clamp_min(1e-12).reciprocal().cpu())
 
     def config(self) -> dict[str, Any]:
         precision = None if self.noise_precision is None else self.noise_precision.tolist()
         return {
             "name": "Gaussian", "noise_precision": precision, "learn": self.learns_noise, "structure": self.structure,
         }  # fmt: skip
+
+    def _take(self, noise_precision: float | Tensor) -> None:
+        """Take over a precision; its shape says which structure it has."""
+        self.noise_precision = torch.as_tensor(noise_precision, dtype=torch.float64, device="cpu")
+        self.structure = ("scalar", "diagonal", "full")[min(self.noise_precision.ndim, 2)]
+        self._root = _root(self.noise_precision)
 
     def _precision(self) -> Tensor:
         if self.noise_precision is None:

@@ -274,7 +274,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         )  # fmt: skip
         self._posterior = Sampled(fit.samples * unit, columns.design(source, outputs))
         found = fit.inference
-        precision = found.model.likelihood.noise_precision.double().cpu()  # type: ignore[attr-defined]
+        precision = found.model.likelihood.noise_precision.double().cpu()  # type: ignore[union-attr]
         covariance = torch.linalg.inv(precision) if precision.ndim == 2 else precision.reciprocal().expand(outputs)
         learnt = found.prior.precision / columns.precision_unit.to(found.prior.precision)
         self._keep(learnt, covariance * unit**2, found.effective_dimension, fit.mean * unit)

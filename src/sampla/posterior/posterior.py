@@ -103,7 +103,7 @@ def load_posterior(
     Args:
         path: a file written by ``Posterior.save``.
         network: the same network with the same weights.
-        likelihood: needed only for a likelihood of your own.
+        likelihood: needed only for a likelihood of your own; noise that was learnt is the file's.
         vectors_on: device of the samples; None: where the network is.
 
     Raises:
@@ -128,6 +128,9 @@ def load_posterior(
     products = Products(**facts.get("products", {}))
     features = NetworkFeatures(network, names, facts.get("output"), products, vectors_on=vectors_on)
     samples = tensors["samples"].to(features.like)
+    noise = facts["fit"].get("noise_precision")
+    if likelihood is not None and likelihood.learns_noise and noise is not None:
+        likelihood = likelihood.with_noise(torch.tensor(noise, dtype=torch.float64))
     return Posterior(
         features, likelihood or _rebuilt(facts["likelihood"], path), samples, facts["fit"], facts["network"], dtypes
     )

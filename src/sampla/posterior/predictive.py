@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sampla.core.checks import require, require_count, require_known
 from sampla.core.noise import PREDICTIVE, standard_normal
-from sampla.likelihoods import Gaussian, Likelihood
+from sampla.likelihoods import Likelihood
 
 _ENTRIES = 2**24
 """Numbers in flight in a Monte Carlo average."""
@@ -121,13 +121,14 @@ class Predictive:
     def log_prob(self, targets: Tensor) -> Tensor:
         """(n,) log predictive density of each datum's target in nats, all its outputs jointly.
 
-        Exact given the K-sample covariance for Gaussian likelihoods; for others log of the averaged likelihood
+        Exact given the K-sample covariance where y ~ N(f, B^-1); for other likelihoods log of the averaged likelihood
         (or of the probit probabilities, with that method).
         """
         targets = self._given(targets, "targets")
         self.likelihood.check_targets(self.mean, targets)
-        if isinstance(self.likelihood, Gaussian):
-            return self._gaussian(targets, torch.arange(len(targets), device=targets.device))
+        log_det = self.likelihood.log_determinant(self.mean)
+        if log_det is not None:
+            return self._gaussian(targets, torch.arange(len(targets), device=targets.device), log_det)
         if self.method == "probit":
             return self.likelihood.log_prob(self.likelihood_outputs(self.probs), targets)
         each = self.sample_log_prob(targets)
@@ -151,8 +152,9 @@ class Predictive:
             f"{tuple(group.shape)} {group.dtype}",
             "Give one number per datum.",
         )
-        if isinstance(self.likelihood, Gaussian):
-            return self._gaussian(targets, group)
+        log_det = self.likelihood.log_determinant(self.mean)
+        if log_det is not None:
+            return self._gaussian(targets, group, log_det)
         each = self.sample_log_prob(targets)
         joint = each.new_zeros(len(each), int(group.max()) + 1).index_add(1, group, each)
         return joint.logsumexp(0) - log(len(joint))
@@ -200,9 +202,8 @@ class Predictive:
     def _average(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.cat([function(draws).mean(0) for draws in self._drawn()])
 
-    def _gaussian(self, targets: Tensor, group: Tensor) -> Tensor:
-        """log N(y; mean, noise + (1/K) D'D) for each group, by Woodbury in K x K."""
-        assert isinstance(self.likelihood, Gaussian)
+    def _gaussian(self, targets: Tensor, group: Tensor, noise_log_det: float) -> Tensor:
+        """log N(y; mean, B^-1 + (1/K) D'D) for each group, by Woodbury in K x K; log det B is that of one datum."""
         residual = (targets.to(self.mean) - self.mean).unsqueeze(0)
         weighted = self.likelihood.curvature_product(self.mean, residual)
         pushed = self.likelihood.curvature_product(self.mean, self.deviations)
@@ -221,6 +222,6 @@ class Predictive:
         explained = torch.cholesky_solve(cross, root).mul(cross).sum((1, 2))
         log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
         size = grouped(self.mean.new_ones(len(self.mean)))
-        constant = self.mean[0].numel() * log(2 * pi) - self.likelihood.log_determinant(self.mean)
+        constant = self.mean[0].numel() * log(2 * pi) - noise_log_det
         density: Tensor = -0.5 * (square - explained + log_det + size * constant)
         return density
