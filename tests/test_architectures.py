@@ -1,5 +1,6 @@
 """Every kind of network (networks.py): products and posterior as the dense reference has them, saved and back."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear as imported_by_name
+from torch.utils.checkpoint import checkpoint
 
 import sampla
 from cases import batches, linear_model, randn
@@ -168,16 +171,87 @@ def test_a_choice_that_the_network_does_not_return(output: Any, wrap: Callable[.
         la.fit([(FLAT, torch.arange(COUNT) % CLASSES)])
 
 
-def test_attention_copies_no_weights_for_every_token() -> None:
+class Encoder(nn.Module):
+    """A transformer's layer, whose attention gets its tokens transposed; checkpointed or not."""
+
+    def __init__(self, width: int, checkpointed: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.inner = nn.TransformerEncoderLayer(width, 4, width, batch_first=True, dropout=0.0)
+        self._checkpointed = checkpointed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return checkpoint(self.inner, x, use_reentrant=False) if self._checkpointed else self.inner(x)
+
+
+class Transposed(nn.Module):
+    """A linear layer on transposed tokens, under a name of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return imported_by_name(x.transpose(0, 1), self.inner.weight, self.inner.bias).transpose(0, 1)
+
+
+@pytest.mark.parametrize("transposed", [Encoder(64), Transposed(64)], ids=lambda m: type(m).__name__)
+def test_transposed_tokens_copy_no_weights(transposed: nn.Module) -> None:
     """K weights times transposed inputs: torch alone holds K x tokens x weights at a time."""
     width, tokens, count = 64, 32, 4
-    layer = nn.TransformerEncoderLayer(width, 4, width, batch_first=True, dropout=0.0).eval()
-    features = NetworkFeatures(layer, [name for name, _ in layer.named_parameters()])
+    transposed.eval()
+    features = NetworkFeatures(transposed, [name for name, _ in transposed.named_parameters()])
     at = features.linearise(torch.randn(2, tokens, width))
     vectors = torch.randn(count, features.layout.total)
-    linear = nn.functional.linear
     at.vjp(torch.randn(count, *at.outputs.shape))
     with LivePeak() as alive:
         at.jvp(vectors)
     assert alive.peak < 4 * count * tokens * 3 * width**2 / 2
-    assert nn.functional.linear is linear
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_checkpointed_layer_with_attention(frozen: bool) -> None:
+    """What backward computes again is what forward has computed: the same tensors are saved."""
+    torch.manual_seed(2)
+    model, plain = Encoder(8, checkpointed=True).double().eval(), Encoder(8).double().eval()
+    plain.load_state_dict(model.state_dict())
+    names = [name for name, _ in model.named_parameters() if not frozen or "first" in name]
+    x = randn(2, 5, 8)
+    features, expected = NetworkFeatures(model, names), NetworkFeatures(plain, names).linearise(x)
+    assert features.settle(x).mode == "double-reverse"
+    at, u, v = features.linearise(x), randn(3, 2, 5, 8, seed=1), randn(3, features.layout.total)
+    torch.testing.assert_close(at.jvp(v), expected.jvp(v))
+    torch.testing.assert_close(at.vjp(u), expected.vjp(u))
+
+
+def test_only_the_thread_of_a_product_sees_other_operations() -> None:
+    """torch.nn.functional is as it was for everybody else, also while a network is in the middle of a product."""
+    inside, checked = threading.Event(), threading.Event()
+    seen: list[Any] = []
+
+    class Waiting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            inside.set()
+            assert checked.wait(10)
+            return self.inner(x)
+
+    def other() -> None:
+        assert inside.wait(10)
+        table = nn.Embedding(5, 2, sparse=True)
+        table(torch.tensor([1, 3])).sum().backward()
+        seen.extend([nn.functional.linear is linear, nn.functional.embedding is embedding, table.weight.grad.is_sparse])
+        checked.set()
+
+    linear, embedding = nn.functional.linear, nn.functional.embedding
+    model = Waiting()
+    features = NetworkFeatures(model, [name for name, _ in model.named_parameters()])
+    thread = threading.Thread(target=other)
+    thread.start()
+    features.evaluate(torch.randn(2, 4))
+    thread.join()
+    assert seen == [True, True, True]

@@ -1,6 +1,6 @@
 """What stands in the way of derivatives inside torch's own kernels, put aside while a network runs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
@@ -9,78 +9,87 @@ import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
+from torch.nn.functional import embedding, linear, multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+_EMBEDDING = signature(embedding)
 
-def _folding(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """torch's linear with all axes but the last made one: the same numbers.
 
-    Where the input's axes are transposed, as inside nn.MultiheadAttention, torch multiplies it by K weights as by a
-    copy of each for every token: more than half of a transformer's jvp.
+class _Substituted(TorchFunctionMode):
+    """Replaces three operations of torch.nn.functional by ones with the same values, on this thread only.
+
+    ``linear``: all axes of the input but the last are made one. Where they are transposed, torch multiplies the input
+    by K weights as by a copy of each for every token, which is more than half of a transformer's jvp.
+
+    ``multi_head_attention_forward``: query, key and value are made contiguous, for the same reason. The linear layers
+    inside it are out of reach, because torch takes a mode off while the function that it was asked about runs.
+
+    ``embedding``: the gradient is dense, and is the derivative. A sparse gradient goes through neither torch.func nor a
+    second backward, and one that is divided by how often an entry occurs (scale_grad_by_freq) is for optimisers.
+
+    Args:
+        fold: whether the first two are replaced.
     """
 
-    def folded(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-        if input.ndim < 3 or input.is_nested:
-            return linear(input, weight, bias)
-        rows: Tensor = linear(input.reshape(-1, input.shape[-1]), weight, bias)
-        unfolded: Tensor = rows.unflatten(0, input.shape[:-1])
-        return unfolded
+    def __init__(self, fold: bool) -> None:
+        super().__init__()
+        self._fold = fold
 
-    return folded
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func is linear and self._fold:
+            return _folded_linear(*args, **options)
+        if func is embedding:
+            return _dense_embedding(*args, **options)
+        if func is multi_head_attention_forward and self._fold:
+            return _contiguous_attention(*args, **options)
+        return func(*args, **options)
 
 
-def _dense(embed: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """torch's embedding, whose gradient is a dense tensor and the derivative: the same numbers.
+def _folded_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    if input.ndim < 3 or input.is_nested:
+        return linear(input, weight, bias)
+    rows: Tensor = linear(input.reshape(-1, input.shape[-1]), weight, bias)
+    unfolded: Tensor = rows.unflatten(0, input.shape[:-1])
+    return unfolded
 
-    A sparse gradient goes through neither torch.func nor a second backward, and one that is divided by how often an
-    entry occurs (scale_grad_by_freq) is for optimisers.
-    """
-    kinds = signature(embed)
 
-    def dense(*args: Any, **kwargs: Any) -> Tensor:
-        bound = kinds.bind(*args, **kwargs)
-        bound.arguments |= {"sparse": False, "scale_grad_by_freq": False}
-        result: Tensor = embed(*bound.args, **bound.kwargs)
-        return result
+def _dense_embedding(*args: Any, **kwargs: Any) -> Tensor:
+    bound = _EMBEDDING.bind(*args, **kwargs)
+    bound.arguments |= {"sparse": False, "scale_grad_by_freq": False}
+    result: Tensor = embedding(*bound.args, **bound.kwargs)
+    return result
 
-    return dense
+
+def _contiguous_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Which of the three are one tensor stays as it is: torch projects those together."""
+    contiguous = {id(each): each.contiguous() for each in (query, key, value)}
+    return multi_head_attention_forward(
+        contiguous[id(query)], contiguous[id(key)], contiguous[id(value)], *args, **kwargs
+    )
 
 
 @contextmanager
-def _replaced(changes: Mapping[str, Callable[[Callable[..., Tensor]], Callable[..., Tensor]]]) -> Iterator[None]:
-    """Functions of torch.nn.functional by what is made of them."""
-    before = {name: getattr(torch.nn.functional, name) for name in changes}
-    try:
-        for name, change in changes.items():
-            setattr(torch.nn.functional, name, change(before[name]))
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(torch.nn.functional, name, function)
-
-
-@contextmanager
-def differentiable(native_rnn: bool, compiled: bool) -> Iterator[None]:
+def differentiable(native_rnn: bool, compiled: bool, fold: bool) -> Iterator[None]:
     """Fused kernels put aside that have no derivatives: attention, encoder layers and cuDNN's recurrent layers.
 
-    And linear layers folded, embeddings with dense gradients (see ``_folding`` and ``_dense``), and compiled modules in
-    eager mode: torch.func goes through them so in any case, and a second backward not at all otherwise.
+    Three operations are replaced as ``_Substituted`` says. Compiled modules run in eager mode: torch.func goes through
+    them so in any case, and a second backward cannot go through them otherwise.
 
     Args:
         native_rnn: whether recurrent layers are to be kept from cuDNN.
         compiled: whether there are compiled modules (or else the 2 ms that this takes are saved).
+        fold: whether linear layers are computed with the axes of their inputs made one, which forward mode needs.
+            Double reverse mode must not have it: a checkpointed part of the network is computed again in the backward
+            pass, where torch has taken the mode off, and would save other tensors than in the forward pass.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     cudnn = torch.backends.cudnn.enabled and not native_rnn
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        replaced, flags = (
-            _replaced({"linear": _folding, "embedding": _dense}),
-            torch.backends.cudnn.flags(enabled=cudnn),
-        )
+        flags = torch.backends.cudnn.flags(enabled=cudnn)
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-        with replaced, flags, eager, sdpa_kernel(SDPBackend.MATH):
+        with _Substituted(fold), flags, eager, sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -185,7 +185,7 @@ class NetworkFeatures(Features):
         with (
             TURN,
             gradients,
-            differentiable(self._native_rnn, self._compiled),
+            differentiable(self._native_rnn, self._compiled, self.products.mode == FORWARD),
             constant_padding(self._padding),
             reduced,
         ):
