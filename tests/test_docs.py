@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 _SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"`(\w[\w./-]*\.(?:py|md|json|j2|cpp|html|toml|txt))`")
 _LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -58,8 +60,43 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert missing == []
 
 
+def files_that_are_missing(text: str, present: Collection[str]) -> list[str]:
+    """Files named in backticks, by name or by the end of their path, that are not among those present."""
+    return [name for name in _FILE.findall(text) if not any(f"/{path}".endswith(f"/{name}") for path in present)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "experiments").glob("*.md"))], ids=lambda p: p.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    folders = ("src", "tests", "experiments", "benchmarks", "examples", "docs", ".ci")
+    below = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    present = [str(path.relative_to(ROOT)) for path in [*ROOT.glob("*"), *below]]
+    assert files_that_are_missing(page.read_text(), present) == []
+
+
+def test_missing_files_are_found() -> None:
+    text = "`a/b.py`, `b.py` and `python -m b`; `c.py`, `x/b.py`, `.md`"
+    assert files_that_are_missing(text, ["src/a/b.py", "bc.py"]) == ["c.py", "x/b.py"]
+
+
+def sections_of_the_method() -> set[str]:
+    """Numbers of its sections."""
+    return set(re.findall(r"^## (\d+)\. ", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE))
+
+
+def test_pages_cite_sections_and_sources_of_the_method_that_exist() -> None:
+    text = (ROOT / "docs" / "method.md").read_text()
+    cited = set(re.findall(r"\bsections? (\d+)", text))
+    for page in PAGES:
+        cited |= set(re.findall(r"method\.md\)?,\s+sections? (\d+)", page.read_text()))
+    assert len(cited) > 4
+    assert cited <= sections_of_the_method()
+    sources = set(re.findall(r"^- \[(\w+)\] ", text, re.MULTILINE))
+    named = {key for keys in re.findall(r"\[([A-Z][A-Za-z]+\d\d[a-z]?(?:, \w+)*)\]", text) for key in keys.split(", ")}
+    assert named == sources
+
+
 def test_docstrings_cite_sections_of_the_method_that_exist() -> None:
-    heads = set(re.findall(r"^## (\d+)\. ", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE))
+    heads = sections_of_the_method()
     cited: set[str] = set()
     for path in sorted((ROOT / "src").rglob("*.py")):
         text = path.read_text()
