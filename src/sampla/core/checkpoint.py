@@ -10,10 +10,12 @@ import os
 import socket
 import stat
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -33,13 +35,14 @@ def save(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
     was killed has left beside the file is removed.
 
     Raises:
+        TypeError: for facts that JSON does not know (see ``plain``); nothing is written then.
         OSError: if it cannot be written (no such folder, no permission, disk full); the old file is as it was.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name}.{_writer()}.partial")
     contiguous = {name: _owned(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
-    text = json.dumps(facts)
+    text = json.dumps(plain(facts, "facts"))
     try:
         _remove_orphans(target)
         mode = _usual_mode(partial)
@@ -55,6 +58,27 @@ def save(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def plain(value: Any, where: str) -> Any:
+    """A value as JSON knows it: numbers of NumPy and torch become Python's, arrays and tensors lists.
+
+    Args:
+        value: nested mappings and sequences of numbers, text, booleans and None.
+        where: what it is, for the message.
+
+    Raises:
+        TypeError: naming the first entry that is none of these.
+    """
+    if isinstance(value, Mapping):
+        return {str(name): plain(entry, f"{where}[{name!r}]") for name, entry in value.items()}
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and not isinstance(value, (float, str)):
+        return plain(value.tolist(), where)
+    if isinstance(value, (list, tuple)):
+        return [plain(entry, f"{where}[{number}]") for number, entry in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"expected numbers, text, lists and mappings of them in {where}, got {type(value).__name__}.")
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

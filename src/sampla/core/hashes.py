@@ -71,7 +71,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """A hexadecimal hash of named tensors: tells one network's weights from another's."""
     total = torch.zeros((), dtype=torch.int64)
     for name in sorted(tensors):
-        bits = _bits(tensors[name].detach().reshape(1, -1).cpu())
+        bits = _bits(_strided(tensors[name].detach()).reshape(1, -1).cpu())
         weights = mix(torch.arange(1, bits.shape[1] + 1) + sum(name.encode()))
         total = mix(total + (bits * weights).sum())
     return f"{wrap(int(total)):016x}"
@@ -196,9 +196,11 @@ def _of_array(array: np.ndarray) -> Tensor:
 
 
 def _strided(tensor: Tensor) -> Tensor:
-    """A sparse tensor as its indices and values in one row."""
+    """All numbers of a tensor of any layout, strided: of a sparse one its indices and values in one row."""
     if tensor.is_nested:
         return torch.cat([part.flatten() for part in tensor.unbind()])
+    if tensor.is_quantized or tensor.is_mkldnn:  # torch gives no view of their bytes
+        return tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
     if tensor.layout == torch.strided:
         return tensor
     entries = tensor.to_sparse_coo().coalesce()

@@ -63,9 +63,13 @@ def slots(model: nn.Module) -> dict[str, str]:
 
 
 def network_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the state_dict, under names without wrappers."""
+    """The tensors of the state_dict, under names without wrappers; extra state, text and the like are none."""
     wrapped = _wrapped(model)
-    return {_without(name, wrapped): t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    return {_without(name, wrapped): t for name, t in _own_state(model).items()}
+
+
+def _own_state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
 
 
 @in_turn
@@ -78,7 +82,7 @@ def network_fingerprint(model: nn.Module, dtypes: Mapping[str, str] | None = Non
         wrapped: under the names that wrappers give, as earlier versions did.
     """
     kinds = {str(kind): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
-    state = network_state(model) if not wrapped else model.state_dict()
+    state = network_state(model) if not wrapped else _own_state(model)
     return fingerprint({name: t.to(kinds.get((dtypes or {}).get(name, ""), t.dtype)) for name, t in state.items()})
 
 

@@ -19,10 +19,15 @@ _LEAST = torch.float32
 """Type in which vectors are held at least."""
 
 
+def _computes(dtype: torch.dtype) -> bool:
+    """Whether a type is of floating numbers that tensors hold one by one: not float4, whose bytes hold two."""
+    return dtype.is_floating_point and dtype != getattr(torch, "float4_e2m1fn_x2", None)
+
+
 def is_low(dtype: torch.dtype) -> bool:
     """Whether a type is floating and coarser than float32: bfloat16, float16, float8, or complex of such."""
     real = dtype.to_real() if dtype.is_complex else dtype
-    return real.is_floating_point and torch.finfo(real).eps > torch.finfo(_LEAST).eps
+    return _computes(real) and torch.finfo(real).eps > torch.finfo(_LEAST).eps
 
 
 def widened(tensor: Tensor) -> Tensor:
@@ -53,7 +58,7 @@ class Types:
         self._complex = frozenset(name for name in names if state[name].is_complex())
         self.vectors = reduce(torch.promote_types, (_real(self._own[name]) for name in names), _LEAST)
         self.low_points = any(is_low(self._own[name]) for name in names)
-        floating = [_real(t) for t in self._own.values() if _real(t).is_floating_point]
+        floating = [_real(t) for t in self._own.values() if _computes(_real(t))]
         self.coarsest = max(floating, key=lambda dtype: torch.finfo(dtype).eps)
         """The coarsest type among parameters and buffers: what limits the network's own outputs."""
 

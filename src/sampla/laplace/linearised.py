@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sampla.core.allocator import freed_memory_kept
 from sampla.core.arguments import check_chunks, named
+from sampla.core.checkpoint import plain
 from sampla.core.checks import device_here, require, require_count, require_fraction, require_known
 from sampla.core.chunks import Chunks
 from sampla.core.data import CheckedLoader, Unpack, unpacking
@@ -141,7 +142,8 @@ class LinearisedLaplace:
         if solver == "auto":
             solver = "dense" if size <= _DENSE_UP_TO and vectors_on is None else "block-cg"
         self.solver: Solver[Any] = named(solver, SOLVERS, Solver)
-        self.num_samples, self.seed, self.tolerance, self.max_passes = num_samples, seed, tolerance, max_passes
+        self.num_samples, self.seed = int(num_samples), int(seed)  # of NumPy, they may overflow
+        self.tolerance, self.max_passes = tolerance, max_passes
         self.em = EM() if em is None else named(em, {}, EM)
         self.curvature_at, self.linear_model = curvature_at, linear_model
         require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
@@ -383,7 +385,7 @@ class LinearisedLaplace:
             "data": data.fingerprint,
             "parameters": self.names,
             "output": self.output,
-            "likelihood": self.likelihood.config(),
+            "likelihood": plain(self.likelihood.config(), "likelihood"),
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),
             "curvature_at": self.curvature_at,

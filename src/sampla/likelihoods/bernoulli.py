@@ -28,7 +28,7 @@ class Bernoulli(Likelihood):
         fix = "Use a number that is no label, such as -1."
         free = ignore_value is None or not 0 <= ignore_value <= 1
         require(free, "an ignore_value outside [0, 1]", f"{ignore_value}", fix)
-        self.ignore_value = ignore_value
+        self.ignore_value = None if ignore_value is None else float(ignore_value)
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         known = self.counted(targets)

@@ -26,7 +26,7 @@ class Categorical(Likelihood):
         ignore_index: a target with this number is left out (padding, pixels without a label); None: every one counts.
 
     Raises:
-        ValueError: for an axis that is not counted from the end.
+        ValueError: for an axis that is not counted from the end, or a number to be ignored that is not whole.
     """
 
     class_axis: int = -1
@@ -35,7 +35,9 @@ class Categorical(Likelihood):
     def __init__(self, class_axis: int = -1, ignore_index: int | None = None) -> None:
         fix = "Use -1 for classes last, -3 for images (n, C, H, W)."
         require(class_axis < 0, "a class axis counted from the end", f"{class_axis}", fix)
-        self.class_axis, self.ignore_index = class_axis, ignore_index
+        whole = ignore_index is None or int(ignore_index) == ignore_index
+        require(whole, "ignore_index as an integer", f"{ignore_index}", "-100 is usual.")
+        self.class_axis, self.ignore_index = int(class_axis), None if ignore_index is None else int(ignore_index)
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         logits = outputs.movedim(self.class_axis, -1).flatten(0, -2)

@@ -6,6 +6,7 @@ from warnings import warn
 import torch
 from torch import Tensor
 
+from sampla.core.checkpoint import plain
 from sampla.core.checks import require
 from sampla.core.noise import ADJOINT, standard_normal
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -22,11 +23,13 @@ _PROBABILITIES = (
 
 
 def check_settings(likelihood: Likelihood) -> None:
-    """Refuse a likelihood whose noise EM would have to learn and cannot.
+    """Refuse a likelihood whose noise EM would have to learn and cannot, or which no file could hold.
 
     Raises:
         ValueError: for learns_noise on anything but sampla's own Gaussian.
+        TypeError: for a ``config`` of more than numbers, text, lists and mappings.
     """
+    plain(likelihood.config(), f"{type(likelihood).__name__}.config()")
     require(
         not likelihood.learns_noise or type(likelihood) is Gaussian,
         "learns_noise=True on sampla.Gaussian itself only",

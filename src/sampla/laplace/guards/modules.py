@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sampla.core.checks import require
-from sampla.features import in_turn, plain_names
+from sampla.features import in_turn, network_dtypes, plain_names
 
 _DISTRIBUTED = (
     ("torch.distributed.tensor", "DTensor"),
@@ -27,6 +27,7 @@ def check_modules(model: nn.Module, names: Collection[str]) -> None:
 
     Raises:
         ValueError: for chosen parameters of a ScriptModule, and for weights that are spread over processes.
+        RuntimeError: for a network whose state_dict, by which its weights are told from others, cannot be taken.
     """
     plain, chosen = plain_names(model), set(names)
     for prefix, module in model.named_modules():
@@ -39,6 +40,13 @@ def check_modules(model: nn.Module, names: Collection[str]) -> None:
             "Pass the nn.Module that was scripted or traced (its state_dict is the same), or choose parameters "
             "elsewhere with parameters=[...].",
         )
+    try:
+        network_dtypes(model)
+    except Exception as error:
+        raise RuntimeError(
+            f"expected a network whose state_dict() can be taken, got {type(error).__name__}: {error}. A posterior is "
+            "saved with a hash of these weights: repair state_dict or the hooks on it."
+        ) from error
     spread = _spread_types()
     found = [name for name, part in [*model.named_parameters(), *model.named_modules()] if isinstance(part, spread)]
     require(
