@@ -14,7 +14,7 @@ from torch import Tensor
 from sampla.core.blocks import gram, orthonormal
 from sampla.core.stack import Stack
 from sampla.model import LinearModel
-from sampla.solvers import LinearSystem, RightHandSide, Solution, Status
+from sampla.solvers import LinearSystem, RightHandSide, Start
 from sampla.solvers._preconditioners import Preconditioner, Sketch
 
 SPECTRA = ("power-law", "clustered", "flat")
@@ -113,9 +113,9 @@ class RandomSystem:
         tail = max(0.0, (self.eigenvalues.sum() - float(core.trace())) / (self.size - len(basis)))
         return Sketch(Stack([basis]), (core + core.mT) / 2, tail).at(precision)
 
-    def _guess(self) -> Solution:
+    def _guess(self) -> Start:
         """The exact solution for another prior, as after a step of EM."""
         factor: Any = 10 ** self.random.uniform(-0.5, 0.5)
         total = self.rhs.data_part + self.rhs.prior_part * factor**0.5
         value = self.tensor(self._solved(total, self.alpha * factor))
-        return Solution(value, self.product(value), Status.CONVERGED, 0, 0.0)
+        return Start(value, self.product(value))

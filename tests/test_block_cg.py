@@ -12,7 +12,7 @@ import torch
 import sampla
 from cases import randn
 from random_systems import SPECTRA, RandomSystem, spectrum
-from sampla.solvers import LinearSystem, RightHandSide, Solution, Status, solve
+from sampla.solvers import LinearSystem, RightHandSide, Start, Status, solve
 from sampla.solvers._preconditioners import Jacobi
 
 quiet = pytest.mark.filterwarnings("ignore::sampla.ConvergenceWarning")
@@ -140,7 +140,7 @@ def test_products_that_are_wrong_are_named_and_the_guess_is_kept(spoil, said):
     case.system = replace(case.system, diagonal=torch.ones(60).double())
     with pytest.raises(ArithmeticError, match=said):
         case.solve()
-    guess = Solution(randn(4, 60), randn(4, 60, seed=5), Status.CONVERGED, 1, 0.1)
+    guess = Start(randn(4, 60), randn(4, 60, seed=5))
     with pytest.warns(sampla.ConvergenceWarning, match=said):
         found = case.solve(guess=guess)
     assert found.status is Status.BROKE_DOWN

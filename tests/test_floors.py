@@ -30,6 +30,7 @@ FLOORS = (
     ("MacKay's updates, of numbers and tensors", "inference.mackay"),
     ("nouns", "features likelihoods priors"),
     ("what a likelihood says of itself, tried on data", "likelihoods.checks"),
+    ("a few data of the linear model", "linear_batch"),
     ("the linear model, and what samples say about new data", "model posterior.predictive posterior.metrics"),
     ("what a product costs", "inference.tuning"),
     ("what samples are, to users", "posterior posterior.posterior"),

@@ -178,10 +178,6 @@ class _Dense(Preconditioner):
     def solve(self, vectors):
         return vectors @ self._inverse
 
-    @property
-    def log_determinant(self):
-        return -float(torch.logdet(self._inverse))
-
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("power", range(-6, 7, 3))

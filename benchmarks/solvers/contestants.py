@@ -12,7 +12,7 @@ from benchmarks.solvers.problem import SEED, Problem
 from benchmarks.solvers.references import SeparateCG
 from sampla.inference.krylov import KrylovSpace, krylov_space
 from sampla.inference.quadrature import estimated, gamma
-from sampla.solvers import SGD, BlockCG, DualDescent, Minibatch, Solution, Solver, Status, growing_guess
+from sampla.solvers import SGD, BlockCG, DualDescent, Minibatch, Solver, Start, growing_guess
 from sampla.solvers._preconditioners import SubsetInverse, nystrom
 
 GRID = (1 / 27, 1 / 9, 1 / 3, 1.0, 3.0)
@@ -82,7 +82,7 @@ def recycled_cg(problem: Problem, columns: int) -> Contestant:
     space, products = _krylov(problem)
     rhs = problem.rhs(columns)
     value, curvature_value = space.galerkin(rhs.total, problem.precision)
-    guess = Solution(value, curvature_value, Status.MAX_PASSES, 0, 1.0)
+    guess = Start(value, curvature_value)
     system = replace(problem.system, preconditioner=space.sketch().at(problem.precision))
     return Contestant(BlockCG(), system, columns, guess=guess, spent=0.0, elsewhere=products / columns)
 

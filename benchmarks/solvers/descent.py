@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sampla.model import LinearBatch, LinearModel
+from sampla.linear_batch import LinearBatch
+from sampla.model import LinearModel
 
 MOMENTUM = 0.9
 

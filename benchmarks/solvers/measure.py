@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.solvers.problem import Problem
-from sampla.solvers import LinearSystem, Solution, Solver
+from sampla.solvers import LinearSystem, Solver, Start
 from sampla.solvers._base import SLACK
 
 LEVELS = (0.1, 0.02, 0.001)
@@ -33,7 +33,7 @@ class Contestant:
     """Passes per sample already spent; None: what the factory was seen to spend."""
     elsewhere: float = 0.0
     """Passes per sample that EM has spent anyway and that are not counted here, but told."""
-    guess: Solution | None = None
+    guess: Start | None = None
     """What the solve starts from, with its M z; None: zero."""
     reference: bool = False
     """For comparison only: its stated error is no promise of the library."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sampla.solvers import LinearSystem, RightHandSide, Solution, Solver, Status
+from sampla.solvers import Iterate, LinearSystem, RightHandSide, Solver, Start
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SeparateCG(Solver[SeparateState]):
     the preconditioner, which is what ordinary implementations stop on.
     """
 
-    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> SeparateState:
+    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> SeparateState:
         if guess is not None:
             raise ValueError("expected no guess, got one: this reference always starts from zero.")
         preconditioned = self._apply(system, rhs.total)
@@ -51,9 +51,9 @@ class SeparateCG(Solver[SeparateState]):
     def error(self, state: SeparateState) -> float:
         return float((state.size / state.first).mean().sqrt())
 
-    def solution(self, system: LinearSystem, rhs: RightHandSide, state: SeparateState) -> Solution:
+    def solution(self, system: LinearSystem, rhs: RightHandSide, state: SeparateState) -> Iterate:
         curvature_value = rhs.total - state.residual - system.precision * state.value
-        return Solution(state.value, curvature_value, Status.MAX_PASSES, state.passes, 0.0)
+        return Iterate(state.value, curvature_value)
 
     def _apply(self, system: LinearSystem, vectors: Tensor) -> Tensor:
         return vectors / (system.diagonal + system.precision)

@@ -14,13 +14,13 @@ from sampla.core.checks import require_finite
 from sampla.core.chunks import COLUMNS, ENTRIES, Chunks
 from sampla.core.data import Batch, CheckedLoader, Data
 from sampla.core.inputs import describe_inputs, input_tensors
-from sampla.core.noise import DATA, standard_normal
 from sampla.core.progress import Progress
 from sampla.core.rounding import Rounding
 from sampla.core.typing import Loader
 from sampla.features import Chunked, Features, Linearisation
 from sampla.likelihoods import Likelihood
 from sampla.likelihoods.checks import ProbabilityWatch, check_counted, check_curvature, check_settings
+from sampla.linear_batch import LinearBatch
 
 _BLOCK = 32
 """Data whose noisy gradients are summed before they are squared; fixed, so that results do not depend on batches.
@@ -65,82 +65,6 @@ class Survey:
     """The same where the linear model says nothing, at theta = 0: y, or y - f + J w for a tangent."""
     numbers: int = 0
     """N C, every datum counted once: at least the rank of M."""
-
-
-@dataclass(frozen=True)
-class LinearBatch:
-    """A few data with their features: the place where features and likelihood meet."""
-
-    features: Linearisation
-    likelihood: Likelihood
-    targets: Tensor
-    start: int
-    stop: int
-    first_output: int
-    """Position of the first output among all outputs of the pass: the key of its noise."""
-    origin: Tensor | None = None
-    """``Features.origin``."""
-    weights: Tensor | None = None
-    """(n,) how often each datum counts; None: once."""
-
-    def weighted(self, values: Tensor, power: float = 1.0) -> Tensor:
-        """Values (..., n, *out) times the weights of their data, or a power of them, and zero where none counts."""
-        counted = self.likelihood.counted(self.targets)
-        if counted is not None:
-            values = values * counted.to(values)
-        if self.weights is None:
-            return values
-        inner = self.features.outputs.ndim - 1
-        return values * self.weights.to(values).pow(power).view(-1, *[1] * inner)
-
-    def curvature_product(self, vectors: Tensor) -> Tensor:
-        """sum_n phi_n' B_n phi_n v over the batch: (K, P) -> (K, P)."""
-        return self.features.product(
-            vectors, lambda outputs, pushed: self.weighted(self.likelihood.curvature_product(outputs, pushed))
-        )
-
-    def noise(self, seed: int, samples: range) -> Tensor:
-        """S_n xi_n for the batch, (K, n, *out), with xi keyed by the position of the outputs."""
-        outputs = self.features.outputs
-        xi = standard_normal(seed, DATA, samples, self.first_output, tuple(outputs.shape), outputs)
-        return self.root_product(xi)
-
-    def root_product(self, vectors: Tensor) -> Tensor:
-        """S_n xi for the batch, weights included: (K, n, *out) -> (K, n, *out)."""
-        return self.weighted(self.likelihood.curvature_root_product(self.features.outputs, vectors), 0.5)
-
-    def root_transpose_product(self, vectors: Tensor) -> Tensor:
-        """S_n' u for the batch, weights included: (K, n, *out) -> (K, n, *out)."""
-        return self.likelihood.curvature_root_transpose_product(self.features.outputs, self.weighted(vectors, 0.5))
-
-    def noise_gradient(self, seed: int, samples: range) -> Tensor:
-        """sum_n phi_n' S_n xi_n over the batch, (K, P)."""
-        return self.features.vjp(self.noise(seed, samples))
-
-    def loss_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """-sum log p(y | phi theta), or of the tangent, and its gradient, both in theta: (1, P) -> (), (1, P)."""
-        losses: list[Tensor] = []
-
-        def slope(outputs: Tensor, pushed: Tensor) -> Tensor:
-            pushed = pushed if self.origin is None else outputs + pushed
-            at = pushed.detach().requires_grad_()
-            with torch.enable_grad():
-                each = self.likelihood.log_prob(at[0], self.targets)
-                loss = -(each if self.weights is None else each * self.weights.to(each)).sum()
-                (cotangent,) = torch.autograd.grad(loss, at)
-            losses.append(loss.detach())
-            return cotangent
-
-        moved = theta if self.origin is None else theta - self.origin.to(theta)
-        gradient = self.features.product(moved, slope)
-        return losses[-1], gradient
-
-    def newton_product(self, theta: Tensor, vector: Tensor) -> Tensor:
-        """sum_n phi_n' B(phi_n theta) phi_n v over the batch: (1, P), (1, P) -> (1, P)."""
-        moved = theta if self.origin is None else theta - self.origin.to(theta)
-        at, pushed = self.features.jvp(torch.cat([moved, vector])).split(1)
-        at = at if self.origin is None else self.features.outputs + at
-        return self.features.vjp(self.weighted(self.likelihood.curvature_product(at[0], pushed)))
 
 
 class LinearModel:
@@ -198,13 +122,16 @@ class LinearModel:
             self.exact if exact is None else exact,
         )  # fmt: skip
 
-    def batches(self, columns: int, stride: int = 1, offset: int = 0) -> Iterator[LinearBatch]:
+    def batches(
+        self, columns: int = 1, stride: int = 1, offset: int = 0, *, rows: int | None = None
+    ) -> Iterator[LinearBatch]:
         """One pass, in pieces that suit products with this many vectors at once; with a stride every so many of them.
 
-        The strides with offsets 0 to stride - 1 make up one pass. The pieces are always the same, however much goes
-        through the features at once, because strides and stochastic solvers take them for parts of the data.
+        ``rows`` says how many data a piece has at most, where something else than products decides. The strides with
+        offsets 0 to stride - 1 make up one pass. The pieces are always the same, however much goes through the features
+        at once, because strides and stochastic solvers take them for parts of the data.
         """
-        yield from self._pieces(max(1, ENTRIES // max(1, min(columns, COLUMNS))), stride, offset)
+        yield from self._pieces(_usual_rows(columns) if rows is None else rows, stride, offset)
 
     def _pieces(
         self, rows: int, stride: int = 1, offset: int = 0, features: Features | None = None, noisy: bool = True
@@ -327,7 +254,7 @@ class LinearModel:
         features = features if self.exact else features.cheaper()
         vectors = self._near(vectors if scale is None else vectors * scale)
         total = torch.zeros_like(vectors)
-        rows = self.chunks.rows(count) if stride == 1 else max(1, ENTRIES // max(1, min(count, COLUMNS)))
+        rows = self.chunks.rows(count) if stride == 1 else _usual_rows(count)
         for batch in self._pieces(rows, stride, features=features, noisy=False):
             seen += batch.stop - batch.start
             for columns in self.chunks.ranges(count):
@@ -386,6 +313,11 @@ class LinearModel:
             function = function + self.likelihood.second_moment(batch.weighted(pushed[1:], 0.5))
         self.ledger.products += len(columns) / 2
         return residual, function / len(samples)
+
+
+def _usual_rows(columns: int) -> int:
+    """Data in a piece that suits products with so many vectors at once; the same however much memory there is."""
+    return ENTRIES // max(1, min(columns, COLUMNS))
 
 
 def _block_part(rows: int) -> int:

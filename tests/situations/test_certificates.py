@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import sampla
 from cases import randn
 from sampla.model import LinearModel
-from sampla.solvers import LinearSystem, RightHandSide, Solution, Status, solve
+from sampla.solvers import Iterate, LinearSystem, RightHandSide, Start, Status, solve
 
 ROUNDING = 1e-5
 """Errors below are not stated to a factor 2: a hundred rounding errors of float32."""
@@ -57,8 +57,8 @@ def test_the_error_stated_is_not_below_half_of_the_true_one(seed: int) -> None:
     start = solve(sampla.BlockCG(), rough, right, tolerance=0.02, max_passes=30)
     if seed % 2:  # whatever a longer one would have come to
         far = 10.0 ** (seed % 14) * randn(*exact.shape, seed=seed).float()
-        start = Solution(start.value + far, start.curvature_value, Status.MAX_PASSES, 0, 1.0)
-    guess = Solution(start.value, start.curvature_value, start.status, 0, 1.0, curvature_exact=False)
+        start = Start(start.value + far, start.curvature_value)
+    guess = Start(start.value, start.curvature_value, curvature_exact=False)
     found = solve(sampla.BlockCG(), fine, right, tolerance=0.02, max_passes=100, guess=guess)
     error, size = (float(((d @ matrix) * d).sum() ** 0.5) for d in (found.value.double() - exact, exact))
     assert 2 * found.error + ROUNDING > error / size
@@ -99,9 +99,9 @@ def test_a_solver_that_has_lost_its_samples_is_found_out() -> None:
     """Negative z' M z: the image that the solver believes in is not that of its samples."""
 
     class Lost(sampla.BlockCG):
-        def solution(self, system: LinearSystem, rhs: RightHandSide, state: Any) -> Solution:
+        def solution(self, system: LinearSystem, rhs: RightHandSide, state: Any) -> Iterate:
             found = super().solution(system, rhs, state)
-            return Solution(-found.value, found.curvature_value, Status.MAX_PASSES, 0, 0.0)
+            return Iterate(-found.value, found.curvature_value)
 
     _, system, right, _ = inexact(0)
     with pytest.warns(sampla.ConvergenceWarning, match="had parted"):

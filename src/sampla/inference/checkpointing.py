@@ -25,7 +25,7 @@ from sampla.inference.infer import EMState, EMStep, trace_rows
 from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import LogError
 from sampla.model import NoiseDraw
-from sampla.solvers import Memory, Mode, Solution, Status
+from sampla.solvers import Memory, Mode, Start
 
 try:
     import fcntl
@@ -187,7 +187,7 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
         model = model.replaced(likelihood=model.likelihood.with_noise(tensors["noise_precision"]))
     solution = None
     if "value" in tensors:
-        solution = Solution(here("value"), here("curvature_value"), Status.MAX_PASSES, 0, float("nan"))
+        solution = Start(here("value"), here("curvature_value"))
     space = None
     if facts["widths"] is not None:
         basis = Stack([here(f"space.basis.{number}") for number in range(1 + len(facts["widths"]))])

@@ -8,10 +8,10 @@ from torch import Tensor
 from sampla.core.params import ParameterLayout
 from sampla.inference.mackay import updated_alphas
 from sampla.priors import BoundPrior
-from sampla.solvers import Solution
+from sampla.solvers import Iterate
 
 
-def effective_dimension(solution: Solution, num_samples: int, prior: BoundPrior) -> tuple[Tensor, Tensor]:
+def effective_dimension(solution: Iterate, num_samples: int, prior: BoundPrior) -> tuple[Tensor, Tensor]:
     """gamma_g = tr_g(H^-1 M) for every prior group (docs/method.md, section 3).
 
     Returns:
@@ -26,7 +26,7 @@ def effective_dimension(solution: Solution, num_samples: int, prior: BoundPrior)
     return each.mean(0), each.std(0) / num_samples**0.5
 
 
-def dimension_by_layer(solution: Solution, num_samples: int, layout: ParameterLayout) -> dict[str, tuple[float, float]]:
+def dimension_by_layer(solution: Iterate, num_samples: int, layout: ParameterLayout) -> dict[str, tuple[float, float]]:
     """The share of gamma that each module's own parameters have, tr over them of H^-1 M.
 
     Returns:

@@ -1,7 +1,7 @@
 """The final solve of K samples with what EM has learnt, and the numbers read off at the end."""
 
 from dataclasses import replace
-from math import log, nan, pi
+from math import log, pi
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from sampla.inference.sampled_step import prior_part
 from sampla.inference.state import EMState, Inference, Task
 from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
-from sampla.solvers import LinearSystem, RightHandSide, Solution, Status, linear_mode, solve_balanced
+from sampla.solvers import LinearSystem, RightHandSide, Solution, Start, linear_mode, solve_balanced
 from sampla.solvers._preconditioners import Sketch
 
 _FEWEST = 3
@@ -33,7 +33,7 @@ def right_hand_side(task: Task, diagonal: Tensor, data_part: Tensor) -> RightHan
     return RightHandSide(data_part, prior, task.num_samples, task.seed)
 
 
-def final_solve(task: Task, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> Solution:
+def final_solve(task: Task, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> Solution:
     """K samples; what products in reduced precision have found is finished with products in full precision.
 
     So the error stated is that of the exact system, whatever the cheaper products were worth.
@@ -45,28 +45,24 @@ def final_solve(task: Task, system: LinearSystem, rhs: RightHandSide, guess: Sol
         return _solved(task, exactly, rhs, None, "final samples, ")
     with unheard():  # where it ends is of no importance: the solve in full precision says how far it came
         rough = _solved(task, system, rhs, guess, "final samples in reduced precision, ")
-    guess = replace(rough, curvature_exact=False, reusable=None)
+    guess = Start(rough.value, rough.curvature_value, curvature_exact=False)
     found = _solved(task, exactly, rhs, guess, "final samples in full precision, ")
     return replace(found, passes=rough.passes + found.passes, history=rough.history + found.history)
 
 
-def _solved(task: Task, system: LinearSystem, rhs: RightHandSide, guess: Solution | None, label: str) -> Solution:
+def _solved(task: Task, system: LinearSystem, rhs: RightHandSide, guess: Start | None, label: str) -> Solution:
     return solve_balanced(
         task.solver, system, rhs, mean_size=task.mean_size(system.model.likelihood), tolerance=task.tolerance,
         max_passes=task.max_passes, guess=guess, say=lambda text: task.say(label + text),
     )  # fmt: skip
 
 
-def _guess(value: Tensor, curvature_value: Tensor) -> Solution:
-    return Solution(value, curvature_value, Status.MAX_PASSES, 0, nan)
-
-
-def extended(solution: Solution | None, rhs: RightHandSide) -> Solution | None:
+def extended(start: Start | None, rhs: RightHandSide) -> Start | None:
     """EM's few samples as the start of K: zero for the samples that EM did not have."""
-    if solution is None:
+    if start is None:
         return None
     means = len(rhs.data_part) - rhs.num_samples
-    known = len(solution.value) - means
+    known = len(start.value) - means
 
     def placed(rows: Tensor) -> Tensor:
         whole = torch.zeros_like(rhs.data_part)
@@ -74,19 +70,20 @@ def extended(solution: Solution | None, rhs: RightHandSide) -> Solution | None:
         whole[rhs.num_samples :] = rows[known:]
         return whole
 
-    return replace(
-        solution, value=placed(solution.value), curvature_value=placed(solution.curvature_value), errors=None
-    )
+    return Start(
+        placed(start.value), placed(start.curvature_value), curvature_exact=start.curvature_exact,
+        reusable=start.reusable,
+    )  # fmt: skip
 
 
 def scaled(sketch: Sketch, factor: float) -> Sketch:
     return Sketch(sketch.basis, sketch.gram * factor, sketch.tail * factor)
 
 
-def galerkin(space: KrylovSpace, rhs: RightHandSide, precision: Tensor, factor: float) -> Solution:
+def galerkin(space: KrylovSpace, rhs: RightHandSide, precision: Tensor, factor: float) -> Start:
     """(f M + A) z = b in the space of M: (M + A / f) z = b / f."""
     value, image = space.galerkin(rhs.total / factor, precision / factor)
-    return _guess(value, image * factor)
+    return Start(value, image * factor)
 
 
 def with_mode(task: Task, state: EMState) -> EMState:
@@ -124,7 +121,7 @@ def whitened_space(task: Task, system: LinearSystem, rhs: RightHandSide) -> Kryl
 
 
 def whitened_solve(
-    task: Task, system: LinearSystem, rhs: RightHandSide, guess: Solution | None, space: KrylovSpace
+    task: Task, system: LinearSystem, rhs: RightHandSide, guess: Start | None, space: KrylovSpace
 ) -> Solution:
     """The final solve in coordinates in which A is the identity and the space is a sketch of M."""
     white = system.precision.rsqrt()
@@ -136,12 +133,12 @@ def whitened_solve(
     if guess is not None:
         known = guess.value.any(dim=1)
         value[known], image[known] = guess.value[known] / white, guess.curvature_value[known] * white
-    solution = final_solve(task, inner, right, _guess(value, image))
+    solution = final_solve(task, inner, right, Start(value, image))
     return replace(solution, value=solution.value * white, curvature_value=solution.curvature_value / white)
 
 
 def inference(task: Task, state: EMState, determinant: LogEvidence | None) -> Inference:
-    assert state.solution is not None
+    assert isinstance(state.solution, Solution)
     solution, count, quadratic = state.solution, task.num_samples, state.model.likelihood.is_quadratic
     if determinant is not None and not quadratic and state.mode is None:  # nothing was learnt that needed it
         state = with_mode(task, state)

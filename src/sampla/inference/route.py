@@ -90,8 +90,8 @@ def choose_route(
         "a model whose M changes with what is learnt, or a prior with several alphas",
         "Use EM(method='samples'), or None to choose.",
     )
-    krylov = possible and em.method != "samples" and (solver.recycles or em.method == "krylov")
-    wanted = learns and (solver.recycles or solver.exact_determinant) if log_evidence is None else log_evidence
+    krylov = possible and em.method != "samples" and (solver.krylov_e_step or em.method == "krylov")
+    wanted = learns and (solver.krylov_e_step or solver.exact_determinant) if log_evidence is None else log_evidence
     rank = min(numbers, size)
     gamma_is_exact = not krylov and isinstance(solver, Dense) and not likelihood.learns_noise
     return Route(
@@ -99,7 +99,7 @@ def choose_route(
         learns=learns,
         log_evidence=wanted,
         solver_tells_determinant=wanted and not krylov and solver.exact_determinant,
-        solver_uses_space=solver.recycles,
+        solver_uses_space=solver.uses_start,
         moves_curvature=moves,
         largest_rank=rank,
         max_rows=em.rows_of(like, size),

@@ -15,7 +15,7 @@ from sampla.inference.settings import EM
 from sampla.likelihoods import Gaussian, Likelihood
 from sampla.model import LinearModel, NoiseDraw, Survey
 from sampla.priors import BoundPrior
-from sampla.solvers import Mode, Solution, Solver
+from sampla.solvers import Mode, Solution, Solver, Start
 
 _FALLING = 0.2
 """Change of a late EM step by which the noise is on its way to zero, as a rule: the model explains all the targets."""
@@ -58,7 +58,8 @@ class EMState:
 
     prior: BoundPrior
     model: LinearModel
-    solution: Solution | None = None
+    solution: Start | None = None
+    """The last solve's, or what was kept of it: where the next one starts. At the end, the final solve's."""
     mode: Tensor | None = None
     last_mode: Mode | None = None
     """The mode with what its search has learnt; a loop that was interrupted goes on without it."""

@@ -15,7 +15,8 @@ from sampla.core.data import Batch
 from sampla.core.memory import LivePeak, free_bytes, is_out_of_memory
 from sampla.core.noise import PROBE, standard_normal
 from sampla.features import Features
-from sampla.model import LinearBatch, LinearModel
+from sampla.linear_batch import LinearBatch
+from sampla.model import LinearModel
 
 _FEWEST_PRODUCTS, _LEAST_WORK = 2**14, 2**32
 """Data times vectors, and the same times P, of a pass that is worth measuring for."""

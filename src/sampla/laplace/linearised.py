@@ -344,7 +344,7 @@ class LinearisedLaplace:
         loaded._posterior = posterior
         return loaded
 
-    def _opened(self, loader: Loader, unpack: Unpack | None) -> tuple[NetworkFeatures, CheckedLoader, float]:
+    def _opened(self, loader: Loader, unpack: Unpack | None) -> tuple[NetworkFeatures, CheckedLoader, float | None]:
         """The network as features and its data, both checked on the first batch, and the adjoint error."""
         check_evaluation_mode(self.model)
         device = only_device(self.model)

@@ -1,6 +1,6 @@
 """Solvers of H z = b for many right-hand sides, behind one interface and one loop."""
 
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, solve
+from sampla.solvers._base import Iterate, LinearSystem, RightHandSide, Solution, Solver, Start, Status, solve
 from sampla.solvers.balanced import solve_balanced
 from sampla.solvers.block_cg import BlockCG
 from sampla.solvers.dense import Dense
@@ -17,6 +17,7 @@ __all__ = [
     "Dense",
     "DenseDual",
     "DualDescent",
+    "Iterate",
     "LinearSystem",
     "Memory",
     "Minibatch",
@@ -24,6 +25,7 @@ __all__ = [
     "RightHandSide",
     "Solution",
     "Solver",
+    "Start",
     "Status",
     "growing_guess",
     "linear_mode",

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from math import inf
 from typing import Any, Generic, TypeVar
@@ -92,31 +92,43 @@ class RightHandSide:
 
 
 @dataclass(frozen=True)
-class Solution:
-    """Z with H Z close to B, what it cost, and how close."""
+class Start:
+    """Z to start a solve from: an approximate solution, or one of a nearby system."""
 
     value: Tensor
     """(K, P)."""
     curvature_value: Tensor
-    """(K, P) M Z as the solver knows it."""
+    """(K, P) M Z."""
+    curvature_exact: bool = field(default=True, kw_only=True)
+    """Whether ``curvature_value`` is more than an estimate from part of the data, or by coarser products."""
+    reusable: Any = field(default=None, kw_only=True)
+    """What the solver that it comes from can use again when only A has changed."""
+
+
+@dataclass(frozen=True)
+class Iterate(Start):
+    """Where a solver stands, with all that it knows of it beside the error; M Z as the solver knows it."""
+
+    effective_dimension: Tensor | None = field(default=None, kw_only=True)
+    """(P,) diagonal of H^-1 M, where the solver knows it exactly."""
+    errors: Tensor | None = field(default=None, kw_only=True)
+    """(K,) the error estimate of every column, where the solver has one."""
+    log_determinant: float | None = field(default=None, kw_only=True)
+    """log det H, where the solver knows it exactly."""
+    check_products: int = field(default=0, kw_only=True)
+    """Products with single vectors that measuring the error cost, beside the passes."""
+
+
+@dataclass(frozen=True)
+class Solution(Iterate):
+    """Z with H Z close to B, what it cost, and how close: only ``solve`` makes one."""
+
     status: Status
     passes: int
     error: float
     """Estimate of |phi(z - z*)|_B / |phi z*|_B, the root mean square over the columns."""
     history: list[float] = field(default_factory=list)
     """The error estimate after each pass."""
-    effective_dimension: Tensor | None = None
-    """(P,) diagonal of H^-1 M, where the solver knows it exactly."""
-    reusable: Any = None
-    """What the same solver can use again when only A has changed."""
-    errors: Tensor | None = None
-    """(K,) the error estimate of every column, where the solver has one."""
-    log_determinant: float | None = None
-    """log det H, where the solver knows it exactly."""
-    curvature_exact: bool = True
-    """Whether ``curvature_value`` is more than an estimate from part of the data."""
-    check_products: int = 0
-    """Products with single vectors that measuring the error cost, beside the passes."""
 
 
 State = TypeVar("State")
@@ -128,14 +140,16 @@ SLACK = 1.5
 class Solver(ABC, Generic[State]):
     """Frozen hyperparameters and three methods; all that changes lives in the state."""
 
-    recycles = False
-    """Whether a preconditioner and an approximate solution save it passes."""
+    uses_start = False
+    """Whether an approximate solution and a preconditioner near H save it passes."""
+    krylov_e_step = False
+    """Whether EM, where it has the choice, takes one Krylov space of M and not this solver's samples."""
     exact_determinant = False
     """Whether its solutions tell log det H exactly."""
 
     @abstractmethod
-    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> State:
-        """The state before the first step, starting from zero or from an earlier solution."""
+    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> State:
+        """The state before the first step, starting from zero or from the guess."""
 
     @abstractmethod
     def step(self, system: LinearSystem, rhs: RightHandSide, state: State) -> State:
@@ -146,8 +160,8 @@ class Solver(ABC, Generic[State]):
         """The error estimate of the present iterate; NaN when the iteration has broken down."""
 
     @abstractmethod
-    def solution(self, system: LinearSystem, rhs: RightHandSide, state: State) -> Solution:
-        """The present iterate, as a Solution whose status and history the loop fills in."""
+    def solution(self, system: LinearSystem, rhs: RightHandSide, state: State) -> Iterate:
+        """The present iterate, with what the solver knows of it."""
 
     def certify(self, system: LinearSystem, rhs: RightHandSide, state: State, tolerance: float) -> State:
         """The same iterate with an error worth stating: called only where the loop would stop, so it may cost.
@@ -185,7 +199,7 @@ def solve(
     *,
     tolerance: float = 0.02,
     max_passes: int = 100,
-    guess: Solution | None = None,
+    guess: Start | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Solution:
     """Iterate until the estimated function-space error is at most ``tolerance``, and 1.5 times it cannot be exceeded.
@@ -199,21 +213,54 @@ def solve(
         rhs: B.
         tolerance: relative error |phi(z - z*)|_B / |phi z*|_B asked for.
         max_passes: products with M per column at most.
-        guess: an earlier solution of a nearby system.
+        guess: where to start, such as the solution of a nearby system; None: at zero.
         say: called with one line before each pass.
 
     Returns:
         The Solution; if it is not converged a ConvergenceWarning says what was asked and what was reached.
 
     Raises:
-        ArithmeticError: if it broke down before the first good iterate, with no earlier solution to fall back on.
+        ArithmeticError: if it broke down before the first good iterate, with no guess to fall back on.
     """
     if guess is not None and not guess.curvature_exact:  # its residual would be wrong: a pass to know it
         curvature_value = system.model.curvature_product(guess.value, system.stride)
         guess = replace(guess, curvature_value=curvature_value, curvature_exact=True)
-    state = solver.init(system, rhs, guess)
+    ended = _iterated(solver, system, rhs, solver.init(system, rhs, guess), tolerance, max_passes, say)
+    if not ended.history and guess is None and ended.status is Status.BROKE_DOWN:  # zeros would pass for certainty
+        raise ArithmeticError(f"{type(solver).__name__} has no solution: in its first pass it {ended.said}.")
+    ended = _certified(solver, system, rhs, ended, tolerance)
+    found, ended = _checked(system, rhs, solver.solution(system, rhs, ended.state), ended)
+    reached, passes = ended.history[-1] if ended.history else inf, len(ended.history)
+    if ended.status is not Status.CONVERGED:
+        asked = f"{type(solver).__name__} was asked for a relative error of {tolerance:.1e}, reached an estimated"
+        said = f"{asked} {reached:.1e} in {passes} passes and {ended.said}."
+        complain(f"{type(solver).__name__}, {ended.status.name}", reached / tolerance, said)
+    known = {each.name: getattr(found, each.name) for each in fields(Iterate)}
+    return Solution(**known, status=ended.status, passes=passes, error=reached, history=ended.history)
+
+
+@dataclass(frozen=True)
+class _Ended(Generic[State]):
+    """Where the iteration has ended, and how."""
+
+    state: State
+    """The last good one."""
+    history: list[float]
+    status: Status
+    complaint: str = ""
+
+    @property
+    def said(self) -> str:
+        """The end of a sentence for the user."""
+        return f"{self.status.value} ({self.complaint})" if self.complaint else self.status.value
+
+
+def _iterated(
+    solver: Solver[State], system: LinearSystem, rhs: RightHandSide, state: State, tolerance: float, max_passes: int,
+    say: Callable[[str], None],
+) -> _Ended[State]:  # fmt: skip
+    """Steps until the tolerance is reached and proved, or until there is a reason to stop."""
     history: list[float] = []
-    status, complaint = Status.MAX_PASSES, ""
     for number in range(1, max_passes + 1):
         say(f"pass {number}" + (f", error {history[-1]:.1%}" if history else ""))
         following = solver.step(system, rhs, state)
@@ -222,82 +269,63 @@ def solve(
             following = solver.certify(system, rhs, following, tolerance)
             error = solver.error(following)
         if error != error:  # NaN: keep the last good iterate
-            status = Status.BROKE_DOWN
-            complaint = solver.complaint(following)
-            _require_something(solver, history, guess, complaint)
-            break
+            return _Ended(state, history, Status.BROKE_DOWN, solver.complaint(following))
         state = following
         history.append(error)
         if error <= tolerance and solver.proved(state) <= SLACK * tolerance:
-            status = Status.CONVERGED
-            break
+            return _Ended(state, history, Status.CONVERGED)
         if solver.spent(state):
-            status = Status.SPENT
-            break
+            return _Ended(state, history, Status.SPENT)
         if solver.stagnated(state):
-            status = Status.STAGNATED
-            break
+            return _Ended(state, history, Status.STAGNATED)
+    return _Ended(state, history, Status.MAX_PASSES)
+
+
+def _certified(
+    solver: Solver[State], system: LinearSystem, rhs: RightHandSide, ended: _Ended[State], tolerance: float
+) -> _Ended[State]:
+    """With the error of a state that must do known as well as it can be: as it was if that breaks down."""
+    state, history, status, complaint = ended.state, ended.history, ended.status, ended.complaint
     if history and status not in (Status.CONVERGED, Status.BROKE_DOWN):
-        state, history[-1] = _certified(solver, system, rhs, state)
-        if history[-1] <= tolerance:
+        certified = solver.certify(system, rhs, state, inf)
+        error = solver.error(certified)
+        state, error = (certified, error) if error == error else (state, solver.error(state))
+        history = [*history[:-1], error]
+        if error <= tolerance:
             proved = solver.proved(state)
             status = Status.CONVERGED if proved <= SLACK * tolerance else Status.UNVERIFIED
             complaint = f"no more than {proved:.0e} is proved"
     if status is Status.STAGNATED:
         complaint = f"{rhs.data_part.dtype} can reach about {history[-1]:.0e} here"
-    found = solver.solution(system, rhs, state)
-    if status is not Status.BROKE_DOWN and _curves_down(rhs, found):
-        found, status = _with_true_image(system, found), Status.BROKE_DOWN
-        complaint = INDEFINITE if _curves_down(rhs, found) else _PARTED
-        history = [*history[:-1], inf if complaint == INDEFINITE else _bounded_error(system, rhs, found)]
-    reached = history[-1] if history else inf
-    if status is not Status.CONVERGED:
-        asked = f"{type(solver).__name__} was asked for a relative error of {tolerance:.1e}, reached an estimated"
-        ending = _ending(status, complaint)
-        said = f"{asked} {reached:.1e} in {len(history)} passes and {ending}."
-        complain(f"{type(solver).__name__}, {status.name}", reached / tolerance, said)
-    return Solution(
-        found.value, found.curvature_value, status, len(history), reached, history,
-        found.effective_dimension, found.reusable, found.errors, found.log_determinant,
-        curvature_exact=found.curvature_exact, check_products=found.check_products,
-    )  # fmt: skip
+    return _Ended(state, history, status, complaint)
 
 
-def _curves_down(rhs: RightHandSide, found: Solution) -> bool:
+def _checked(
+    system: LinearSystem, rhs: RightHandSide, found: Iterate, ended: _Ended[State]
+) -> tuple[Iterate, _Ended[State]]:
+    """The iterate with its true M Z, where what the solver took for it has negative curvature."""
+    if ended.status is Status.BROKE_DOWN or not _curves_down(rhs, found):
+        return found, ended
+    image = system.model.curvature_product(found.value)
+    found = replace(found, curvature_value=image, errors=None)
+    indefinite = _curves_down(rhs, found)
+    error = inf if indefinite else _bounded_error(system, rhs, found)
+    complaint = INDEFINITE if indefinite else _PARTED
+    return found, _Ended(ended.state, [*ended.history[:-1], error], Status.BROKE_DOWN, complaint)
+
+
+def _curves_down(rhs: RightHandSide, found: Start) -> bool:
     """Whether sum_k z_k' M z_k, gamma where the columns are samples, is negative by more than rounding explains."""
     lengths = found.value.norm(dim=1).double() * rhs.total.norm(dim=1).double()
     size = float(dots(found.value, found.curvature_value).sum())
     return size < -1e3 * torch.finfo(found.value.dtype).eps * float(lengths.sum())
 
 
-def _with_true_image(system: LinearSystem, found: Solution) -> Solution:
-    return replace(found, curvature_value=system.model.curvature_product(found.value), errors=None)
-
-
-def _bounded_error(system: LinearSystem, rhs: RightHandSide, found: Solution) -> float:
+def _bounded_error(system: LinearSystem, rhs: RightHandSide, found: Start) -> float:
     """|phi(z - z*)|_B^2 <= r' A^-1 r / 4 for any z, over |phi z|_B^2; r from its definition."""
     residual = rhs.total - found.curvature_value - system.precision * found.value
     bound = dots(residual, residual, system.precision.reciprocal()) / 4
     return relative_rms(bound.sqrt(), dots(found.value, found.curvature_value).clamp_min(0).sqrt())
-
-
-def _certified(solver: Solver[State], system: LinearSystem, rhs: RightHandSide, state: State) -> tuple[State, float]:
-    """A state that must do, and its error as well as it can be known: as it was if that breaks down."""
-    certified = solver.certify(system, rhs, state, inf)
-    error = solver.error(certified)
-    return (certified, error) if error == error else (state, solver.error(state))
-
-
-def _ending(status: Status, complaint: str) -> str:
-    return f"{status.value} ({complaint})" if complaint else status.value
-
-
-def _require_something(solver: Solver[Any], history: list[float], guess: Solution | None, complaint: str) -> None:
-    """A solve that breaks down before its first good iterate has no answer: zeros would pass for certainty."""
-    if not history and guess is None:
-        raise ArithmeticError(
-            f"{type(solver).__name__} has no solution: in its first pass it {_ending(Status.BROKE_DOWN, complaint)}."
-        )
 
 
 def relative_rms(numerator: Tensor, denominator: Tensor) -> float:

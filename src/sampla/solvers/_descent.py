@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from sampla.core.blocks import dots
+from sampla.core.chunks import COLUMNS, ENTRIES
 from sampla.core.noise import PROBE, standard_normal
-from sampla.model import LinearBatch, LinearModel
+from sampla.linear_batch import LinearBatch
+from sampla.model import LinearModel
 from sampla.solvers._base import LinearSystem
 from sampla.solvers._preconditioners import Preconditioner
 
@@ -16,8 +18,6 @@ _BATCH, _SMALLEST_BATCH, _STEPS = 64, 8, 64
 """Data in a step; fewer where N is small, so that a pass has at least so many steps."""
 _STRIDE = 8
 """A pass is read in so many interleaved parts: each is a cross-section of the data, however they are sorted."""
-COLUMNS, _ROWS_TIMES_COLUMNS = 64, 512
-"""Columns of one product with a piece, and how ``LinearModel.batches`` cuts pieces."""
 _POWER_BATCHES, _POWER_STEPS = 4, 6
 _FAR = 100.0
 """How many times too large a square, in the norm of A, shows that the steps diverge."""
@@ -129,9 +129,9 @@ def batch_size(model: LinearModel) -> int:
     return max(_SMALLEST_BATCH, min(_BATCH, model.data.num_data // _STEPS))
 
 
-def piece_columns(model: LinearModel, columns: int) -> int:
-    """For how many columns ``LinearModel.batches`` must cut so that pieces for so many are no larger than a step."""
-    return max(min(columns, COLUMNS), _ROWS_TIMES_COLUMNS // batch_size(model))
+def piece_rows(model: LinearModel, columns: int) -> int:
+    """Data in a piece: as suits products with so many columns, and not (much) more than there are in a step."""
+    return ENTRIES // max(min(columns, COLUMNS), ENTRIES // batch_size(model))
 
 
 def data_in(batch: list[LinearBatch]) -> int:
@@ -154,7 +154,7 @@ def _minibatches(model: LinearModel, turn: int, columns: int, stride: int | None
     full = batch_size(model)
     stride = stride or max(1, min(_STRIDE, model.data.num_data // (2 * full)))
     batch: list[LinearBatch] = []
-    for piece in model.batches(piece_columns(model, columns), stride, turn % stride):
+    for piece in model.batches(rows=piece_rows(model, columns), stride=stride, offset=turn % stride):
         batch.append(piece)
         if data_in(batch) >= full:
             yield batch

@@ -1,4 +1,4 @@
-"""Preconditioners: symmetric positive definite P near H = M + A, of which only P^-1 v and log det P are asked.
+"""Preconditioners: symmetric positive definite P near H = M + A, of which only P^-1 v is asked.
 
 What costs passes (a sketch of M) does not depend on A: made once, it serves every step of EM through ``Sketch.at``.
 """
@@ -24,11 +24,6 @@ class Preconditioner(ABC):
     def solve(self, vectors: Tensor) -> Tensor:
         """P^-1 v: (K, P) -> (K, P). Linear, symmetric and positive definite."""
 
-    @property
-    @abstractmethod
-    def log_determinant(self) -> float:
-        """log det P."""
-
 
 @dataclass(frozen=True)
 class Jacobi(Preconditioner):
@@ -39,10 +34,6 @@ class Jacobi(Preconditioner):
 
     def solve(self, vectors: Tensor) -> Tensor:
         return vectors / self.diagonal
-
-    @property
-    def log_determinant(self) -> float:
-        return float(self.diagonal.double().log().sum())
 
 
 @dataclass(frozen=True)
@@ -62,10 +53,8 @@ class Sketch:
         inner = gram(self.basis, self.basis, diagonal.reciprocal())
         identity = torch.eye(len(inner), dtype=torch.float64, device=inner.device)
         core = self.gram.to(inner) - self.tail * identity
-        system = identity + core @ inner
-        middle = torch.linalg.solve(system, core)
-        determinant = diagonal.double().log().sum() + torch.linalg.slogdet(system).logabsdet
-        return LowRank(diagonal, self.basis, ((middle + middle.mT) / 2).to(precision), float(determinant))
+        middle = torch.linalg.solve(identity + core @ inner, core)
+        return LowRank(diagonal, self.basis, ((middle + middle.mT) / 2).to(precision))
 
 
 @dataclass(frozen=True)
@@ -78,15 +67,10 @@ class LowRank(Preconditioner):
     """(m, P) V."""
     middle: Tensor
     """(m, m) (I + S V D^-1 V')^-1 S."""
-    determinant: float
 
     def solve(self, vectors: Tensor) -> Tensor:
         inside = self.basis.along(vectors / self.diagonal) @ self.middle
         return self.basis.add_to(vectors.clone(), -inside).div_(self.diagonal)
-
-    @property
-    def log_determinant(self) -> float:
-        return self.determinant
 
 
 def nystrom(model: LinearModel, rank: int, seed: int = 0, stride: int = 1) -> Sketch:
@@ -150,8 +134,3 @@ class SubsetInverse(Preconditioner):
             direction = scaled + torch.where(active, following / size, 0.0).unsqueeze(1) * direction
             size = following
         return value
-
-    @property
-    def log_determinant(self) -> float:
-        """Not known. Raises NotImplementedError."""
-        raise NotImplementedError("the determinant of a part of the data is not known: use a sketch")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sampla.core.params import row_dot
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, solve
+from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Start, solve
 
 _MOST, _LEAST = 1e2, 1e-8
 """Limits of the factor, for means of next to no length."""
@@ -27,7 +27,7 @@ def solve_balanced(
     mean_size: float,
     tolerance: float,
     max_passes: int,
-    guess: Solution | None = None,
+    guess: Start | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Solution:
     """As ``solve``, with every mean scaled to the length of a sample.
@@ -39,7 +39,7 @@ def solve_balanced(
         mean_size: |phi mean|_B^2 at most, from the targets; used where the guess tells no better.
         tolerance: relative error |phi(z - z*)|_B / |phi z*|_B asked for.
         max_passes: products with M per column at most.
-        guess: an earlier solution of a nearby system.
+        guess: where to start, such as the solution of a nearby system.
         say: called with one line before each pass.
     """
     count = rhs.num_samples
@@ -66,7 +66,7 @@ def solve_balanced(
     return replace(found, value=value, curvature_value=curvature_value)
 
 
-def _factors(system: LinearSystem, rhs: RightHandSide, guess: Solution | None, mean_size: float) -> Tensor:
+def _factors(system: LinearSystem, rhs: RightHandSide, guess: Start | None, mean_size: float) -> Tensor:
     """For each mean: a sample's length |phi z|_B over its own, as far as they are known."""
     count = rhs.num_samples
     diagonal = system.diagonal.double()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sampla.core.blocks import dots, gram, orthonormal_pair
 from sampla.core.noise import PROBE, standard_normal
-from sampla.solvers._base import INDEFINITE, NOT_FINITE, SLACK, LinearSystem, RightHandSide, Solution, Solver, Status
+from sampla.solvers._base import INDEFINITE, NOT_FINITE, SLACK, Iterate, LinearSystem, RightHandSide, Solver, Start
 
 _WINDOW = 4
 """Passes over which the rate of convergence is measured."""
@@ -133,9 +133,10 @@ class BlockCG(Solver[BlockCGState]):
     two such passes without progress between them end the solve.
     """
 
-    recycles = True
+    uses_start = True
+    krylov_e_step = True
 
-    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> BlockCGState:
+    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> BlockCGState:
         total, inverse = rhs.total, system.inverse
         scale = dots(total, inverse.solve(total)).clamp_min(0).sqrt()
         if guess is None:
@@ -216,12 +217,12 @@ class BlockCG(Solver[BlockCGState]):
     def complaint(self, state: BlockCGState) -> str:
         return state.complaint
 
-    def solution(self, system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> Solution:
+    def solution(self, system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> Iterate:
         curvature_value = rhs.total.addmm_(state.factor.mT.to(state.basis), state.basis, alpha=-1)
         curvature_value.addcmul_(system.precision, state.value, value=-1)
         relative = _missing(state) / torch.where(state.size > 0, state.size, torch.ones_like(state.size))
-        return Solution(
-            state.value, curvature_value, Status.MAX_PASSES, 0, 0.0, errors=state.correction * relative.sqrt(),
+        return Iterate(
+            state.value, curvature_value, errors=state.correction * relative.sqrt(),
             check_products=state.check_products,
         )  # fmt: skip
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from sampla.core.checks import require
 from sampla.solvers._base import (
+    Iterate,
     LinearSystem,
     RightHandSide,
-    Solution,
     Solver,
-    Status,
+    Start,
     num_outputs,
     relative_rms,
     rounded_terms,
@@ -57,7 +57,7 @@ class Dense(Solver[DenseState]):
     max_parameters: int = 20_000
     exact_determinant = True
 
-    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> DenseState:
+    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> DenseState:
         size = system.model.num_parameters
         require(
             size <= self.max_parameters,
@@ -86,15 +86,12 @@ class Dense(Solver[DenseState]):
     def stagnated(self, state: DenseState) -> bool:
         return state.stuck
 
-    def solution(self, system: LinearSystem, rhs: RightHandSide, state: DenseState) -> Solution:
+    def solution(self, system: LinearSystem, rhs: RightHandSide, state: DenseState) -> Iterate:
         if state.root is None or state.curvature is None:  # broke down: all there is is the guess
-            return Solution(state.value, system.model.curvature_product(state.value), Status.BROKE_DOWN, 0, 0.0)
-        return Solution(
+            return Iterate(state.value, system.model.curvature_product(state.value))
+        return Iterate(
             state.value,
             (state.value.double() @ state.curvature).to(state.value),
-            Status.CONVERGED,
-            1,
-            0.0,
             effective_dimension=state.effective_dimension,
             reusable=(system.model, state.curvature),
             errors=state.errors,

@@ -17,11 +17,11 @@ from sampla.core.checks import require
 from sampla.core.noise import PROBE, standard_normal
 from sampla.model import LinearModel
 from sampla.solvers._base import (
+    Iterate,
     LinearSystem,
     RightHandSide,
-    Solution,
     Solver,
-    Status,
+    Start,
     num_outputs,
     relative_rms,
     rounded_terms,
@@ -78,10 +78,9 @@ class DenseDual(Solver[DenseDualState]):
 
     max_outputs: int = 8_000
     exact_determinant = True
-    recycles = True
-    """It needs neither, but EM may then find its hyperparameters in one Krylov space."""
+    krylov_e_step = True
 
-    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> DenseDualState:
+    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> DenseDualState:
         entries = num_outputs(system.model)
         require(
             entries <= self.max_outputs,
@@ -112,11 +111,11 @@ class DenseDual(Solver[DenseDualState]):
     def stagnated(self, state: DenseDualState) -> bool:
         return state.stuck
 
-    def solution(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> Solution:
+    def solution(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> Iterate:
         if state.image is None:  # broke down: all there is is the guess
-            return Solution(state.value, system.model.curvature_product(state.value), Status.BROKE_DOWN, 0, 0.0)
-        return Solution(
-            state.value, state.image, Status.CONVERGED, 1, 0.0, errors=state.errors,
+            return Iterate(state.value, system.model.curvature_product(state.value))
+        return Iterate(
+            state.value, state.image, errors=state.errors,
             log_determinant=state.log_determinant,
         )  # fmt: skip
 

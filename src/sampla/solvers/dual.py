@@ -21,10 +21,12 @@ from torch import Tensor
 
 from sampla.core.blocks import dots
 from sampla.core.checks import require
+from sampla.core.chunks import COLUMNS
 from sampla.core.noise import PROBE, standard_normal
-from sampla.model import LinearBatch, LinearModel
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, num_outputs
-from sampla.solvers._descent import COLUMNS, batch_size, piece_columns
+from sampla.linear_batch import LinearBatch
+from sampla.model import LinearModel
+from sampla.solvers._base import Iterate, LinearSystem, RightHandSide, Solver, Start, num_outputs
+from sampla.solvers._descent import batch_size, piece_rows
 
 _REACH = 3.0
 """eta lambda / (1 - rho), at most 1 for eta lambda: momentum makes steps 1 / (1 - rho) times as long. Measured."""
@@ -87,7 +89,7 @@ class DualDescent(Solver[DualState]):
         given = self.step_size
         require(given is None or 0 < given < float("inf"), "a positive step_size", f"{given}", "None finds one.")
 
-    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> DualState:
+    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> DualState:
         model, total = system.model, rhs.total
         entries = num_outputs(model)
         require(
@@ -132,7 +134,7 @@ class DualDescent(Solver[DualState]):
         )
         mean, mean_value, steps = state.functions.clone(), state.value.clone(), state.steps
         pieces = ceil(model.data.num_data / batch_size(model))
-        for batch in model.batches(piece_columns(model, len(value))):
+        for batch in model.batches(rows=piece_rows(model, len(value))):
             part = _coordinates(batch)
             gradient = last[:, part] + rho * velocity[:, part] - _pushed(batch, value - rho * pulled)
             velocity *= rho
@@ -157,8 +159,8 @@ class DualDescent(Solver[DualState]):
             return missing
         return missing / (size - missing) if size > missing else float("inf")
 
-    def solution(self, system: LinearSystem, rhs: RightHandSide, state: DualState) -> Solution:
-        return Solution(state.value, state.curvature, Status.MAX_PASSES, 0, 0.0)
+    def solution(self, system: LinearSystem, rhs: RightHandSide, state: DualState) -> Iterate:
+        return Iterate(state.value, state.curvature)
 
 
 def _coordinates(batch: LinearBatch) -> slice:
@@ -201,7 +203,7 @@ def _certified(system: LinearSystem, rhs: RightHandSide, functions: Tensor, valu
 def _shortest(system: LinearSystem, columns: int) -> float:
     """1 / lambda, lambda the largest eigenvalue of I + G on any batch, by power iteration; NaN without one."""
     model, largest = system.model, 1.0
-    for batch in model.batches(piece_columns(model, columns)):
+    for batch in model.batches(rows=piece_rows(model, columns)):
         count = batch.features.outputs.numel()
         vector = standard_normal(0, PROBE, range(1), 0, (count,), system.precision)
         for _ in range(_POWER_STEPS):

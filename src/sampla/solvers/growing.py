@@ -11,7 +11,7 @@ from math import isnan
 from typing import Any
 
 from sampla.core.checks import require
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver
+from sampla.solvers._base import LinearSystem, RightHandSide, Solver, Start
 
 
 def growing_guess(
@@ -22,7 +22,7 @@ def growing_guess(
     strides: tuple[int, ...] = (8, 4, 2),
     iterations: int = 4,
     say: Callable[[str], None] = lambda _: None,
-) -> Solution:
+) -> Start:
     """A start for ``solve`` from nested parts of the data.
 
     Args:
@@ -34,7 +34,7 @@ def growing_guess(
         say: called with one line before each iteration.
 
     Returns:
-        The solution on the largest part; its M Z is that part's, which ``solve`` replaces at the cost of a pass.
+        The iterate on the largest part; its M Z is that part's, which ``solve`` replaces at the cost of a pass.
 
     Raises:
         ValueError: if the loader's order is not fixed (a part must be the same data every time), or strides are wrong.
@@ -47,7 +47,7 @@ def growing_guess(
         "a shuffled one",
         "Use a loader that does not shuffle.",
     )
-    found: Solution | None = None
+    found: Start | None = None
     for stride in strides:
         part = replace(system, stride=stride)
         if found is not None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from sampla.core.blocks import dots, gram
 from sampla.core.checks import require
 from sampla.model import LinearModel
-from sampla.solvers._base import INDEFINITE, NOT_FINITE, LinearSystem, RightHandSide, Solution, Solver, Status
+from sampla.solvers._base import INDEFINITE, NOT_FINITE, Iterate, LinearSystem, RightHandSide, Solver, Start
 from sampla.solvers._descent import automatic_step, descend
 from sampla.solvers._preconditioners import Preconditioner, Sketch, nystrom
 
@@ -115,7 +115,7 @@ class Minibatch(Solver[MinibatchState]):
             require(value is None or 0 < value < float("inf"), f"a positive {name}", f"{value}", fix)
         require(self.rank >= 1, "a rank of at least 1", f"{self.rank}", "64 is usual.")
 
-    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> MinibatchState:
+    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> MinibatchState:
         total = rhs.total
         before = system.model.ledger.products
         value = torch.zeros_like(total) if guess is None else guess.value
@@ -130,7 +130,7 @@ class Minibatch(Solver[MinibatchState]):
             value, residual, curvature, inverse, sketch, step_size, spent, total[:0], total[:0], scale
         )  # fmt: skip
 
-    def _sketch(self, model: LinearModel, columns: int, guess: Solution | None) -> Sketch | None:
+    def _sketch(self, model: LinearModel, columns: int, guess: Start | None) -> Sketch | None:
         """The one an earlier solve with the same M has made, or a new one from part of the data; None: no budget."""
         kept = guess.reusable if guess is not None else None
         if isinstance(kept, tuple) and kept[0] is model and isinstance(kept[1], Sketch):
@@ -220,12 +220,12 @@ class Minibatch(Solver[MinibatchState]):
     def complaint(self, state: MinibatchState) -> str:
         return state.complaint
 
-    def solution(self, system: LinearSystem, rhs: RightHandSide, state: MinibatchState) -> Solution:
+    def solution(self, system: LinearSystem, rhs: RightHandSide, state: MinibatchState) -> Iterate:
         size = dots(state.value, state.curvature).clamp_min(0)
         missing = torch.full_like(size, torch.inf) if state.missing is None else state.missing.clamp_min(0)
         errors = (missing / torch.where(size > 0, size, torch.ones_like(size))).sqrt()
-        return Solution(
-            state.value, state.curvature, Status.MAX_PASSES, 0, 0.0, errors=errors,
+        return Iterate(
+            state.value, state.curvature, errors=errors,
             reusable=(system.model, state.sketch), curvature_exact=state.residual is not None,
         )  # fmt: skip
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from sampla.core.checks import require
 from sampla.core.noise import PROBE, standard_normal
 from sampla.core.params import row_dot
-from sampla.model import LinearBatch
-from sampla.solvers._base import LinearSystem, RightHandSide, Solution, Solver, Status, error_bound, jacobi_root
+from sampla.linear_batch import LinearBatch
+from sampla.solvers._base import Iterate, LinearSystem, RightHandSide, Solver, Start, error_bound, jacobi_root
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SGD(Solver[SGDState]):
     step_size: float | None = None
     power_iterations: int = 10
 
-    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Solution | None) -> SGDState:
+    def init(self, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> SGDState:
         require(
             self.objective == "regulariser" or system.model.data.fixed_order,
             "a loader with a fixed order for objective='targets', whose noise is keyed by position",
@@ -114,10 +114,10 @@ class SGD(Solver[SGDState]):
     def error(self, state: SGDState) -> float:
         return state.bound if bool(state.value.isfinite().all()) else float("nan")
 
-    def solution(self, system: LinearSystem, rhs: RightHandSide, state: SGDState) -> Solution:
+    def solution(self, system: LinearSystem, rhs: RightHandSide, state: SGDState) -> Iterate:
         curvature = state.curvature
         curvature = system.model.curvature_product(state.average) if curvature is None else curvature
-        return Solution(state.average, curvature, Status.MAX_PASSES, state.epoch, 0.0)
+        return Iterate(state.average, curvature)
 
 
 def _weight(system: LinearSystem, batch: LinearBatch) -> float:

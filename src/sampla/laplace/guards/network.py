@@ -17,11 +17,11 @@ from sampla.features import NetworkFeatures, check_adjoint
 from sampla.laplace.guards.precision import explain_coarse, require_liftable
 
 
-def check_network(features: NetworkFeatures, batch: Batch) -> float:
+def check_network(features: NetworkFeatures, batch: Batch) -> float | None:
     """Deterministic, one row for each datum, and its two products adjoint; how they are taken is settled here.
 
     Returns:
-        The adjoint error; NaN where the outputs are not finite.
+        The adjoint error; None where the outputs are not finite, so that no check was made.
 
     Raises:
         ValueError: if the network is not what a posterior can stand on.
@@ -46,7 +46,7 @@ def check_network(features: NetworkFeatures, batch: Batch) -> float:
         "The network must not sum or average over the batch.",
     )
     if not bool(torch.isfinite(once).all()):
-        return float("nan")  # the survey of all data says where
+        return None  # the survey of all data says where
     try:
         return _settled(features, batch, piece, once)
     except (ValueError, RuntimeError) as error:

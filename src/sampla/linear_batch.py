@@ -1,0 +1,86 @@
+"""A few data of the linear model: the place where features and likelihood meet."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sampla.core.noise import DATA, standard_normal
+from sampla.features import Linearisation
+from sampla.likelihoods import Likelihood
+
+
+@dataclass(frozen=True)
+class LinearBatch:
+    """A few data with their features."""
+
+    features: Linearisation
+    likelihood: Likelihood
+    targets: Tensor
+    start: int
+    stop: int
+    first_output: int
+    """Position of the first output among all outputs of the pass: the key of its noise."""
+    origin: Tensor | None = None
+    """``Features.origin``."""
+    weights: Tensor | None = None
+    """(n,) how often each datum counts; None: once."""
+
+    def weighted(self, values: Tensor, power: float = 1.0) -> Tensor:
+        """Values (..., n, *out) times the weights of their data, or a power of them, and zero where none counts."""
+        counted = self.likelihood.counted(self.targets)
+        if counted is not None:
+            values = values * counted.to(values)
+        if self.weights is None:
+            return values
+        inner = self.features.outputs.ndim - 1
+        return values * self.weights.to(values).pow(power).view(-1, *[1] * inner)
+
+    def curvature_product(self, vectors: Tensor) -> Tensor:
+        """sum_n phi_n' B_n phi_n v over the batch: (K, P) -> (K, P)."""
+        return self.features.product(
+            vectors, lambda outputs, pushed: self.weighted(self.likelihood.curvature_product(outputs, pushed))
+        )
+
+    def noise(self, seed: int, samples: range) -> Tensor:
+        """S_n xi_n for the batch, (K, n, *out), with xi keyed by the position of the outputs."""
+        outputs = self.features.outputs
+        xi = standard_normal(seed, DATA, samples, self.first_output, tuple(outputs.shape), outputs)
+        return self.root_product(xi)
+
+    def root_product(self, vectors: Tensor) -> Tensor:
+        """S_n xi for the batch, weights included: (K, n, *out) -> (K, n, *out)."""
+        return self.weighted(self.likelihood.curvature_root_product(self.features.outputs, vectors), 0.5)
+
+    def root_transpose_product(self, vectors: Tensor) -> Tensor:
+        """S_n' u for the batch, weights included: (K, n, *out) -> (K, n, *out)."""
+        return self.likelihood.curvature_root_transpose_product(self.features.outputs, self.weighted(vectors, 0.5))
+
+    def noise_gradient(self, seed: int, samples: range) -> Tensor:
+        """sum_n phi_n' S_n xi_n over the batch, (K, P)."""
+        return self.features.vjp(self.noise(seed, samples))
+
+    def loss_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """-sum log p(y | phi theta), or of the tangent, and its gradient, both in theta: (1, P) -> (), (1, P)."""
+        losses: list[Tensor] = []
+
+        def slope(outputs: Tensor, pushed: Tensor) -> Tensor:
+            pushed = pushed if self.origin is None else outputs + pushed
+            at = pushed.detach().requires_grad_()
+            with torch.enable_grad():
+                each = self.likelihood.log_prob(at[0], self.targets)
+                loss = -(each if self.weights is None else each * self.weights.to(each)).sum()
+                (cotangent,) = torch.autograd.grad(loss, at)
+            losses.append(loss.detach())
+            return cotangent
+
+        moved = theta if self.origin is None else theta - self.origin.to(theta)
+        gradient = self.features.product(moved, slope)
+        return losses[-1], gradient
+
+    def newton_product(self, theta: Tensor, vector: Tensor) -> Tensor:
+        """sum_n phi_n' B(phi_n theta) phi_n v over the batch: (1, P), (1, P) -> (1, P)."""
+        moved = theta if self.origin is None else theta - self.origin.to(theta)
+        at, pushed = self.features.jvp(torch.cat([moved, vector])).split(1)
+        at = at if self.origin is None else self.features.outputs + at
+        return self.features.vjp(self.weighted(self.likelihood.curvature_product(at[0], pushed)))
