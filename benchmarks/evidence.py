@@ -15,16 +15,16 @@ noise that suits it best there (a function of its error alone), and the linearis
 N(f, J H^-1 J' + 1 / beta).
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import log, pi
-from pathlib import Path
-from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
+from experiments.common.command import parser, say
+from experiments.common.page import ROOT, grid, write_page
 from scipy.optimize import minimize
 from scipy.stats import spearmanr
 from sklearn.datasets import load_diabetes, load_digits, make_friedman1
@@ -285,24 +285,21 @@ def regret(rows: list[Row], prior: str, definition: str) -> float:
 
 def main() -> None:
     """Measure everything and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two seeds and two data sets")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    asked = parser.parse_args()
+    asked = parser(__doc__, ROOT / "benchmarks", quick="two seeds and two data sets").parse_args()
     torch.set_num_threads(1)
-    start, names, count = perf_counter(), list(DATA)[: 2 if asked.quick else None], 2 if asked.quick else SEEDS
+    names, count = list(DATA)[: 2 if asked.quick else None], 2 if asked.quick else SEEDS
     found: dict[tuple[str, str, int], list[Row]] = {}
     for name in names:
         data = [split(name, seed) for seed in range(count)]
         for title, recipes in FAMILIES.items():
             for seed, rows in enumerate(family(recipes, data)):
                 found[title, name, seed] = rows
-            print(f"{name}, {title}: {perf_counter() - start:.0f} s", flush=True)
-    (asked.out / "evidence.md").write_text(words(found), encoding="utf-8")
+            say(f"{name}, {title}")
+    write_page(asked.out / "evidence.md", "benchmarks/evidence.md.j2", **page(found))
 
 
-def words(found: dict[tuple[str, str, int], list[Row]]) -> str:
-    """evidence.md."""
+def page(found: dict[tuple[str, str, int], list[Row]]) -> dict[str, Any]:
+    """What the template is filled with: (family, data set, seed) -> the networks of the family."""
     names, seeds = list(dict.fromkeys(k[1] for k in found)), sorted({k[2] for k in found})
     pooled = {
         ("all networks", name, seed): [r for t in FAMILIES for r in found[t, name, seed]]
@@ -311,52 +308,40 @@ def words(found: dict[tuple[str, str, int], list[Row]]) -> str:
     }
     whole = {**found, **pooled}
     rows = [r for each in found.values() for r in each]
-    sections = [
-        "# Which log evidence compares networks?",
-        "Written by `python -m benchmarks.evidence`, which says what is computed and how; all but the training is "
-        f"exact. {len(rows)} regression networks, {len(names)} data sets ({', '.join(names)}), {len(seeds)} seeds.",
-        "## Spearman's correlation of the evidence with the held-out log likelihood of the network",
-        "Mean over data sets and seeds, and its standard error.",
-        table(whole, lambda rows, p, d: correlation(rows, p, d, "network")),
-        "## The same with that of the linearised predictive, each with its own alpha and beta",
-        table(whole, lambda rows, p, d: correlation(rows, p, d, "predictive")),
-        "## The network of the highest evidence: held-out nats a datum behind the best of its family",
-        table(whole, regret),
-        "## Tangent less surrogate, in the families without LayerNorm (with it they are the same model)",
-        "Mean over families and seeds; for all of them with the standard error over the data sets. The last two: "
-        "held-out nats a datum of the linearised predictive, each with its own alpha and beta, and in what share the "
-        "tangent's is the better one.",
-        paired(found, names),
-        "## The linearised predictive with the alpha and beta of each definition",
-        "Held-out nats a datum over all networks, and how often the noise ran into its lower bound of "
-        f"{NOISE_STD[0]:g} standard deviations of the targets.",
-        predictives(rows),
-    ]
-    return "\n\n".join(sections) + "\n"
+    return {
+        "networks": len(rows), "names": names, "seeds": len(seeds), "lowest_noise": NOISE_STD[0],
+        "with_network": by_family(whole, lambda rows, p, d: correlation(rows, p, d, "network")),
+        "with_predictive": by_family(whole, lambda rows, p, d: correlation(rows, p, d, "predictive")),
+        "regret": by_family(whole, regret), "paired": paired(found, names), "predictives": predictives(rows),
+    }  # fmt: skip
 
 
-def table(found: dict[tuple[str, str, int], list[Row]], score: Callable[[list[Row], str, str], float]) -> str:
+def by_family(found: dict[tuple[str, str, int], list[Row]], score: Callable[[list[Row], str, str], float]) -> str:
     """One row a family, one column a prior and definition."""
-    lines = [heading("family")]
+    lines = []
     for title in dict.fromkeys(k[0] for k in found):
-        cells = []
-        for prior in PRIORS:
-            for definition in DEFINITIONS:
-                each = [score(rows, prior, definition) for key, rows in found.items() if key[0] == title]
-                cells.append(f"{np.mean(each):.2f} ± {np.std(each) / max(len(each) - 1, 1) ** 0.5:.2f}")
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        every = [
+            [score(rows, prior, definition) for key, rows in found.items() if key[0] == title]
+            for prior in PRIORS
+            for definition in DEFINITIONS
+        ]
+        lines.append([title, *map(mean_and_error, every)])
+    return grid(heading("family"), lines)
 
 
-def heading(first: str) -> str:
-    """The header of a table."""
-    columns = [f"{d}, {p}" for p in PRIORS for d in DEFINITIONS]
-    return f"| {first} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
+def heading(first: str) -> list[str]:
+    """Heads of the columns of a table with one for each prior and definition."""
+    return [first, *(f"{d}, {p}" for p in PRIORS for d in DEFINITIONS)]
+
+
+def mean_and_error(values: Any) -> str:
+    """Mean and its standard error."""
+    return f"{np.mean(values):.2f} ± {np.std(values) / max(len(values) - 1, 1) ** 0.5:.2f}"
 
 
 def paired(found: dict[tuple[str, str, int], list[Row]], names: list[str]) -> str:
     """One row a prior and question, one column a data set."""
-    lines = [f"| | {' | '.join(names)} | all |\n|{'---|' * (len(names) + 2)}"]
+    lines = []
     for prior in PRIORS:
         both = partial(told, prior=prior)
         questions: dict[str, Callable[[list[Row]], float]] = {
@@ -370,13 +355,12 @@ def paired(found: dict[tuple[str, str, int], list[Row]], names: list[str]) -> st
             "predictive, share better": lambda rows, f=both: float((f(rows) > 0).mean()),
         }
         for question, ask in questions.items():
-            each = np.array([
+            each = [
                 np.mean([ask(rows) for key, rows in found.items() if key[1] == name and "LayerNorm" not in key[0]])
                 for name in names
-            ])  # fmt: skip
-            whole = f"{each.mean():.2f} ± {each.std() / max(len(each) - 1, 1) ** 0.5:.2f}"
-            lines.append(f"| {question}, {prior} | {' | '.join(f'{e:.2f}' for e in each)} | {whole} |")
-    return "\n".join(lines)
+            ]
+            lines.append([f"{question}, {prior}", *(f"{e:.2f}" for e in each), mean_and_error(each)])
+    return grid(["", *names, "all"], lines)
 
 
 def told(rows: list[Row], prior: str) -> np.ndarray:
@@ -386,15 +370,11 @@ def told(rows: list[Row], prior: str) -> np.ndarray:
 
 def predictives(rows: list[Row]) -> str:
     """Mean, median and worst tenth, and how often the noise collapsed."""
-    lines = [heading("")]
     values = {(p, d): np.array([r.predictive[p, d] for r in rows]) for p in PRIORS for d in DEFINITIONS}
-    for label, of in (
-        ("mean", np.mean), ("median", np.median), ("worst tenth", lambda v: np.quantile(v, 0.1)),
-    ):  # fmt: skip
-        lines.append(f"| {label} | {' | '.join(f'{of(v):.2f}' for v in values.values())} |")
+    measures = {"mean": np.mean, "median": np.median, "worst tenth": lambda v: np.quantile(v, 0.1)}
+    lines = [[label, *(f"{of(v):.2f}" for v in values.values())] for label, of in measures.items()]
     shares = [np.mean([r.collapsed[key] for r in rows]) for key in values]
-    lines.append(f"| noise at its bound | {' | '.join(f'{s:.1%}' for s in shares)} |")
-    return "\n".join(lines)
+    return grid(heading(""), [*lines, ["noise at its bound", *(f"{s:.1%}" for s in shares)]])
 
 
 if __name__ == "__main__":

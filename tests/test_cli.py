@@ -99,6 +99,9 @@ def test_mnist_also_writes_results(tmp_path, monkeypatch):
     words = (out / "results.md").read_text()
     for part in ("sampla demo --data mnist", "## Targets", "## Table", "## EM trace", "## Certificate", "## Cost"):
         assert part in words
+    summary = json.loads((out / "summary.json").read_text())
+    assert all(f"\n| {row['measure']} | " in words for row in summary["table"])
+    assert f"\n| {len(summary['fit']['trace'])} | " in words
     assert all(f"]({name}.png)" in words for name in PICTURES)
     assert str(tmp_path) not in words + (out / "summary.json").read_text()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from sklearn.calibration import calibration_curve
 from torch import Tensor
 
 GREY, BLUE, ORANGE, GREEN = "#6b7280", "#0072b2", "#d55e00", "#009e73"
@@ -152,14 +154,11 @@ def reliability_curve(
         fewest: data that a bin needs.
     """
     confidence, predicted = probs.double().max(-1)
-    correct = (predicted == labels).double()
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    rows = []
-    for k in range(bins):
-        inside = index == k
-        if int(inside.sum()) >= fewest:
-            rows.append((float(confidence[inside].mean()), float(correct[inside].mean()), int(inside.sum())))
-    return rows
+    said, right = confidence.clamp(max=1).numpy(), (predicted == labels).numpy()
+    accuracy, mean = calibration_curve(right, said, pos_label=True, n_bins=bins)  # of the bins that are not empty
+    counts = np.bincount(np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], said))
+    rows = zip(mean.tolist(), accuracy.tolist(), counts[counts > 0].tolist(), strict=True)
+    return [row for row in rows if row[2] >= fewest]
 
 
 def draw_reliability(axes: Axes, curves: Mapping[str, tuple[str, list[tuple[float, float, int]]]]) -> None:

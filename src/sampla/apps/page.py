@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from sampla.apps.figures import STYLE
 
@@ -57,7 +57,13 @@ class Page:
 
 def write_html(page: Page, path: Path) -> None:
     """Write the page with everything it needs inside it."""
+    path.write_text(render("report.html", page=page), encoding="utf-8")
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of the folder ``templates``; what HTML would misread is escaped in HTML only."""
     environment = Environment(
-        loader=PackageLoader("sampla.apps", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    path.write_text(environment.get_template("report.html").render(page=page), encoding="utf-8")
+        loader=PackageLoader("sampla.apps", "templates"), autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=template.endswith(".md"),
+    )  # fmt: skip
+    return environment.get_template(template).render(**values)

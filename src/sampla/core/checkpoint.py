@@ -46,7 +46,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
     try:
         _remove_orphans(target)
         mode = _usual_mode(partial)
-        save_file(contiguous, partial, {"format": FORMAT, "facts": text, "sha256": _digest(contiguous, text)})
+        save_file(contiguous, partial, {"format": FORMAT, "facts": text, "sha256": digest(contiguous, text)})
         partial.chmod(mode)
         _on_disk(partial)
         os.replace(partial, target)
@@ -123,7 +123,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "written by another program or another version of sampla."
         )
     text = metadata["facts"]
-    if metadata["format"] == FORMAT and metadata.get("sha256") != _digest(tensors, text):
+    if metadata["format"] == FORMAT and metadata.get("sha256") != digest(tensors, text):
         raise ValueError(
             f"{path} is damaged: its numbers are not those that were saved (the checksum differs). Save it again, or "
             "take a copy."
@@ -131,14 +131,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(text)
 
 
-def _digest(tensors: dict[str, Tensor], facts: str) -> str:
-    """SHA-256 of all names, types, shapes and bytes, in the order of the names, and of the facts."""
+def digest(tensors: Mapping[str, Tensor], facts: str = "") -> str:
+    """SHA-256 of all names, types, shapes and bytes, in the order of the names, and of the facts; hexadecimal."""
     total = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
-        tensor = tensors[name]
+        tensor = tensors[name].detach()
         total.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         if tensor.numel():
-            total.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+            total.update(tensor.cpu().resolve_conj().contiguous().view(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -67,11 +67,11 @@ def datum_hashes(
     return mix(total + _weighted(bits, leaves, kept))
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A hexadecimal hash of named tensors: tells one network's weights from another's."""
+def earlier_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """The 64-bit hash of a network's weights in files from before ``checkpoint.digest`` was used for them."""
     total = torch.zeros((), dtype=torch.int64)
     for name in sorted(tensors):
-        bits = _bits(_strided(tensors[name].detach()).reshape(1, -1).cpu())
+        bits = _bits(strided(tensors[name].detach()).reshape(1, -1).cpu())
         weights = mix(torch.arange(1, bits.shape[1] + 1) + sum(name.encode()))
         total = mix(total + (bits * weights).sum())
     return f"{wrap(int(total)):016x}"
@@ -184,7 +184,7 @@ def _object_hash(thing: Any) -> Tensor:
     for k, leaf in enumerate(object_leaves(thing)):
         if isinstance(leaf, (Tensor, np.ndarray)):
             tensor = leaf if isinstance(leaf, Tensor) else _of_array(leaf)
-            bits = _bits(_strided(tensor).reshape(1, -1))
+            bits = _bits(strided(tensor).reshape(1, -1))
             total = mix(total + _weighted(bits, k)[0].cpu())
         else:
             total = mix(total + _constant(leaf, k))
@@ -195,7 +195,7 @@ def _of_array(array: np.ndarray) -> Tensor:
     return torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8) if array.size else torch.zeros(0)
 
 
-def _strided(tensor: Tensor) -> Tensor:
+def strided(tensor: Tensor) -> Tensor:
     """All numbers of a tensor of any layout, strided: of a sparse one its indices and values in one row."""
     if tensor.is_nested:
         return torch.cat([part.flatten() for part in tensor.unbind()])

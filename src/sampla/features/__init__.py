@@ -3,6 +3,7 @@
 from sampla.features._base import Features, Linearisation, adjoint_error, check_adjoint
 from sampla.features._names import (
     functional_state,
+    has_fingerprint,
     network_dtypes,
     network_fingerprint,
     plain_names,
@@ -33,6 +34,7 @@ __all__ = [
     "adjoint_error",
     "check_adjoint",
     "functional_state",
+    "has_fingerprint",
     "in_turn",
     "network_dtypes",
     "network_fingerprint",

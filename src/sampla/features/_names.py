@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from sampla.core.hashes import fingerprint
+from sampla.core.checkpoint import digest
+from sampla.core.hashes import earlier_fingerprint, strided
 from sampla.features._turns import in_turn
 
 COMPILED = "_orig_mod"
 """The name under which what torch.compile returns holds the module."""
+_EARLIER = 16
+"""Digits of the fingerprints of earlier versions."""
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:
@@ -73,17 +76,30 @@ def _own_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 @in_turn
-def network_fingerprint(model: nn.Module, dtypes: Mapping[str, str] | None = None, wrapped: bool = False) -> str:
-    """A hexadecimal hash of the weights, the same for a network that is compiled or wrapped.
+def network_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the weights, hexadecimal; the same for a network that is compiled or wrapped."""
+    return _digest(network_state(model))
+
+
+@in_turn
+def has_fingerprint(model: nn.Module, expected: str, dtypes: Mapping[str, str]) -> bool:
+    """Whether a network has the weights of a fingerprint, as they are or in the types that they were hashed in.
 
     Args:
         model: the network.
-        dtypes: name -> type in which a tensor is to be hashed, as ``network_dtypes`` gives them; as it is if not there.
-        wrapped: under the names that wrappers give, as earlier versions did.
+        expected: as ``network_fingerprint`` gave it, in this version or an earlier one.
+        dtypes: name -> type of each tensor when that was, as ``network_dtypes`` gave them.
     """
+    state = network_state(model)
     kinds = {str(kind): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
-    state = network_state(model) if not wrapped else _own_state(model)
-    return fingerprint({name: t.to(kinds.get((dtypes or {}).get(name, ""), t.dtype)) for name, t in state.items()})
+    cast = {name: t.to(kinds.get(dtypes.get(name, ""), t.dtype)) for name, t in state.items()}
+    if len(expected) == _EARLIER:
+        return expected in map(earlier_fingerprint, (state, cast, _own_state(model)))
+    return expected in map(_digest, (state, cast))
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    return digest({name: strided(tensor) for name, tensor in state.items()})
 
 
 @in_turn

@@ -14,8 +14,8 @@ from sampla.core.params import ParameterLayout
 from sampla.features import (
     NetworkFeatures,
     Products,
+    has_fingerprint,
     network_dtypes,
-    network_fingerprint,
     plain_names,
     plain_parameters,
 )
@@ -146,12 +146,7 @@ def _require_weights(path: str | Path, network: nn.Module, expected: str, dtypes
     kinds = [sorted({kind.removeprefix("torch.") for kind in each.values()}) for each in (here, dtypes)]
     other = f" in {' and '.join(kinds[0])}, where the file's are in {' and '.join(kinds[1])}" if here != dtypes else ""
     require(
-        expected
-        in (
-            network_fingerprint(network),
-            network_fingerprint(network, dtypes),
-            network_fingerprint(network, wrapped=True),
-        ),
+        has_fingerprint(network, expected, dtypes),
         f"the weights that {path} was fitted to",
         f"the same architecture with other weights{other}",
         "Load the network's own state_dict first: a posterior is about one set of trained weights"

@@ -88,13 +88,6 @@ def as_text(rows: list[Row]) -> str:
     return "\n".join(text(line) for line in lines)
 
 
-def as_markdown(rows: list[Row]) -> str:
-    """The table in Markdown."""
-    lines = [["", *rows[0].values, "target"], ["---", *["---:"] * len(rows[0].values), "---"]]
-    lines += [[row.measure, *row.cells(), row.verdict()] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def as_json(rows: list[Row]) -> list[dict[str, Any]]:
     """The table as plain JSON types."""
     return [asdict(row) for row in rows]

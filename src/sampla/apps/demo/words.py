@@ -1,10 +1,11 @@
 """The demo's words: the HTML page's text and results.md, both filled from the summary of a run."""
 
+from math import hypot
 from typing import Any
 
 from sampla.apps.demo.evaluate import AT_NETWORK, MONTE_CARLO, NETWORK
-from sampla.apps.demo.table import Row, Verdict, as_markdown
-from sampla.apps.page import Page, Picture
+from sampla.apps.demo.table import Row, Verdict
+from sampla.apps.page import Page, Picture, render
 
 
 def page(
@@ -45,29 +46,22 @@ def results_markdown(
     verdicts: list[Verdict],
     pictures: list[Picture],
 ) -> str:
-    """results.md: command, machine, table, rotations, EM trace, certificate, cost."""
-    settings = summary["settings"]
-    command = (
-        f"sampla demo --data {summary['data']['name']} --root DIR --out DIR "
-        f"--seed {settings['seed']} --samples {settings['num_samples']}"
-    )
-    costs = "\n".join(f"- {name}: {value}" for name, value in _costs(summary).items())
-    marks = "\n".join(f"- **{'met' if v.met else 'not met'}** {v.target}: {v.detail}" for v in verdicts)
-    images = "\n\n".join(f"![{p.title}]({p.name}.png)\n\n{p.caption}" for p in pictures)
-    return "\n\n".join(
-        [
-            f"# {summary['data']['name'].upper()}: the network alone against sampla",
-            f"Written by `{command}`. {_footer(summary)}",
-            *_story(summary),
-            "## Targets", marks,
-            "## Table", as_markdown(rows), *_notes(summary),
-            "## Joint NLL over rotations", as_markdown(joint),
-            "## EM trace", _trace(summary["fit"]["trace"]),
-            "## Certificate", f"```\n{certificate}\n```",
-            "## Cost", costs,
-            "## Pictures", images,
-        ]
-    ) + "\n"  # fmt: skip
+    """results.md: command, machine, table, rotations, EM trace, certificate, cost.
+
+    Args:
+        summary: what summary.json holds.
+        certificate: ``str(la.report_)``.
+        rows: of the table.
+        joint: rows of the joint NLL over rotations.
+        verdicts: on the targets.
+        pictures: in the order in which they are shown; their files lie beside the page.
+    """
+    return render(
+        "results.md", data=summary["data"]["name"], settings=summary["settings"], footer=_footer(summary),
+        story=_story(summary), verdicts=verdicts, rows=rows, notes=_notes(summary), joint=joint,
+        trace=[{**row, "gamma_error": hypot(*row["effective_dimension_error"])} for row in summary["fit"]["trace"]],
+        certificate=certificate, costs=_costs(summary), pictures=pictures,
+    )  # fmt: skip
 
 
 def _noun(summary: dict[str, Any]) -> str:
@@ -121,18 +115,3 @@ def _costs(summary: dict[str, Any]) -> dict[str, str]:
 def _footer(summary: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     return f"Seed {summary['settings']['seed']}. {versions}."
-
-
-def _trace(trace: list[dict[str, Any]]) -> str:
-    lines = [
-        "| step | alpha | gamma | standard error | change | passes | sample error | seconds |",
-        "|" + " ---: |" * 8,
-    ]
-    for number, row in enumerate(trace, 1):
-        alpha = ", ".join(f"{a:.4g}" for a in row["precision"])
-        gamma, error = sum(row["effective_dimension"]), sum(e**2 for e in row["effective_dimension_error"]) ** 0.5
-        lines.append(
-            f"| {number} | {alpha} | {gamma:.1f} | {error:.1f} | {row['change']:.1%} | {row['passes']} | "
-            f"{row['solve_error']:.1%} | {row['seconds']:.1f} |"
-        )
-    return "\n".join(lines)
