@@ -1,10 +1,14 @@
 """Parts of the EM loop on their own: the secant, dead groups, and curvature from part of the data."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 import torch
 
 import sampla
 from cases import linear_model, randn
+from sampla.inference.evidence import effective_dimension
 from sampla.inference.mackay import accelerated, change_that_matters
 from sampla.priors import BoundPrior
 
@@ -50,3 +54,34 @@ def test_curvature_of_a_part_is_scaled_to_all_data_and_only_for_a_fixed_order():
     assert not torch.allclose(part, whole)
     model.data.fixed_order = False
     assert model.hessian_stride == 1
+
+
+def test_the_error_of_a_sampled_gamma_is_that_of_repeated_draws_in_every_group():
+    """Two groups that share directions, 8 samples, 60 seeds: the error against (2 tr (H^-1 S_g)^2 / 8)^(1/2)."""
+    size, group = 24, torch.tensor([0, 1, 1, 0] * 6)
+    root = randn(20, size, seed=1)
+    matrix, precision = root.mT @ root, alpha(0.5, 3.0)[group]
+    inverse = torch.linalg.inv(matrix + precision.diag())
+    prior = BoundPrior(alpha(0.5, 3.0), torch.ones(size), group, ("a", "b"), learn=True)
+    half, z, sizes = torch.linalg.cholesky(inverse), [], []
+    parts = [(matrix * (group == g)[:, None] + matrix * (group == g)) / 2 for g in range(2)]
+    exact = torch.stack([(inverse @ part).trace() for part in parts])
+    spread = torch.stack([(2 * (inverse @ part @ inverse @ part).trace() / 8).sqrt() for part in parts])
+    for seed in range(60):
+        values = randn(8, size, seed=100 + seed) @ half.mT
+        solution = SimpleNamespace(value=values, curvature_value=values @ matrix, effective_dimension=None)
+        gamma, error = effective_dimension(cast(Any, solution), 8, prior)
+        z.append((gamma - exact) / error)
+        sizes.append(error)
+    errors, scores = torch.stack(sizes), torch.stack(z)
+    assert bool((errors.square().mean(0).sqrt() / spread - 1).abs().max() < 0.1)
+    assert float((errors / spread - 1).abs().mean()) < 0.17, "the spread of 8 numbers is off by 0.21"
+    assert bool((scores.square().mean(0) - 1).abs().max() < 3 * (2 / 60) ** 0.5)
+
+
+def test_a_sampled_gamma_is_never_negative():
+    """A group's share of z' M z may be, where the data say next to nothing about it."""
+    prior = BoundPrior(alpha(1.0, 1.0), torch.ones(2), torch.tensor([0, 1]), ("a", "b"), learn=True)
+    values, images = alpha(1.0, 1.0).expand(4, 2), alpha(2.0, -0.5).expand(4, 2)
+    solution = SimpleNamespace(value=values, curvature_value=images, effective_dimension=None)
+    assert effective_dimension(cast(Any, solution), 4, prior)[0].tolist() == [2.0, 0.0]

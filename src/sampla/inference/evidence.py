@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sampla.core.blocks import gram
 from sampla.core.params import ParameterLayout
 from sampla.inference.mackay import updated_alphas
 from sampla.priors import BoundPrior
@@ -15,15 +16,32 @@ def effective_dimension(solution: Iterate, num_samples: int, prior: BoundPrior) 
     """gamma_g = tr_g(H^-1 M) for every prior group (docs/method.md, section 3).
 
     Returns:
-        (G,) gamma and (G,) its standard error: from the solver if it knows it exactly (error zero), otherwise the mean
-        over posterior samples of sum_i z_i (M z)_i, with the spread of that mean.
+        (G,) gamma, never negative, and (G,) its standard error: from the solver if it knows it exactly (error zero),
+        otherwise the mean over posterior samples of sum_i z_i (M z)_i.
     """
     if solution.effective_dimension is not None:
         gamma = prior.group_sum(solution.effective_dimension)
         return gamma, torch.zeros_like(gamma)
-    parts = solution.value[:num_samples] * solution.curvature_value[:num_samples]  # sums are unbiased for tr(H^-1 M)
-    each = torch.stack([prior.group_sum(row) for row in parts])
-    return each.mean(0), each.std(0) / num_samples**0.5
+    values, images = solution.value[:num_samples], solution.curvature_value[:num_samples]
+    each = torch.stack([prior.group_sum(row) for row in values * images])  # sums are unbiased for tr(H^-1 M)
+    return each.mean(0).clamp_min(0), _standard_error(values, images, prior)
+
+
+def _standard_error(values: Tensor, images: Tensor, prior: BoundPrior) -> Tensor:
+    """(G,) of the mean over K samples z ~ N(0, H^-1) of z' S_g z, S_g the symmetric part of M's rows of group g.
+
+    Its variance is 2 tr (H^-1 S_g)^2 / K, and (z_j' S_g z_k)^2 is an unbiased estimate of that trace for every pair of
+    samples: K (K - 1) / 2 of them tell it better than the spread of K numbers, which is small where their mean is.
+    """
+    count = len(values)
+    forms = torch.zeros(len(prior.names), count, count, dtype=torch.float64, device=values.device)
+    groups, widths = torch.unique_consecutive(prior.group, return_counts=True)
+    columns = zip(groups.tolist(), values.split(widths.tolist(), 1), images.split(widths.tolist(), 1), strict=True)
+    for group, left, right in columns:
+        forms[group] += gram(left, right)
+    squares = ((forms + forms.mT) / 2).square()
+    pairs = squares.sum((1, 2)) - squares.diagonal(dim1=1, dim2=2).sum(1)
+    return (2 * pairs / (count - 1)).sqrt() / count
 
 
 def dimension_by_layer(solution: Iterate, num_samples: int, layout: ParameterLayout) -> dict[str, tuple[float, float]]:

@@ -34,7 +34,7 @@ class Estimate:
 
     value: float
     standard_error: float
-    """From the spread over the probes; zero when exact."""
+    """Of the mean over the probes; zero when exact."""
     truncation: float
     """What more iterations might still change, estimated: the truth for these probes is within four times this."""
     lower: float
@@ -60,11 +60,26 @@ def estimated(space: KrylovSpace, probes: int, form: Callable[[Quadrature, float
     def mean(quadrature: Quadrature) -> float:
         return float(form(quadrature, ratio)[:probes].mean())
 
-    each = form(space.quadrature, ratio)[:probes]
     lower, upper = mean(space.gauss), mean(space.gauss_radau)
-    error = float(each.std()) / probes**0.5 if probes > 1 else inf
     history = [mean(one.quadrature) for one in _history(space)]
-    return Estimate(float(each.mean()), error, settled_error(history, max(upper - lower, 0.0) / 2), lower, upper)
+    return Estimate(
+        mean(space.quadrature), _standard_error(space, probes, form, ratio),
+        settled_error(history, max(upper - lower, 0.0) / 2), lower, upper,
+    )  # fmt: skip
+
+
+def _standard_error(
+    space: KrylovSpace, probes: int, form: Callable[[Quadrature, float], Tensor], ratio: float
+) -> float:
+    """Of the mean over probes d ~ N(0, M) of d' f(M) d, whose variance is 2 tr (M f(M))^2 = 2 E d' f(M) M f(M) d.
+
+    The spread of a few probes is known to a factor only, and small where their mean is: this mean of theirs is not.
+    """
+    if space.exact:
+        return 0.0
+    nodes, weights = space.quadrature.nodes, space.quadrature.weights[:, :probes]
+    values = form(Quadrature(nodes, torch.eye(len(nodes), dtype=torch.float64)), ratio)
+    return float((2 / probes * (nodes * values.square()) @ weights.mean(1)).sqrt())
 
 
 @dataclass(frozen=True)
@@ -154,7 +169,8 @@ class FixedPoint:
         ends = [self._root(start, reach, one, uniform) for one in (self.space.gauss, self.space.gauss_radau)]
         left_out = (1 - torch.eye(self.probes, dtype=torch.float64)).unbind() if self.probes > 1 else ()
         without = [self._root(start, reach, self.space.quadrature, row / row.sum()) for row in left_out]
-        errors = [_errors(history, ends, without, name) for name in ("precision", "noise_factor")]
+        spread = self._spread(found.ratio)
+        errors = [_errors(history, ends, without, name, spread) for name in ("precision", "noise_factor")]
         if self.learn_noise and self.space.exact:  # the residual is the difference of numbers known up to rounding
             left = max(self.residual(found.ratio, self.space.quadrature), self._least_residual)
             lost = min(_LOST * self._least_residual / left, _MOST_LOST)
@@ -162,6 +178,13 @@ class FixedPoint:
         if found.ratio > 1.001 * reach or reach <= max(lowest, exp(_RANGE[0])):
             return Settled(found, *errors)
         return Settled(found, *(replace(one, truncation=inf) for one in errors))
+
+    def _spread(self, ratio: float) -> float:
+        """Standard error of gamma over that which the spread of the probes themselves shows."""
+        if self.probes == 1:
+            return 1.0
+        shown = float(gamma(self.space.quadrature, ratio)[: self.probes].std()) / self.probes**0.5
+        return float(_standard_error(self.space, self.probes, gamma, ratio) / max(shown, 1e-300))
 
     def reach(self, start: float, lowest: float = 0.0) -> float | None:
         """The smallest a, from ``start`` down, at which the two quadratures agree; None if they do not at the start."""
@@ -220,14 +243,17 @@ class Settled:
     noise_error: LogError
 
 
-def _errors(history: list[Hyper], ends: list[Hyper], without: list[Hyper], name: str) -> LogError:
-    """Truncation from the last iterations and the two quadratures, standard error by the jackknife over probes."""
+def _errors(history: list[Hyper], ends: list[Hyper], without: list[Hyper], name: str, spread: float) -> LogError:
+    """Truncation from the last iterations and the two quadratures, standard error by the jackknife over probes.
+
+    ``spread`` is by how much the probes' own spread misses the standard error of gamma.
+    """
     logs = [log(max(getattr(one, name), 1e-300)) for one in history]
     bracket = max(abs(log(max(getattr(one, name), 1e-300)) - logs[-1]) for one in ends)
     left_out = torch.tensor([log(max(getattr(one, name), 1e-300)) for one in without], dtype=torch.float64)
     count = len(without)
-    spread = ((count - 1) * left_out.var(correction=0)).sqrt() if count else torch.tensor(inf)
-    return LogError(float(spread), settled_error(logs, bracket))
+    error = spread * float(((count - 1) * left_out.var(correction=0)).sqrt()) if count else inf
+    return LogError(error, settled_error(logs, bracket))
 
 
 def _history(space: KrylovSpace) -> list[KrylovSpace]:
