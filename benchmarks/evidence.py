@@ -15,16 +15,16 @@ noise that suits it best there (a function of its error alone), and the linearis
 N(f, J H^-1 J' + 1 / beta).
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from math import log, pi
 from typing import Any
 
 import numpy as np
 import torch
-from experiments.common.command import parser, say
-from experiments.common.page import ROOT, grid, write_page
+from experiments.common.command import command, say
+from experiments.common.page import BENCHMARKS, grid, table, write_page
 from scipy.optimize import minimize
 from scipy.stats import spearmanr
 from sklearn.datasets import load_diabetes, load_digits, make_friedman1
@@ -35,20 +35,18 @@ PRIORS = ("g-prior", "isotropic")
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
 NORMS: dict[str, Callable[[int], nn.Module] | None] = {"none": None, "layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
 SEEDS = 6
-NOISE_STD = 1e-4, 10.0
-"""Bounds of the noise, in standard deviations of the targets: without them it runs to zero where P exceeds N."""
+NOISE_STD = 1e-4, 10.0  # bounds in standard deviations of the targets: else it runs to zero where P exceeds N
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network and how it is trained."""
+    """A network and how it is trained, by AdamW."""
 
     width: int = 20
     depth: int = 2
     activation: str = "tanh"
     norm: str = "none"
     decay: float = 0.01
-    """AdamW's, decoupled from the gradient."""
     steps: int = 600
     bias: bool = True
 
@@ -159,16 +157,11 @@ def jacobian(network: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
 class Exact:
     """One network on one prior's features: everything a definition needs, from one decomposition of J A0^-1 J'."""
 
-    eigenvalues: np.ndarray
-    """(N,) of J S^2 J', A = alpha S^-2."""
-    turned: dict[str, np.ndarray]
-    """Definition -> (N,) the targets that it explains, in the eigenvectors; of "weights" the residuals y - f."""
-    weight_size: float
-    """|w|^2 / S^2."""
-    cross: np.ndarray
-    """(held out, N) covariance at alpha = 1 with the training data, in the eigenvectors."""
-    own: np.ndarray
-    """(held out,) variance at alpha = 1."""
+    eigenvalues: np.ndarray  # (N,) of J S^2 J', A = alpha S^-2
+    turned: dict[str, np.ndarray]  # definition -> (N,) targets in the eigenvectors; of "weights" the residuals y - f
+    weight_size: float  # |w|^2 / S^2
+    cross: np.ndarray  # (held out, N) covariance at alpha = 1 with the training data, in the eigenvectors
+    own: np.ndarray  # (held out,) variance at alpha = 1
 
     def value(self, definition: str, at: np.ndarray) -> tuple[float, np.ndarray]:
         """The log evidence at (log alpha, log beta), and its slope there."""
@@ -178,9 +171,8 @@ class Exact:
         if definition == "weights":
             misfit = np.array([alpha * self.weight_size, beta * squared.sum()])
         else:
-            misfit = np.array(
-                [beta * (squared * known / (1 + known) ** 2).sum(), beta * (squared / (1 + known) ** 2).sum()]
-            )
+            squared = squared / (1 + known) ** 2
+            misfit = beta * np.array([(squared * known).sum(), squared.sum()])
         constant = len(squared) * (log(2 * pi) - at[1])
         value = -0.5 * (misfit.sum() + np.log1p(known).sum() + constant)
         return float(value), 0.5 * np.array([gamma - misfit[0], len(squared) - gamma - misfit[1]])
@@ -230,151 +222,123 @@ def exact(network: nn.Sequential, data: Split) -> dict[str, Exact]:
     return found
 
 
-@dataclass(frozen=True)
-class Row:
-    """One network: held-out scores, and for every prior and definition its evidence and predictive."""
-
-    network: float
-    evidence: dict[tuple[str, str], float]
-    predictive: dict[tuple[str, str], float]
-    collapsed: dict[tuple[str, str], bool]
-
-
-def scored(network: nn.Sequential, data: Split) -> Row:
-    """Everything about one network."""
+def scored(network: nn.Sequential, data: Split) -> dict[Any, Any]:
+    """The held-out log likelihood; by prior and definition evidence, predictive, whether the noise collapsed."""
     missed = (data.held_y - network(data.held_x).detach())[:, 0].numpy()
-    row = Row(-0.5 * (log(2 * pi * float((missed**2).mean())) + 1), {}, {}, {})
+    found: dict[Any, Any] = {"network": -0.5 * (log(2 * pi * float((missed**2).mean())) + 1)}
     for prior, known in exact(network, data).items():
         for definition in DEFINITIONS:
             value, log_alpha, log_beta = known.best(definition)
-            key = prior, definition
-            row.evidence[key] = value
-            row.predictive[key] = known.predictive(missed, log_alpha, log_beta)
-            row.collapsed[key] = log_beta > -2 * log(NOISE_STD[0]) - 0.01
-    return row
+            collapsed = log_beta > -2 * log(NOISE_STD[0]) - 0.01
+            found[prior, definition] = value, known.predictive(missed, log_alpha, log_beta), collapsed
+    return found
 
 
-def family(recipes: list[Recipe], data: list[Split]) -> list[list[Row]]:
+Rows = list[dict[Any, Any]]
+Key = tuple[str, str]
+"""Prior and definition."""
+KEYS: list[Key] = [(prior, definition) for prior in PRIORS for definition in DEFINITIONS]
+
+
+def family(recipes: list[Recipe], data: list[Split]) -> list[Rows]:
     """All networks of a family, for each split; those that differ in length only come from one training."""
     rows = {}
-    for first in dict.fromkeys(untimed(r) for r in recipes):
-        stops = [r.steps for r in recipes if untimed(r) == first]
+    for first in dict.fromkeys(replace(r, steps=0) for r in recipes):
+        stops = [r.steps for r in recipes if replace(r, steps=0) == first]
         for step, networks in trained(first, stops, data):
-            rows[first, step] = [scored(network, part) for network, part in zip(networks, data, strict=True)]
-    return [list(each) for each in zip(*(rows[untimed(r), r.steps] for r in recipes), strict=True)]
+            rows[replace(first, steps=step)] = [scored(net, part) for net, part in zip(networks, data, strict=True)]
+    return [list(each) for each in zip(*(rows[r] for r in recipes), strict=True)]
 
 
-def untimed(recipe: Recipe) -> Recipe:
-    """The recipe without its length."""
-    return Recipe(**{**vars(recipe), "steps": 0})
+def with_network(rows: Rows, key: Key) -> float:
+    """Spearman's correlation of the evidence with the held-out log likelihood of the network."""
+    return _spearman([r[key][0] for r in rows], [r["network"] for r in rows])
 
 
-def correlation(rows: list[Row], prior: str, definition: str, against: str) -> float:
-    """Spearman's, of the evidence with the network or with the predictive that has the definition's hyperparameters."""
-    key = prior, definition
-    scores = [r.network if against == "network" else r.predictive[key] for r in rows]
-    found = spearmanr([r.evidence[key] for r in rows], scores).statistic
-    return 0.0 if np.isnan(found) else float(found)
+def with_predictive(rows: Rows, key: Key) -> float:
+    """The same with that of the linearised predictive that has the definition's hyperparameters."""
+    return _spearman([r[key][0] for r in rows], [r[key][1] for r in rows])
 
 
-def regret(rows: list[Row], prior: str, definition: str) -> float:
+def _spearman(one: list[float], other: list[float]) -> float:
+    return float(np.nan_to_num(spearmanr(one, other).statistic))
+
+
+def regret(rows: Rows, key: Key) -> float:
     """How far, in nats a datum, the network of the highest evidence is behind the family's best."""
-    chosen = max(rows, key=lambda r: r.evidence[prior, definition])
-    return max(r.network for r in rows) - chosen.network
+    return max(r["network"] for r in rows) - max(rows, key=lambda r: r[key][0])["network"]
 
 
 def main() -> None:
     """Measure everything and write."""
-    asked = parser(__doc__, ROOT / "benchmarks", quick="two seeds and two data sets").parse_args()
-    torch.set_num_threads(1)
+    asked = command(__doc__, BENCHMARKS, quick="two seeds and two data sets")
     names, count = list(DATA)[: 2 if asked.quick else None], 2 if asked.quick else SEEDS
-    found: dict[tuple[str, str, int], list[Row]] = {}
+    found: dict[tuple[str, str, int], Rows] = {}
     for name in names:
         data = [split(name, seed) for seed in range(count)]
         for title, recipes in FAMILIES.items():
-            for seed, rows in enumerate(family(recipes, data)):
-                found[title, name, seed] = rows
+            found |= {(title, name, seed): rows for seed, rows in enumerate(family(recipes, data))}
             say(f"{name}, {title}")
-    write_page(asked.out / "evidence.md", "benchmarks/evidence.md.j2", **page(found))
-
-
-def page(found: dict[tuple[str, str, int], list[Row]]) -> dict[str, Any]:
-    """What the template is filled with: (family, data set, seed) -> the networks of the family."""
-    names, seeds = list(dict.fromkeys(k[1] for k in found)), sorted({k[2] for k in found})
     pooled = {
-        ("all networks", name, seed): [r for t in FAMILIES for r in found[t, name, seed]]
+        ("all networks", name, seed): [r for title in FAMILIES for r in found[title, name, seed]]
         for name in names
-        for seed in seeds
+        for seed in range(count)
     }
-    whole = {**found, **pooled}
-    rows = [r for each in found.values() for r in each]
-    return {
-        "networks": len(rows), "names": names, "seeds": len(seeds), "lowest_noise": NOISE_STD[0],
-        "with_network": by_family(whole, lambda rows, p, d: correlation(rows, p, d, "network")),
-        "with_predictive": by_family(whole, lambda rows, p, d: correlation(rows, p, d, "predictive")),
-        "regret": by_family(whole, regret), "paired": paired(found, names), "predictives": predictives(rows),
-    }  # fmt: skip
+    write_page(
+        asked.out / "evidence.md", "benchmarks/evidence.md.j2", names=names, count=count, bound=NOISE_STD[0],
+        networks=sum(map(len, found.values())), paired=paired(found, names),
+        with_network=by_family(found | pooled, with_network), regret=by_family(found | pooled, regret),
+        with_predictive=by_family(found | pooled, with_predictive),
+        predictives=predictives([r for rows in found.values() for r in rows]),
+    )  # fmt: skip
 
 
-def by_family(found: dict[tuple[str, str, int], list[Row]], score: Callable[[list[Row], str, str], float]) -> str:
+def by_family(found: dict[tuple[str, str, int], Rows], score: Callable[[Rows, Key], float]) -> str:
     """One row a family, one column a prior and definition."""
-    lines = []
-    for title in dict.fromkeys(k[0] for k in found):
-        every = [
-            [score(rows, prior, definition) for key, rows in found.items() if key[0] == title]
-            for prior in PRIORS
-            for definition in DEFINITIONS
-        ]
-        lines.append([title, *map(mean_and_error, every)])
-    return grid(heading("family"), lines)
+
+    def cell(title: str, key: Key) -> str:
+        return _mean_and_error([score(rows, key) for at, rows in found.items() if at[0] == title])
+
+    columns = {f"{key[1]}, {key[0]}": lambda title, key=key: cell(title, key) for key in KEYS}
+    return table(list(dict.fromkeys(at[0] for at in found)), {"family": str} | columns)
 
 
-def heading(first: str) -> list[str]:
-    """Heads of the columns of a table with one for each prior and definition."""
-    return [first, *(f"{d}, {p}" for p in PRIORS for d in DEFINITIONS)]
+def _mean_and_error(each: Sequence[float]) -> str:
+    return f"{np.mean(each):.2f} ± {np.std(each) / max(len(each) - 1, 1) ** 0.5:.2f}"
 
 
-def mean_and_error(values: Any) -> str:
-    """Mean and its standard error."""
-    return f"{np.mean(values):.2f} ± {np.std(values) / max(len(values) - 1, 1) ** 0.5:.2f}"
+def paired(found: dict[tuple[str, str, int], Rows], names: list[str]) -> str:
+    """Tangent less surrogate: one row a prior and question, one column a data set."""
 
+    def less(score: Callable[[Rows, Key], Any], rows: Rows, prior: str) -> Any:
+        return score(rows, (prior, "tangent")) - score(rows, (prior, "surrogate"))
 
-def paired(found: dict[tuple[str, str, int], list[Row]], names: list[str]) -> str:
-    """One row a prior and question, one column a data set."""
+    def predictive(rows: Rows, key: Key) -> np.ndarray:
+        return np.array([r[key][1] for r in rows])
+
+    questions: dict[str, Callable[[Rows, str], float]] = {
+        "correlation with the network": partial(less, with_network),
+        "nats behind the family's best": partial(less, regret),
+        "predictive, median": lambda rows, prior: float(np.median(less(predictive, rows, prior))),
+        "predictive, share better": lambda rows, prior: float((less(predictive, rows, prior) > 0).mean()),
+    }
     lines = []
     for prior in PRIORS:
-        both = partial(told, prior=prior)
-        questions: dict[str, Callable[[list[Row]], float]] = {
-            "correlation with the network": lambda rows, p=prior: (
-                correlation(rows, p, "tangent", "network") - correlation(rows, p, "surrogate", "network")
-            ),
-            "nats behind the family's best": lambda rows, p=prior: (
-                regret(rows, p, "tangent") - regret(rows, p, "surrogate")
-            ),
-            "predictive, median": lambda rows, f=both: float(np.median(f(rows))),
-            "predictive, share better": lambda rows, f=both: float((f(rows) > 0).mean()),
-        }
         for question, ask in questions.items():
             each = [
-                np.mean([ask(rows) for key, rows in found.items() if key[1] == name and "LayerNorm" not in key[0]])
+                np.mean([ask(rows, prior) for at, rows in found.items() if at[1] == name and "LayerNorm" not in at[0]])
                 for name in names
             ]
-            lines.append([f"{question}, {prior}", *(f"{e:.2f}" for e in each), mean_and_error(each)])
+            lines.append([f"{question}, {prior}", *(f"{mean:.2f}" for mean in each), _mean_and_error(each)])
     return grid(["", *names, "all"], lines)
 
 
-def told(rows: list[Row], prior: str) -> np.ndarray:
-    """What the tangent's hyperparameters gain over the surrogate's in the predictive of each network."""
-    return np.array([r.predictive[prior, "tangent"] - r.predictive[prior, "surrogate"] for r in rows])
-
-
-def predictives(rows: list[Row]) -> str:
-    """Mean, median and worst tenth, and how often the noise collapsed."""
-    values = {(p, d): np.array([r.predictive[p, d] for r in rows]) for p in PRIORS for d in DEFINITIONS}
-    measures = {"mean": np.mean, "median": np.median, "worst tenth": lambda v: np.quantile(v, 0.1)}
-    lines = [[label, *(f"{of(v):.2f}" for v in values.values())] for label, of in measures.items()]
-    shares = [np.mean([r.collapsed[key] for r in rows]) for key in values]
-    return grid(heading(""), [*lines, ["noise at its bound", *(f"{s:.1%}" for s in shares)]])
+def predictives(rows: Rows) -> str:
+    """Mean, median and worst tenth of the linearised predictive, and how often the noise collapsed."""
+    summaries = {"mean": np.mean, "median": np.median, "worst tenth": partial(np.quantile, q=0.1)}
+    lines = [[name, *(f"{of([r[key][1] for r in rows]):.2f}" for key in KEYS)] for name, of in summaries.items()]
+    lines.append(["noise at its bound", *(f"{np.mean([r[key][2] for r in rows]):.1%}" for key in KEYS)])
+    return grid(["", *(f"{key[1]}, {key[0]}" for key in KEYS)], lines)
 
 
 if __name__ == "__main__":

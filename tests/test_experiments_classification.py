@@ -15,7 +15,7 @@ from experiments.common import corruptions, metrics, page, training
 from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated
 from experiments.common.images import Data, Images, Shift, cifar
 from experiments.common.metrics import ECE, JOINT_NLL, MEASURES, NLL, PARTS, Labelled, Score
-from experiments.common.networks import ResNet18, ResNet20, without_normalisation
+from experiments.common.networks import cifar10_network, resnet18, without_normalisation
 from experiments.common.store import Row, Store, save_arrays
 from experiments.common.training import Swag, swag_samples
 from PIL import Image
@@ -33,12 +33,12 @@ def pictures(count=6, side=32, channels=3):
 def test_corruptions_are_deterministic_stay_in_range_and_grow_with_severity(kind):
     images, before = pictures(), 0.0
     for severity in SEVERITIES:
-        spoiled = corrupted(images, kind, severity, seed=3)
+        spoiled = corrupted(images, severity, kind, seed=3)
         assert spoiled.shape == images.shape
         assert spoiled.dtype == np.float32
         assert spoiled.min() >= 0
         assert spoiled.max() <= 1
-        np.testing.assert_array_equal(spoiled, corrupted(images, kind, severity, seed=3))
+        np.testing.assert_array_equal(spoiled, corrupted(images, severity, kind, seed=3))
         distance = float(np.square(spoiled - images).mean())
         assert distance > before
         before = distance
@@ -48,17 +48,17 @@ def test_corruptions_do_not_mix_images_or_touch_their_input():
     images = pictures()
     copy = images.copy()
     for kind in set(CORRUPTIONS) - {"Gaussian noise"}:
-        np.testing.assert_allclose(corrupted(images, kind, 4)[:2], corrupted(images[:2], kind, 4), atol=1e-6)
+        np.testing.assert_allclose(corrupted(images, 4, kind)[:2], corrupted(images[:2], 4, kind), atol=1e-6)
     np.testing.assert_array_equal(images, copy)
 
 
 def test_each_corruption_against_its_definition():
     images = pictures(2, 12)
     np.testing.assert_allclose(
-        corrupted(images, "contrast", 4), images.mean((2, 3), keepdims=True) * 0.7 + 0.3 * images, atol=1e-6
+        corrupted(images, 4, "contrast"), images.mean((2, 3), keepdims=True) * 0.7 + 0.3 * images, atol=1e-6
     )
-    np.testing.assert_allclose(corrupted(images, "brightness", 5), np.minimum(images + 0.3, 1), atol=1e-6)
-    noise = corrupted(np.full((1, 1, 100, 100), 0.5, np.float32), "Gaussian noise", 5, seed=1) - 0.5
+    np.testing.assert_allclose(corrupted(images, 5, "brightness"), np.minimum(images + 0.3, 1), atol=1e-6)
+    noise = corrupted(np.full((1, 1, 100, 100), 0.5, np.float32), 5, "Gaussian noise", seed=1) - 0.5
     assert noise.std() == pytest.approx(0.1, rel=0.03)
     halved = corruptions._blocky(8, 4) @ np.arange(8)
     np.testing.assert_allclose(halved, [0.5, 0.5, 2.5, 2.5, 4.5, 4.5, 6.5, 6.5], atol=1e-6)
@@ -66,7 +66,7 @@ def test_each_corruption_against_its_definition():
 
 def test_unknown_corruption_is_refused():
     with pytest.raises(ValueError, match="'fog' at 3"):
-        corrupted(pictures(), "fog", 3)
+        corrupted(pictures(), 3, "fog")
 
 
 def test_rotation_by_a_right_angle_is_numpys():
@@ -182,9 +182,9 @@ def test_kept_results_are_found_again_and_other_settings_are_refused(tmp_path):
     store = Store(tmp_path / "results.json", {"images": 5})
     store.put("network", {"fit_seconds": 1.0})
     again = Store(tmp_path / "results.json", {"images": 5})
-    assert again.rows == {"network": Row("network", {"fit_seconds": 1.0}, store.source)}
+    assert again.rows == {"network": Row({"fit_seconds": 1.0}, store.source)}
     assert again.once("network", dict) == store.rows["network"]
-    again.forget("network")
+    del again.rows["network"]
     assert again.once("network", lambda: {"fit_seconds": 2.0})["fit_seconds"] == 2
     with pytest.raises(SystemExit, match="another one: give another --out"):
         Store(tmp_path / "results.json", {"images": 6})
@@ -193,19 +193,20 @@ def test_kept_results_are_found_again_and_other_settings_are_refused(tmp_path):
 def test_rows_of_another_source_are_computed_anew_only_when_asked(tmp_path):
     store = Store(tmp_path / "results.json", {})
     store.source = "another"
-    store.put("ours", 1)
-    store.put("theirs", 1, ours=False)
-    assert Store(store.path, {}).once("ours", lambda: 2).values == 1
+    one, two = {"value": 1}, {"value": 2}
+    store.put("ours", one)
+    store.put("theirs", one, ours=False)
+    assert Store(store.path, {}).once("ours", lambda: two) == one
     anew = Store(store.path, {}, anew=True)
-    assert (anew.once("ours", lambda: 2).values, anew.once("theirs", lambda: 2, ours=False).values) == (2, 1)
+    assert (anew.once("ours", lambda: two), anew.once("theirs", lambda: two, ours=False)) == (two, one)
 
 
 def test_a_new_measure_is_computed_from_the_kept_predictions(tmp_path):
     store = Store(tmp_path / "results.json", {})
-    save_arrays(store.predictions("a/b"), {"mean": np.arange(4.0)})
+    save_arrays(store.predictions("a/b"), mean=np.arange(4.0))
     store.put("a/b", {"seconds": 1.0})
     row = store.once("a/b", lambda: pytest.fail("fitted again"), measures={"total": lambda p: float(p["mean"].sum())})
-    assert row.values == {"seconds": 1.0, "total": 6.0}
+    assert row == {"seconds": 1.0, "total": 6.0}
     assert Store(store.path, {}).rows["a/b"] == row
 
 
@@ -282,10 +283,10 @@ def test_augmentation_shifts_and_flips():
 
 
 def test_networks_have_the_sizes_they_are_known_for():
-    assert sum(p.numel() for p in ResNet20().parameters()) == 269_722
-    assert sum(p.numel() for p in ResNet18().parameters()) == 11_220_132
+    assert sum(p.numel() for p in cifar10_network().parameters()) == 269_722
+    assert sum(p.numel() for p in resnet18().parameters()) == 11_220_132
     with torch.no_grad():
-        assert ResNet20().eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+        assert cifar10_network().eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_cifar_reader_decodes_the_wanted_strips(tmp_path):
@@ -374,9 +375,9 @@ def test_a_whole_experiment_on_a_toy(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "_MOST_SECONDS", 0.0)  # so that the full Laplace is planned, not fitted
     for key in experiment.methods:
         facts, arrays = runner.fitted_and_predicted(experiment, task, key)
-        save_arrays(store.predictions(key), arrays)
+        save_arrays(store.predictions(key), **arrays)
         store.put(key, facts)
-        brief = runner._brief(store.scored(key, runner.measures(settings.seed)).values)
+        brief = runner._brief(store.scored(key, runner.measures(settings.seed)))
         assert brief == "does not fit: its cost is stated" if key == "laplace-full" else "NLL" in brief
     store.put("sampla-g", {"failed": "RuntimeError: made up"})
     report.write(experiment, Store(tmp_path / "results.json", asdict(settings)), tmp_path)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from benchmarks.engine import __main__ as engine
 from benchmarks.linear import page as linear
-from benchmarks.linear.sizes import Sizes
 from benchmarks.solvers import page as solvers
 from experiments.classification import cifar10, cifar100, mnist, report
 from experiments.common.page import render
@@ -31,7 +30,7 @@ PAGES = {
     "experiments/results/uci/results": ("experiments/regression/uci", uci_page.page),
     "experiments/results/tomography-real/results": ("experiments/tomography/real", real.page),
     "benchmarks/engine": ("benchmarks/engine/engine", engine.page),
-    "benchmarks/linear_models": ("benchmarks/linear/linear_models", lambda store: linear.page(store, Sizes())),
+    "benchmarks/linear_models": ("benchmarks/linear/linear_models", linear.page),
     "benchmarks/solvers": ("benchmarks/solvers/solvers", solvers.page),
 }
 NEED_AN_EXTRA = {"gpytorch", "linear_operator", "jax", "torchmetrics", "laplace"}

@@ -4,8 +4,7 @@
 
 Run by hand; minutes on one core. Writes engine.md and engine.json. Everything that is compared runs in one process,
 interleaved, on one thread, with freed memory kept; memory is the peak of a fresh process for each case. With --jax, the
-Python of an environment with JAX, in_jax.py runs there afterwards. ``--anew`` measures again what was measured with
-another state of the library's source.
+Python of an environment with JAX, in_jax.py runs there afterwards.
 """
 
 import json
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.common.command import parser, say
-from experiments.common.page import ROOT, table, write_page
+from experiments.common.command import command, say
+from experiments.common.page import BENCHMARKS, table, write_page
 from experiments.common.process import apart
 from experiments.common.store import Store
 from experiments.common.timing import interleaved
@@ -25,8 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.engine.memory import memory_of
-from benchmarks.engine.networks import NETWORKS
+from benchmarks.engine.networks import NETWORKS, memory_of
 from sampla import NetworkFeatures
 from sampla.core.allocator import freed_memory_kept
 from sampla.features import select_parameters
@@ -40,23 +38,21 @@ AT_ONCE = 8
 
 def main() -> None:
     """Memory, then time, then the page."""
-    options = parser(__doc__, ROOT / "benchmarks", quick="one repeat, K up to 8, C up to 1,000")
-    options.add_argument("--jax", type=Path, help="python of an environment with JAX")
-    options.add_argument("--anew", action="store_true", help="measure anew where the source has changed")
-    asked = options.parse_args()
-    torch.set_num_threads(1)
+    quick = "five seconds a row, K up to 8, C up to 1,000"
+    asked = command(__doc__, BENCHMARKS, quick=quick, anew=True, jax=(Path, "python of an environment with JAX"))
     torch.backends.mha.set_fastpath_enabled(False)  # of no use to any contestant: it has no derivatives
-    store = Store(asked.out / f"engine{'-quick' * asked.quick}.json", {"quick": asked.quick}, asked.cache, asked.anew)
+    store = Store(asked.out / "engine.json", {"quick": asked.quick}, asked.cache, asked.anew)
     samples, seconds = (SAMPLES[:2], 5.0) if asked.quick else (SAMPLES, 20.0)
     # First, while this process is small: Linux counts the peak of a child from that of its parent.
     for outputs in OUTPUTS[:3] if asked.quick else OUTPUTS:
-        say(str(store.once(f"memory/{outputs}", partial(apart, memory_of, {"outputs": outputs}, 1)).values))
+        say(str(store.once(f"memory/{outputs}", partial(apart, memory_of, {"outputs": outputs}, 1))))
     with freed_memory_kept(), sdpa_kernel(SDPBackend.MATH):  # flash attention has no forward derivative
         for name in NETWORKS:
             for count in samples:
-                say(str(store.once(f"time/{name}/{count}", partial(timed, name, count, seconds)).values))
+                say(str(store.once(f"time/{name}/{count}", partial(timed, name, count, seconds))))
     if asked.jax is not None:
-        for row in in_jax(asked.jax, samples, seconds):
+        call = [str(asked.jax), str(Path(__file__).with_name("in_jax.py")), str(seconds), *map(str, samples)]
+        for row in json.loads(subprocess.run(call, stdout=subprocess.PIPE, check=True).stdout):
             store.put(f"jax/{row['network']}/{row['samples']}", row, ours=False)
     write_page(store.path.with_suffix(".md"), "benchmarks/engine/engine.md.j2", **page(store))
 
@@ -121,14 +117,8 @@ def published(features: NetworkFeatures, network: nn.Module, inputs: Tensor, vec
     return torch.cat(parts)
 
 
-def in_jax(python: Path, samples: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:
-    """The same in JAX, in its own environment."""
-    command = [str(python), str(Path(__file__).with_name("in_jax.py")), str(seconds), *map(str, samples)]
-    found: list[dict[str, Any]] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    return found
-
-
-def _ms(name: str) -> Callable[[Any], str]:
+def ms(name: str) -> Callable[[Any], str]:
+    """A cell in milliseconds."""
     return lambda row: f"{1e3 * row[name]:.1f}"
 
 
@@ -136,27 +126,21 @@ def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
     times, jax = store.under("time/"), store.under("jax/")
     columns = {
-        "network": lambda row: row["network"], "P": lambda row: f"{row['parameters']:,}",
-        "data": lambda row: str(row["data"]), "K": lambda row: str(row["samples"]),
-        "at once": lambda row: str(row["at once"]), "forward + backward, ms": _ms(_BASE),
-        **{head: lambda row, way=way: f"{row[way]:.2f}" for head, way in _WAYS.items()},
+        "network": "{network}", "P": "{parameters:,}", "data": "{data}", "K": "{samples}", "at once": "{at once}",
+        "forward + backward, ms": ms(_BASE), **{head: f"{{{way}:.2f}}" for head, way in _WAYS.items()},
     }  # fmt: skip
     beside = {
-        "network": lambda pair: pair[1]["network"], "K": lambda pair: str(pair[1]["samples"]),
-        "forward + backward, ms": lambda pair: _ms(_BASE)(pair[1]),
-        "published, over that": lambda pair: f"{pair[1]['published']:.2f}",
-        "ms a sample": lambda pair: f"{1e3 * pair[1][_BASE] * pair[1]['published']:.1f}",
-        "sampla, the faster way": lambda pair: f"{1e3 * times[pair[0]][_BASE] * _faster(times[pair[0]]):.1f}",
+        "network": "{network}", "K": "{samples}", "forward + backward, ms": ms(_BASE),
+        "published, over that": "{published:.2f}",
+        "ms a sample": lambda row: f"{1e3 * row[_BASE] * row['published']:.1f}",
+        "sampla, the faster way": lambda row: f"{1e3 * times[row['key']][_BASE] * _faster(times[row['key']]):.1f}",
     }  # fmt: skip
-    memory = {
-        "outputs C": lambda row: f"{row['outputs']:,}", "peak, MiB": lambda row: f"{row['MiB']:.0f}",
-        "added by the product, MiB": lambda row: f"{row['added MiB']:.0f}",
-    }  # fmt: skip
+    memory = {"outputs C": "{outputs:,}", "peak, MiB": "{MiB:.0f}", "added by the product, MiB": "{added MiB:.0f}"}
     return {
-        "facts": store.environment, "quick": store.settings["quick"], "times": table(times.values(), columns),
+        "facts": store.environment, "quick": store.settings["quick"], "times": table(times, columns),
         "count": len(times), "over": sum(_faster(row) > 1 for row in times.values()),
-        "jax": table(jax.items(), beside), "jax_version": next((row["jax"] for row in jax.values()), ""),
-        "memory": table(store.under("memory/").values(), memory, left=0),
+        "jax": table(jax, beside), "jax_version": next((row["jax"] for row in jax.values()), ""),
+        "memory": table(store.under("memory/"), memory, left=0),
     }  # fmt: skip
 
 

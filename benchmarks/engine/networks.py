@@ -1,10 +1,16 @@
-"""The networks that the engine is timed on, each with a batch; architectures as published, images small."""
+"""The networks that the engine is timed on, each with a batch: architectures as published, images small; its memory."""
+
+from typing import Any
 
 import torch
-from experiments.common.networks import ResNet18
+from experiments.common.facts import peak_memory
+from experiments.common.networks import resnet18
 from torch import Tensor, nn
 
+from sampla import Categorical, NetworkFeatures
 from sampla.apps.demo.networks import lenet
+from sampla.core.chunks import Chunks
+from sampla.model import LinearModel
 from sampla.tomography.unet import INPUT_CHANNELS, unet_for
 
 
@@ -34,10 +40,10 @@ def lenet_mnist() -> tuple[nn.Module, Tensor]:
     return lenet(images).eval(), images
 
 
-def resnet18() -> tuple[nn.Module, Tensor]:
+def resnet_cifar() -> tuple[nn.Module, Tensor]:
     """On 8 images of 32 x 32, 100 classes."""
     torch.manual_seed(0)
-    return ResNet18().eval(), torch.randn(8, 3, 32, 32)
+    return resnet18().eval(), torch.randn(8, 3, 32, 32)
 
 
 def vit_small() -> tuple[nn.Module, Tensor]:
@@ -52,4 +58,20 @@ def unet() -> tuple[nn.Module, Tensor]:
     return unet_for((64, 64)).eval(), torch.rand(4, INPUT_CHANNELS, 64, 64)
 
 
-NETWORKS = {"LeNet": lenet_mnist, "ResNet-18": resnet18, "ViT-S/16": vit_small, "U-Net": unet}
+NETWORKS = {"LeNet": lenet_mnist, "ResNet-18": resnet_cifar, "ViT-S/16": vit_small, "U-Net": unet}
+
+
+def memory_of(case: dict[str, Any]) -> dict[str, Any]:
+    """A product with M for K = 8 in a network with so many outputs, and how far it raised this process's peak."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    network = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, case["outputs"])).eval()
+    inputs, targets = torch.randn(512, 64), torch.zeros(512, dtype=torch.long)
+    features = NetworkFeatures(network, ["0.weight", "0.bias"])
+    model = LinearModel(features, Categorical(), [(inputs, targets)], chunks=Chunks())
+    model.survey()
+    vectors = torch.randn(8, features.layout.total)
+    before = peak_memory()
+    model.curvature_product(vectors)
+    peak = peak_memory()
+    return {"outputs": case["outputs"], "MiB": peak / 2**20, "added MiB": (peak - before) / 2**20}

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from experiments.common.command import parser, say
+from experiments.common.command import command, say
 from experiments.common.facts import environment
-from experiments.common.page import ROOT, table, write_page
+from experiments.common.page import BENCHMARKS, table, write_page
 from experiments.common.timing import interleaved
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.engine.__main__ import ms
 from sampla import Categorical, NetworkFeatures
 from sampla.core.allocator import freed_memory_kept
 from sampla.features import select_parameters
@@ -42,8 +43,7 @@ class Words(nn.Module):
 def main() -> None:
     """Measure every vocabulary and write."""
     quick = "a second for each vocabulary, at most 10,000 words"
-    asked = parser(__doc__, ROOT / "benchmarks", quick=quick).parse_args()
-    torch.set_num_threads(1)
+    asked = command(__doc__, BENCHMARKS, quick=quick)
     with freed_memory_kept():
         rows = [measured(size, 1.0 if asked.quick else 15.0) for size in VOCABULARIES[: 2 if asked.quick else 3]]
     write_page(
@@ -94,24 +94,15 @@ def ordinary(network: nn.Module, tokens: Tensor, targets: Tensor) -> None:
     cross_entropy(network(tokens).flatten(0, 1), targets.flatten()).backward()
 
 
-def _ms(name: str) -> Callable[[Any], str]:
-    return lambda row: f"{1e3 * row[name]:.1f}"
-
-
 def _over(name: str) -> Callable[[Any], str]:
     return lambda row: f"{min(row['one forward'], row['two']) / row[name]:.2f}"
 
 
 _COLUMNS = {
-    "vocabulary": lambda row: f"{row['vocabulary']:,}",
-    "P": lambda row: f"{row['P']:,}",
-    "matrix products, ms": _ms("matrix products"),
-    "K forwards + backwards, ms": _ms("forward + backward"),
-    "one forward, ms": _ms("one forward"),
-    "two, ms": _ms("two"),
-    "over the matrix products": _over("matrix products"),
-    "over forwards + backwards": _over("forward + backward"),
-}
+    "vocabulary": "{vocabulary:,}", "P": "{P:,}", "matrix products, ms": ms("matrix products"),
+    "K forwards + backwards, ms": ms("forward + backward"), "one forward, ms": ms("one forward"), "two, ms": ms("two"),
+    "over the matrix products": _over("matrix products"), "over forwards + backwards": _over("forward + backward"),
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,53 +11,43 @@ import shutil
 import tempfile
 from functools import partial
 
-from experiments.common.command import parser, say
+from experiments.common.command import command, say
 from experiments.common.facts import GIB
-from experiments.common.page import ROOT, write_page
-from experiments.common.process import apart
+from experiments.common.page import BENCHMARKS, write_page
+from experiments.common.process import Case, apart
 from experiments.common.store import Row, Store
 
-from benchmarks.linear.cases import Case, run
+from benchmarks.linear.cases import run
 from benchmarks.linear.page import page
-from benchmarks.linear.sizes import EXACT, PEER_COLUMNS, Sizes
+from benchmarks.linear.sizes import EXACT, PEERS, Sizes
 
 PARTS = ("sizes", "outputs", "file", "sparse")
 
 
 def main() -> None:
     """Every case that is not known yet, one after the other."""
-    options = parser(__doc__, ROOT / "benchmarks", quick="small sizes, to see that everything works")
-    options.add_argument("--threads", type=int, default=os.cpu_count(), help="of every contestant alike")
-    options.add_argument("--only", choices=PARTS, action="append", help="only this part; may be given several times")
-    options.add_argument("--anew", action="store_true", help="run anew where the source has changed")
-    asked = options.parse_args()
-    sizes = Sizes.quick() if asked.quick else Sizes()
-    path = asked.out / f"linear_models{'-quick' * asked.quick}.json"
-    store = Store(path, {"threads": asked.threads, "quick": asked.quick}, asked.cache, asked.anew)
+    quick = "small sizes, to see that everything works"
+    asked = command(__doc__, BENCHMARKS, quick=quick, only=PARTS, anew=True, threads=os.cpu_count())
+    settings, sizes = {"threads": asked.threads, "quick": asked.quick}, Sizes.of(asked.quick)
+    store = Store(asked.out / "linear_models.json", settings, asked.cache, asked.anew)
     for part in asked.only or PARTS:
         for name, case in _cases(part, sizes):
-            ours = case.get("method") not in PEER_COLUMNS
-            row = store.once(name, partial(_apart, case, asked.threads, sizes), ours)
+            row = store.once(name, partial(_apart, case, asked.threads, sizes), case.get("method") not in PEERS)
             say(f"{name}: {_short(row)}")
-            write_page(path.with_suffix(".md"), "benchmarks/linear/linear_models.md.j2", **page(store, sizes))
+            write_page(asked.out / "linear_models.md", "benchmarks/linear/linear_models.md.j2", **page(store))
 
 
 def _cases(part: str, sizes: Sizes) -> list[tuple[str, Case]]:
     """Name and case, in the order in which they run: contestants of one size one after the other."""
-    if part == "outputs":
-        return [("outputs", {"kind": "outputs", "sizes": sizes.outputs})]
     if part == "file":
-        return [("file", {"kind": "file", "gib": sizes.file_gib, "columns": sizes.file_columns})]
-    if part == "sparse":
-        return [("sparse", {"kind": "sparse", "sizes": sizes.sparse})]
+        return [("file", {"kind": "file", "sizes": (sizes.file_gib, sizes.file_columns)})]
+    if part != "sizes":
+        return [(part, {"kind": part, "sizes": getattr(sizes, part)})]
     found = []
     for columns in sizes.columns:
-        methods = ["sampla", "sampla, matrix-free", *(p for p, most in PEER_COLUMNS.items() if columns <= most)]
-        if columns > EXACT:
-            methods.remove("sampla, matrix-free")  # what sampla does by default at this size
-        for method in methods:
-            solver = "block-cg" if "free" in method else "auto"
-            case = {"kind": "size", "columns": columns, "rows": sizes.rows(columns), "method": method, "solver": solver}
+        free = ["sampla, matrix-free"] if columns <= EXACT else []  # beyond, what sampla does by default
+        for method in ("sampla", *free, *(peer for peer, most in PEERS.items() if columns <= most)):
+            case = {"kind": "size", "sizes": (columns, sizes.rows(columns)), "method": method}
             found.append((f"{columns}/{method}", case))
     return found
 
@@ -65,10 +55,10 @@ def _cases(part: str, sizes: Sizes) -> list[tuple[str, Case]]:
 def _apart(case: Case, threads: int, sizes: Sizes) -> Case:
     """Run a case in a process of its own."""
     if case["kind"] == "file":
-        free, needed = shutil.disk_usage(tempfile.gettempdir()).free, (case["gib"] + 2) * GIB
+        free, needed = shutil.disk_usage(tempfile.gettempdir()).free, (case["sizes"][0] + 2) * GIB
         if free < needed:
             return {"failed": f"{needed / GIB:.0f} GiB of disk needed, {free / GIB:.0f} GiB free"}
-    return apart(run, case, threads, sizes.peer_seconds if case.get("method") in PEER_COLUMNS else sizes.seconds)
+    return apart(run, case, threads, sizes.peer_seconds if case.get("method") in PEERS else sizes.seconds)
 
 
 def _short(row: Row) -> str:

@@ -8,41 +8,33 @@ from typing import Any
 
 import numpy as np
 from experiments.common.facts import peak_memory
+from experiments.common.process import Case
 from sklearn.linear_model import ARDRegression, BayesianRidge
 
 import sampla
 from benchmarks.linear.problems import Problem, many_outputs, on_disk, power_law, text
 
-Case = dict[str, Any]
-
-_ROWS = 300
-"""Rows whose predictions are kept, to compare methods that ran in processes of their own."""
-_JUDGED = 5000
-"""Rows on which the fitted function is compared with the truth."""
+_ROWS = 300  # whose predictions are kept, to compare methods that ran in processes of their own
+_JUDGED = 5000  # rows on which the fitted function is compared with the truth
 
 
 def run(case: Case) -> Case:
     """A case by its kind: "size", "sparse", "file" or "outputs"."""
     if case["kind"] == "size":
-        return _measured(power_law(case["columns"], case["rows"]), _model(case))
+        peers = {"BayesianRidge": BayesianRidge, "ARDRegression": ARDRegression}
+        solver = "block-cg" if "free" in case["method"] else "auto"
+        peer = peers.get(case["method"])
+        return _measured(power_law(*case["sizes"]), _sampla(solver=solver) if peer is None else peer())
     if case["kind"] == "sparse":
-        model = sampla.BayesianLinearRegression(standardize=True, num_samples=16, random_state=0, progress=False)
-        return _measured(text(*case["sizes"]), model)
+        return _measured(text(*case["sizes"]), _sampla(standardize=True, num_samples=16))
     if case["kind"] == "outputs":
-        model = sampla.BayesianLinearRegression(noise="full", random_state=0, progress=False)
-        return _measured(many_outputs(*case["sizes"]), model)
+        return _measured(many_outputs(*case["sizes"]), _sampla(noise="full"))
     with tempfile.TemporaryDirectory() as folder:
-        model = sampla.BayesianLinearRegression(num_samples=16, random_state=0, progress=False)
-        return _measured(on_disk(Path(folder) / "design.bin", case["gib"], case["columns"]), model)
+        return _measured(on_disk(Path(folder) / "design.bin", *case["sizes"]), _sampla(num_samples=16))
 
 
-def _model(case: Case) -> Any:
-    method = case["method"]
-    if method == "BayesianRidge":
-        return BayesianRidge()
-    if method == "ARDRegression":
-        return ARDRegression()
-    return sampla.BayesianLinearRegression(solver=case["solver"], random_state=0, progress=False)
+def _sampla(**options: Any) -> sampla.BayesianLinearRegression:
+    return sampla.BayesianLinearRegression(random_state=0, progress=False, **options)
 
 
 def _measured(problem: Problem, model: Any) -> dict[str, Any]:
@@ -52,18 +44,16 @@ def _measured(problem: Problem, model: Any) -> dict[str, Any]:
         start = perf_counter()
         model.fit(problem.x, problem.y)
         seconds = perf_counter() - start
+    parts = (problem.x,) if isinstance(problem.x, np.ndarray) else (problem.x.data, problem.x.indices, problem.x.indptr)
     found: dict[str, Any] = {
-        "seconds": seconds,
-        "peak": peak_memory(),
-        "peak before": before,
-        "rows": problem.x.shape[0],
-    }
-    found["data"] = _size(problem.x)
+        "seconds": seconds, "peak": peak_memory(), "peak before": before, "rows": problem.x.shape[0],
+        "data": sum(part.nbytes for part in parts),
+    }  # fmt: skip
     start = perf_counter()
     mean, std = model.predict(problem.x[:_ROWS], return_std=True)
     found["predict seconds"] = perf_counter() - start
-    judged = model.predict(problem.x[:_JUDGED])
-    missed, truth = judged - problem.function[:_JUDGED], problem.function[:_JUDGED]
+    truth = problem.function[:_JUDGED]
+    missed = model.predict(problem.x[:_JUDGED]) - truth
     found["error"] = float(np.linalg.norm(missed) / np.linalg.norm(truth - truth.mean(0)))
     if mean.ndim == 1:
         found |= {"mean": mean.tolist(), "std": std.tolist()}
@@ -78,25 +68,13 @@ def _details(model: Any) -> dict[str, Any]:
         return {"noise": float(model.alpha_), "prior": float(precision) if np.ndim(precision) == 0 else None}
     report, noise = model.report_, model.noise_precision_
     found = {
-        "solver": f"{report.solver}, {report.world}",
-        "passes": report.passes,
-        "fit seconds": report.seconds,
-        "settled": bool(report.settled),
-        "effective dimension": report.effective_dimension,
-        "prior": model.prior_precision_,
-        "noise": noise if np.ndim(noise) == 0 else None,
-    }
+        "solver": f"{report.solver}, {report.world}", "passes": report.passes, "fit seconds": report.seconds,
+        "settled": bool(report.settled), "effective dimension": report.effective_dimension,
+        "prior": model.prior_precision_, "noise": noise if np.ndim(noise) == 0 else None,
+    }  # fmt: skip
     if report.fit is not None:
         found |= {
-            "readings": report.fit.sweeps,
-            "solve error": report.fit.solve_error,
-            "prior error": report.fit.precision_error,
-            "method": report.fit.method,
-        }
+            "readings": report.fit.sweeps, "solve error": report.fit.solve_error,
+            "prior error": report.fit.precision_error, "method": report.fit.method,
+        }  # fmt: skip
     return found
-
-
-def _size(x: Any) -> int:
-    """Bytes of the design itself."""
-    parts = (x,) if isinstance(x, np.ndarray) else (x.data, x.indices, x.indptr)
-    return int(sum(part.nbytes for part in parts))

@@ -1,4 +1,4 @@
-"""linear_models.md from the store of a run; the words are in linear_models.md.j2."""
+"""What the page of linear models is filled with; the words are in linear_models.md.j2."""
 
 from typing import Any
 
@@ -13,16 +13,17 @@ _OURS, _FREE, _RIDGE = "sampla", "sampla, matrix-free", "BayesianRidge"
 Rows = dict[str, Row]
 
 
-def page(store: Store, sizes: Sizes) -> dict[str, Any]:
+def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
-    rows, threads = store.rows, store.settings["threads"]
+    rows, threads, sizes = store.rows, store.settings["threads"], Sizes.of(store.settings["quick"])
     command = f"benchmarks.linear --threads {threads}" + " --quick" * store.settings["quick"]
-    machine = f", {store.environment.get('machine')}; {threads} thread(s) for every contestant"
-    entries = f"{_shape(sizes.sparse)} with {sizes.sparse[0] * sizes.sparse[2]:,} non-zeros, K = 16"
+    machine = f", {store.environment['machine']}; {threads} thread(s) for every contestant"
+    shapes = {name: f"{size[0]:,} x {size[1]:,}" for name, size in vars(sizes).items() if name in ("sparse", "outputs")}
+    entries = f"{shapes['sparse']} with {sizes.sparse[0] * sizes.sparse[2]:,} non-zeros, K = 16"
     titles = {
         "sparse": f"A sparse matrix like text, {entries}",
         "file": f"A np.memmap of {sizes.file_gib:g} GiB, {sizes.file_columns:,} columns, K = 16",
-        "outputs": f"{sizes.outputs[2]:,} outputs with full noise covariance, {_shape(sizes.outputs)}",
+        "outputs": f"{sizes.outputs[2]:,} outputs with full noise covariance, {shapes['outputs']}",
     }
     return {
         "provenance": provenance(store, command, "sampla torch scikit-learn numpy scipy", machine),
@@ -38,15 +39,18 @@ def targets(rows: Rows, sizes: Sizes) -> list[Target]:
     for name, limit, what in (
         ("sparse", SPARSE_GIB, f"the sparse matrix within {SPARSE_GIB:g} GiB"),
         ("file", MEMMAP_GIB, f"{sizes.file_gib:g} GiB on disk within {MEMMAP_GIB:g} GiB"),
+        ("outputs", None, f"{sizes.outputs[2]:,} outputs with full noise covariance"),
     ):
         if name in rows:
-            found.append(_within(rows[name], limit, what))
-    if "outputs" in rows:
-        row = rows["outputs"]
-        detail = row.get("failed") or f"{row['seconds']:.0f} s, peak {row['peak'] / GIB:.2f} GiB"
-        met = not row.failed and row["settled"]
-        found.append((met, f"{sizes.outputs[2]:,} outputs with full noise covariance", detail))
+            row = rows[name]
+            met = not row.failed and row["settled"] and (limit is None or row["peak"] <= limit * GIB)
+            found.append((met, what, row["failed"] if row.failed else _told(row, limit is not None)))
     return found
+
+
+def _told(row: Row, within: bool) -> str:
+    seconds, peak = f"{row['seconds']:.0f} s", f"peak {row['peak'] / GIB:.2f} GiB"
+    return f"{peak}, {seconds}, {'settled' if row['settled'] else 'NOT settled'}" if within else f"{seconds}, {peak}"
 
 
 def _faster(rows: Rows, sizes: Sizes) -> list[Target]:
@@ -57,14 +61,13 @@ def _faster(rows: Rows, sizes: Sizes) -> list[Target]:
         if columns < AHEAD_FROM or ours is None or peer is None:
             continue
         if ours.failed:
-            met = False
-            details.append(f"P = {columns:,}: sampla {ours['failed']}")
+            met, detail = False, f"sampla {ours['failed']}"
         elif peer.failed and "limit" not in peer:
-            details.append(f"P = {columns:,}: BayesianRidge {peer['failed']}")
+            detail = f"BayesianRidge {peer['failed']}"
         else:
             ratio = (peer["limit"] if peer.failed else peer["seconds"]) / ours["seconds"]
-            met = met and (ratio > 1)
-            details.append(f"P = {columns:,}: {'more than ' * peer.failed}{ratio:.2g} times as fast")
+            met, detail = met and ratio > 1, f"{'more than ' * peer.failed}{ratio:.2g} times as fast"
+        details.append(f"P = {columns:,}: {detail}")
     return [(met, f"ahead of BayesianRidge from P = {AHEAD_FROM:,} on", "; ".join(details))] if details else []
 
 
@@ -82,65 +85,49 @@ def _near_linear(rows: Rows, sizes: Sizes) -> list[Target]:
     return [(slope <= SLOPE, f"time of a pass and row near linear in P (exponent at most {SLOPE:g})", detail)]
 
 
-def _within(row: Row, limit: float, what: str) -> Target:
-    if row.failed:
-        return False, what, row["failed"]
-    settled = "settled" if row["settled"] else "NOT settled"
-    met = row["peak"] <= limit * GIB and row["settled"]
-    return met, what, f"peak {row['peak'] / GIB:.2f} GiB, {row['seconds']:.0f} s, {settled}"
-
-
 def _by_size(rows: Rows, sizes: Sizes) -> str:
-    names = [(columns, method) for columns in sizes.columns for method in (_OURS, _FREE, *PEERS)]
-    found = [(c, m, rows[f"{c}/{m}"], rows.get(f"{c}/{_OURS}")) for c, m in names if f"{c}/{m}" in rows]
-    return table(found, {head: lambda one, cell=cell: cell(*one) for head, cell in _COLUMNS.items()})
+    found = []
+    for columns in sizes.columns:
+        for method in (_OURS, _FREE, *PEERS):
+            if f"{columns}/{method}" in rows:
+                ours, row = rows.get(f"{columns}/{_OURS}"), rows[f"{columns}/{method}"]
+                found.append({"P": columns, "who": method, "ours": ours, **row})
+    return table(found, _COLUMNS)
 
 
-def _seconds(_: int, __: str, row: Row, ___: Row | None) -> str:
-    return row["failed"] if row.failed else f"{row['seconds']:.3g}"
-
-
-def _ratio(_: int, __: str, row: Row, ours: Row | None) -> str:
-    if ours is None or ours.failed or (row.failed and "limit" not in row):
+def _ratio(row: Any) -> str:
+    ours, failed = row["ours"], "failed" in row
+    if ours is None or ours.failed or (failed and "limit" not in row):
         return "-"
-    return f"> {row['limit'] / ours['seconds']:.2g}" if row.failed else f"{row['seconds'] / ours['seconds']:.2g}"
+    return f"> {row['limit'] / ours['seconds']:.2g}" if failed else f"{row['seconds'] / ours['seconds']:.2g}"
 
 
-def _iterative(row: Row) -> bool:
+def _iterative(row: Any) -> bool:
     """Whether sampla solved by products alone (rows of before call its solver by another name)."""
     return "solver" in row and not row["solver"].startswith("exact")
 
 
-def _passes(_: int, __: str, row: Row, ___: Row | None) -> str:
-    return f"{row['passes']:.1f}" if _iterative(row) else "exact" if "passes" in row else "-"
-
-
 def _number(name: str, spec: str, unit: float = 1.0) -> Any:
     """A cell; a dash where the row has no such number."""
-    return lambda _, __, row, ___: "-" if row.get(name) is None else f"{row[name] / unit:{spec}}"
+    return lambda row: "-" if row.get(name) is None else f"{row[name] / unit:{spec}}"
 
 
 _COLUMNS: Columns = {
-    "P, method": lambda columns, method, _, __: f"{columns:,}, {method}",
-    "s": _seconds,
-    "times sampla's": _ratio,
-    "peak GiB": _number("peak", ".2f", GIB),
-    "data": _number("data", ".2f", GIB),
-    "error": _number("error", ".4f"),
-    "prior": _number("prior", ".4g"),
-    "noise": _number("noise", ".4g"),
-    "passes": _passes,
-    "s a pass": lambda _, __, row, ___: f"{row['fit seconds'] / row['passes']:.3g}" if _iterative(row) else "-",
-    "settled": lambda _, __, row, ___: {True: "yes", False: "NO"}.get(row.get("settled"), "-"),
-}
+    "P, method": "{P:,}, {who}",
+    "s": lambda row: row.get("failed") or f"{row['seconds']:.3g}", "times sampla's": _ratio,
+    "peak GiB": _number("peak", ".2f", GIB), "data": _number("data", ".2f", GIB),
+    "error": _number("error", ".4f"), "prior": _number("prior", ".4g"), "noise": _number("noise", ".4g"),
+    "passes": lambda row: f"{row['passes']:.1f}" if _iterative(row) else "exact" if "passes" in row else "-",
+    "s a pass": lambda row: f"{row['fit seconds'] / row['passes']:.3g}" if _iterative(row) else "-",
+    "settled": lambda row: {True: "yes", False: "NO"}.get(row.get("settled"), "-"),
+}  # fmt: skip
 
 
 def _agreement(rows: Rows, sizes: Sizes) -> list[str]:
     lines = []
     for columns in sizes.columns:
         for method in (_OURS, _FREE):
-            pair = [rows.get(f"{columns}/{name}") for name in (method, _RIDGE)]
-            both = [row for row in pair if row is not None and "mean" in row]
+            both = [row for name in (method, _RIDGE) if "mean" in (row := rows.get(f"{columns}/{name}", Row({})))]
             if len(both) == 2:
                 mean, std = (np.array([row[what] for row in both]) for what in ("mean", "std"))
                 apart = np.linalg.norm(mean[0] - mean[1]) / np.linalg.norm(mean[1])
@@ -150,7 +137,3 @@ def _agreement(rows: Rows, sizes: Sizes) -> list[str]:
                     f"deviations {np.sqrt(np.mean(wide**2)):.2%} (root mean square; {wide.max():.2%} at most)"
                 )
     return lines
-
-
-def _shape(sizes: tuple[int, int, int]) -> str:
-    return f"{sizes[0]:,} x {sizes[1]:,}"

@@ -10,22 +10,17 @@ from scipy.fft import dct
 
 from benchmarks.linear.sizes import DOUBLE
 
-_CHUNK = 2**22
-"""Entries made at once."""
-NOISE = 0.3
-"""Standard deviation of the noise over that of the function."""
+_CHUNK = 2**22  # entries made at once
+NOISE = 0.3  # standard deviation of the noise over that of the function
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Rows, targets and the function behind them."""
+    """Rows (N, P), targets (N,) or (N, C), and the function behind them: the targets without noise."""
 
     x: Any
-    """(N, P)."""
     y: np.ndarray
-    """(N,) or (N, C)."""
     function: np.ndarray
-    """The same without noise."""
 
 
 def power_law(columns: int, rows: int) -> Problem:

@@ -2,44 +2,32 @@
 
 from dataclasses import dataclass
 
-PEERS = ("BayesianRidge", "ARDRegression")
-SIZES = (500, 2000, 8000, 20_000)
-"""P; N = 4 P in float64, up to ``DOUBLE`` columns; beyond, N = 2 P in float32."""
-DOUBLE = 8000
-"""Columns up to which the design is float64: 20,000 columns with N = 4 P would be 6.4 GB in float32 already."""
-PEER_COLUMNS = {"BayesianRidge": 8000, "ARDRegression": 2000}
+PEERS = {"BayesianRidge": 8000, "ARDRegression": 2000}
 """Columns up to which a peer is tried; beyond, its cost, which grows with the cube, is far above the limit."""
-EXACT = 2500
-"""Columns up to which sampla's default is the exact way, and the matrix-free way is measured beside it."""
-AHEAD_FROM = 2000
-"""Columns from which sampla is to be faster than BayesianRidge."""
-SLOPE = 1.15
-"""Exponent of P in the time of a pass and row, at most: near linear."""
-SPARSE_GIB, MEMMAP_GIB = 8.0, 3.0
-"""Peaks of memory allowed."""
+DOUBLE = 8000  # columns up to which the design is float64: 20,000 with N = 4 P would be 6.4 GB in float32 already
+EXACT = 2500  # columns up to which sampla's default is exact, and the matrix-free way is measured beside it
+AHEAD_FROM = 2000  # columns from which sampla is to be faster than BayesianRidge
+SLOPE = 1.15  # exponent of P in the time of a pass and row, at most: near linear
+SPARSE_GIB, MEMMAP_GIB = 8.0, 3.0  # peaks of memory allowed
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """All sizes of a run."""
+    """All sizes of a run; of ``sparse`` rows, columns, entries a row; of ``outputs`` rows, columns, outputs."""
 
-    columns: tuple[int, ...] = SIZES
+    columns: tuple[int, ...] = (500, 2000, 8000, 20_000)
     sparse: tuple[int, int, int] = (1_000_000, 100_000, 100)
-    """Rows, columns, entries a row."""
     file_gib: float = 12.0
     file_columns: int = 3000
     outputs: tuple[int, int, int] = (20_000, 2000, 1000)
-    """Rows, columns, outputs."""
-    peer_seconds: float = 2400.0
-    """After which a peer is stopped."""
-    seconds: float = 3000.0
-    """After which a case of sampla's is given up."""
+    peer_seconds: float = 2400.0  # after which a peer is stopped
+    seconds: float = 3000.0  # after which a case of sampla's is given up
 
     def rows(self, columns: int) -> int:
-        """N of a design with so many columns."""
+        """N of a design with so many columns: 4 P in float64, 2 P in float32."""
         return (4 if columns <= DOUBLE else 2) * columns
 
     @classmethod
-    def quick(cls) -> "Sizes":
-        """Small ones, to see that everything works."""
-        return cls((100, 400), (20_000, 2000, 20), 0.05, 300, (500, 50, 40), 30.0, 300.0)
+    def of(cls, quick: bool) -> "Sizes":
+        """The whole ones, or small ones to see that everything works."""
+        return cls((100, 400), (20_000, 2000, 20), 0.05, 300, (500, 50, 40), 30.0, 300.0) if quick else cls()

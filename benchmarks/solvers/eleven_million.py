@@ -12,9 +12,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from experiments.common.command import parser, say
+from experiments.common.command import command, say
 from experiments.common.facts import GIB, environment, peak_memory
-from experiments.common.page import ROOT, share, table, write_page
+from experiments.common.page import BENCHMARKS, share, table, write_page
 from scipy.optimize import brentq
 
 import sampla
@@ -29,7 +29,7 @@ DECADES = 2
 
 def main() -> None:
     """Draw data whose inputs have a decaying spectrum, fit with a fixed and with a learnt precision, compare."""
-    out = parser(__doc__, ROOT / "benchmarks").parse_args().out
+    out = command(__doc__, BENCHMARKS, threads=None).out
     torch.manual_seed(0)
     x = torch.randn(DATA, INPUTS) * torch.logspace(0, -DECADES, DATA)[:, None]
     weights = torch.randn(INPUTS, OUTPUTS) * ALPHA**-0.5
@@ -44,7 +44,7 @@ def main() -> None:
     write_page(
         out / "eleven_million.md", "benchmarks/solvers/eleven_million.md.j2", facts=environment(), rows=rows,
         size=INPUTS * OUTPUTS, data=DATA, outputs=OUTPUTS, samples=K, noise=NOISE, peak=peak_memory() / GIB,
-        block=4 * K * INPUTS * OUTPUTS / GIB, table=table(rows.items(), _COLUMNS),
+        block=4 * K * INPUTS * OUTPUTS / GIB, table=table(rows, _COLUMNS),
     )  # fmt: skip
 
 
@@ -60,32 +60,20 @@ def fitted(
         ).fit(loader)  # fmt: skip
     seconds, alpha = perf_counter() - start, float(la.prior_precision_[0])
     return {
-        "report": str(la.report_),
+        "report": str(la.report_), "alpha": alpha, "best": best, "passes": la.report_.passes, "seconds": seconds,
         "warnings": [str(w.message) for w in caught if issubclass(w.category, sampla.ConvergenceWarning)],
-        "alpha": alpha,
-        "best": best,
-        "passes": la.report_.passes,
-        "seconds": seconds,
-        "stated": la.report_.solve_error,
-        "true": true_error(la, x, alpha),
-        "gamma": float(la.effective_dimension_.sum()),
+        "stated": la.report_.solve_error, "true": true_error(la, x, alpha),
+        "gamma": float(la.effective_dimension_.sum()), "exact": exact_gamma(x, alpha),
         "gamma_error": float(la.report_.effective_dimension_error[0]),
-        "exact": exact_gamma(x, alpha),
-    }
+    }  # fmt: skip
 
 
 _COLUMNS = {
-    "precision": lambda pair: pair[0],
-    "alpha": lambda pair: f"{pair[1]['alpha']:.4g}",
-    "exact": lambda pair: f"{pair[1]['best']:.4g}",
-    "passes": lambda pair: f"{pair[1]['passes']:.1f}",
-    "seconds": lambda pair: f"{pair[1]['seconds']:.0f}",
-    "error stated": lambda pair: share(pair[1]["stated"]),
-    "true": lambda pair: share(pair[1]["true"]),
-    "gamma": lambda pair: f"{pair[1]['gamma']:.1f}",
-    "standard error": lambda pair: f"{pair[1]['gamma_error']:.1f}",
-    "exact ": lambda pair: f"{pair[1]['exact']:.1f}",
-}
+    "precision": "{key}", "alpha": "{alpha:.4g}", "exact": "{best:.4g}", "passes": "{passes:.1f}",
+    "seconds": "{seconds:.0f}", "error stated": lambda row: share(row["stated"]),
+    "true": lambda row: share(row["true"]), "gamma": "{gamma:.1f}", "standard error": "{gamma_error:.1f}",
+    "exact ": "{exact:.1f}",
+}  # fmt: skip
 
 
 def exact_gamma(x: torch.Tensor, alpha: float) -> float:

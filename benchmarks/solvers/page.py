@@ -1,4 +1,4 @@
-"""solvers.md from the store of a run; the words are in solvers.md.j2."""
+"""What the page of solvers is filled with; the words are in solvers.md.j2."""
 
 from math import inf
 from typing import Any
@@ -11,15 +11,10 @@ from benchmarks.solvers.measure import LEVELS, STOP
 from benchmarks.solvers.paper import COLUMNS, EPOCHS, TARGET
 from benchmarks.solvers.spectra import ALPHAS, CONDITIONS, KINDS
 
-Rows = dict[str, Row]
-FACTOR = 1.5
-"""By which a stated error may be off."""
-_SLACK = 1.5
-"""How far the true error may lie above the tolerance of a solve that says it has converged."""
-_AGAINST_SOLVE = 1.5
-"""A whole fit over one solve at fixed alpha, at most."""
-_BEST = ((64, 6.0), (16, 10.0))
-"""K, and the passes in which a true error of 2 % is asked for on MNIST."""
+FACTOR = 1.5  # by which a stated error may be off
+_SLACK = 1.5  # how far the true error may lie above the tolerance of a solve that says it has converged
+_AGAINST_SOLVE = 1.5  # a whole fit over one solve at fixed alpha, at most
+_BEST = ((64, 6.0), (16, 10.0))  # K, and the passes in which a true error of 2 % is asked for on MNIST
 _TITLES = {"mnist": "LeNet on MNIST", "resnet": "ResNet-20 on part of CIFAR-10"}
 _LISTED = 40
 
@@ -28,7 +23,7 @@ def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
     facts, seconds = store.environment, store.under("seconds/")
     command = "benchmarks.solvers --root DATA --checkpoints DIR" + " --quick" * store.settings["quick"]
-    machine = f", {facts.get('cores')} cores, {facts.get('threads')} threads"
+    machine = f", {facts['cores']} cores, {facts['threads']} threads"
     return {
         "provenance": provenance(store, command, "torch", machine), "states": states(store),
         "parts": ", ".join(f"{part} {row['seconds']:.0f} s" for part, row in seconds.items()) or "nothing yet",
@@ -49,7 +44,7 @@ def _best(store: Store) -> list[Target]:
     for columns, most in _BEST:
         those = [row for row in rows if row["columns"] == columns]
         spent = {r["solver"]: r["to"]["0.02"] + r["elsewhere"] for r in those if r["to"]["0.02"] is not None}
-        name = min(spent, key=lambda solver: spent[solver], default=None)
+        name = min(spent, key=spent.__getitem__, default=None)
         detail = "never" if name is None else f"{passes(spent[name])} passes with {name}, all counted"
         what = f"MNIST LeNet, true error of 2 % in at most {most:.0f} passes with K = {columns}"
         if those:
@@ -63,39 +58,36 @@ def _network(store: Store, part: str) -> dict[str, Any]:
     short = [f"{row['steps']} steps ({name})" for name, row in rows.items() if row["to"]["0.001"] is None]
     raced = [f"{name}: number {row['chosen'] + 1} of {row['of']}" for name, row in rows.items() if "chosen" in row]
     return {
-        "title": _TITLES[part], "facts": store.rows[f"{part}/problem"], "table": table(rows.values(), _SOLVES),
+        "title": _TITLES[part], "facts": store.rows[f"{part}/problem"], "table": table(rows, _SOLVES),
         "short": ", ".join(short), "raced": "; ".join(raced),
     }  # fmt: skip
 
 
-def _stopped(row: Row) -> Any:
+def _stopped(row: Any) -> Any:
     return None if row["reference"] else row["stopped"]
 
 
-def _stops(row: Row) -> str:
-    return passes(row["stopped"]["passes"]) if _stopped(row) else "" if row["reference"] else str(row["status"])
+def _at_the_end(row: Any) -> str:
+    last = row["last"]
+    return f"{share(last['true'])} after {passes(last['passes'])}" if last and row["to"]["0.001"] is None else ""
 
 
-def _at_the_end(row: Row) -> str:
-    if row["to"]["0.001"] is not None or not row["last"]:
-        return ""
-    return f"{share(row['last']['true'])} after " + passes(row["last"]["passes"])
-
-
-def _pace(row: Row) -> str:
+def _pace(row: Any) -> str:
     counted = row["last"]["passes"] - row["spent"] if row["last"] else 0
     return f"{row['seconds'] / counted if counted else float('nan'):.2f}"
 
 
 _SOLVES = {
-    "solver": lambda row: row["solver"],
+    "solver": "{solver}",
     **{
-        ("to 10 %", "2 %", "0.1 %")[k]: lambda row, level=level: passes(row["to"][str(level)])
-        for k, level in enumerate(LEVELS)
+        head: lambda row, level=level: passes(row["to"][str(level)])
+        for head, level in zip(("to 10 %", "2 %", "0.1 %"), LEVELS, strict=True)
     },
     "spent before": lambda row: passes(row["spent"]) if row["spent"] else "",
     "EM's own": lambda row: passes(row["elsewhere"]) if row["elsewhere"] else "",
-    "stops": _stops,
+    "stops": lambda row: (
+        passes(row["stopped"]["passes"]) if _stopped(row) else "" if row["reference"] else row["status"]
+    ),
     "estimate": lambda row: share(row["stopped"]["estimate"]) if _stopped(row) else "",
     "truth": lambda row: share(row["stopped"]["true"]) if _stopped(row) else "",
     "at the end": _at_the_end,
@@ -106,8 +98,7 @@ _SOLVES = {
 def _spectra(store: Store) -> dict[str, Any]:
     rows = store.under("spectra/")
     solvers = list(dict.fromkeys(row["solver"] for row in rows.values()))
-    conditions = [c for c in CONDITIONS if any(f"condition {c:.0e}," in key for key in rows)]
-    steps = ", ".join(f"{entry.name} {entry.max_steps}" for entry in TABLE if entry.name in solvers)
+    wanted = [(k, c) for k in KINDS for c in CONDITIONS if any(f"condition {c:.0e}," in key for key in rows)]
 
     def cell(kind: str, condition: float, alpha: float, solver: str) -> str:
         row = rows.get(f"{kind}, condition {condition:.0e}, alpha {alpha:.0e}/{solver}")
@@ -115,17 +106,17 @@ def _spectra(store: Store) -> dict[str, Any]:
 
     tables = []
     for alpha in ALPHAS:
-        wanted = [(kind, condition) for kind in KINDS for condition in conditions]
         columns = {f"{k} {c:.0e}": lambda solver, k=k, c=c, a=alpha: cell(k, c, a, solver) for k, c in wanted}
         tables.append(table(solvers, {f"alpha = {alpha:.0e}": str} | columns))
+    steps = ", ".join(f"{entry.name} {entry.max_steps}" for entry in TABLE if entry.name in solvers)
     return {"steps": steps, "tables": tables if rows else []}
 
 
 # Whole fits: against one solve, and against the paper's schedule.
 
 
-def _fits(store: Store) -> list[tuple[str, Row, float | None]]:
-    """Network, fit, passes of one solve; with the library's number of samples first.
+def _fits(store: Store) -> list[dict[str, Any]]:
+    """Every fit with its network and the passes of one solve; with the library's number of samples first.
 
     One solve: passes at which the fit's solver stops at 2 %, from zero, at the alpha that EM found.
     """
@@ -134,21 +125,20 @@ def _fits(store: Store) -> list[tuple[str, Row, float | None]]:
         for key in sorted(store.rows):
             if key.split("-")[0] == f"{part}/fit":
                 fit = store.rows[key]
-                row = store.under(f"{part}/rows/").get(f"block CG, K = {fit['columns']}")
-                solve = None if row is None or row["stopped"] is None else row["stopped"]["passes"]
-                found.append((part, fit, solve))
+                stopped = store.under(f"{part}/rows/").get(f"block CG, K = {fit['columns']}", {}).get("stopped")
+                found.append({"part": part, "solve": stopped and stopped["passes"], **fit})
     return found
 
 
 def _whole_fits(store: Store) -> list[Target]:
     """Against one solve on every network, against the paper's schedule on MNIST."""
     found: list[Target] = []
-    for part, fit, solve in _fits(store):
-        if solve is not None:
-            ratio = fit["passes"] / solve
-            detail = f"{passes(fit['passes'])} passes against {passes(solve)}, ratio {ratio:.2f}"
+    for fit in _fits(store):
+        if fit["solve"] is not None:
+            ratio = fit["passes"] / fit["solve"]
+            detail = f"{passes(fit['passes'])} passes against {passes(fit['solve'])}, ratio {ratio:.2f}"
             what = f"a whole fit costs at most {_AGAINST_SOLVE} times one solve at fixed alpha"
-            found.append((ratio <= _AGAINST_SOLVE, f"{part}, K = {fit['columns']}: {what}", detail))
+            found.append((ratio <= _AGAINST_SOLVE, f"{fit['part']}, K = {fit['columns']}: {what}", detail))
     if {"mnist/fit", "mnist/paper"} <= set(store.rows):
         fit, paper = store.rows["mnist/fit"], store.rows["mnist/paper"]
         ratio, more = paper["passes"] / fit["passes"], "" if paper["reached"] else "more than "
@@ -160,17 +150,14 @@ def _whole_fits(store: Store) -> list[Target]:
 def _fits_section(store: Store) -> dict[str, Any]:
     fits = _fits(store)
     columns = {
-        "network": lambda one: one[0],
-        "K": lambda one: str(one[1]["columns"]),
-        "EM steps": lambda one: f"{len(one[1]['steps'])}{'' if one[1]['settled'] else ' (not settled)'}",
-        "alpha": lambda one: f"{one[1]['alpha']:.4g}",
-        "gamma": lambda one: f"{one[1]['gamma']:.1f}",
-        "passes": lambda one: passes(one[1]["passes"]),
-        "of one solve": lambda one: passes(one[2]),
-        "ratio": lambda one: "-" if one[2] is None else f"{one[1]['passes'] / one[2]:.2f}",
-        "seconds": lambda one: f"{one[1]['seconds']:.0f}",
-    }
-    found = {"table": table(fits, columns), "each": [(part, fit) for part, fit, _ in fits], "paper": None}
+        "network": "{part}", "K": "{columns}",
+        "EM steps": lambda fit: f"{len(fit['steps'])}{'' if fit['settled'] else ' (not settled)'}",
+        "alpha": "{alpha:.4g}", "gamma": "{gamma:.1f}", "passes": lambda fit: passes(fit["passes"]),
+        "of one solve": lambda fit: passes(fit["solve"]),
+        "ratio": lambda fit: "-" if fit["solve"] is None else f"{fit['passes'] / fit['solve']:.2f}",
+        "seconds": "{seconds:.0f}",
+    }  # fmt: skip
+    found = {"table": table(fits, columns), "each": fits, "paper": None}
     if {"mnist/fit", "mnist/paper"} <= set(store.rows):
         fit, paper = store.rows["mnist/fit"], store.rows["mnist/paper"]
         timing, more = paper["timing"], "" if paper["reached"] else "more than "
@@ -182,8 +169,8 @@ def _fits_section(store: Store) -> dict[str, Any]:
              f"{more}{paper['passes'] / fit['passes']:.1f}", f"{more}{total:.0f}"],
         ]  # fmt: skip
         error = share(paper["error"]) if paper["error"] != inf else "not asked for, alpha was not found"
-        found |= {"paper": paper, "fit": fit, "error": error}
-        found["schedule"] = grid(["whole fit", "passes", "ratio", "seconds"], lines)
+        schedule = grid(["whole fit", "passes", "ratio", "seconds"], lines)
+        found |= {"paper": paper, "fit": fit, "error": error, "schedule": schedule}
     return found
 
 
@@ -191,18 +178,14 @@ def _fits_section(store: Store) -> dict[str, Any]:
 
 
 def _estimates(store: Store) -> dict[str, Any]:
-    cases = store.under("estimate/")
-    pairs = [
-        (solver, kind) for solver in dict.fromkeys(key.rsplit("/", 1)[0] for key in cases) for kind in (*KINDS, "all")
-    ]
-    lines = []
-    for solver, kind in pairs:
-        those = [case for key, case in cases.items() if key.startswith(f"{solver}/") and kind in (case["kind"], "all")]
-        lines.append([solver, kind, *_summary(those)])
-    names = ("condition", "alpha", "columns", "tolerance") if cases else ()
-    values = {name: [case[name] for case in cases.values()] for name in names}
+    cases, lines = store.under("estimate/"), []
+    for solver in dict.fromkeys(key.rsplit("/", 1)[0] for key in cases):
+        for kind in (*KINDS, "all"):
+            those = [c for key, c in cases.items() if key.startswith(f"{solver}/") and kind in (c["kind"], "all")]
+            lines.append([solver, kind, *_summary(those)])
     head = ["solver", "spectrum", "cases", f"within {FACTOR}", "smallest", "median", "largest", "true error too large"]
-    ranges = ", ".join(f"{name} {min(those):.2g} to {max(those):.2g}" for name, those in values.items())
+    spans = {n: [case[n] for case in cases.values()] for n in ("condition", "alpha", "columns", "tolerance")}
+    ranges = ", ".join(f"{name} {min(span):.2g} to {max(span):.2g}" for name, span in spans.items() if span)
     return {"table": grid(head, lines, left=2), "ranges": ranges}
 
 
@@ -222,40 +205,37 @@ def _ratio(case: Row) -> float:
     return case["stated"] / case["true"] if case["true"] > 0 else inf
 
 
-def _exact_cases(store: Store) -> list[tuple[Row, str, dict[str, Any]]]:
-    """Case, how EM worked, what it said."""
-    return [(case, method, row) for case in store.under("exact/").values() for method, row in case["rows"].items()]
+def _exact_cases(store: Store) -> list[dict[str, Any]]:
+    """What every method said of every case, beside what is exact at the best alpha."""
+    return [
+        {**row, "case": case["name"], "P": case["P"], "best": case["exact"], "method": method}
+        for case in store.under("exact/").values()
+        for method, row in case["rows"].items()
+    ]
 
 
-def _with_error(value: float | None, exact: float) -> str:
-    return "" if value is None else f"{value:.4g} ({(value - exact) / abs(exact):+.2%})"
+def _beside(value: float, exact: float) -> str:
+    return f"{value:.4g} ({(value - exact) / abs(exact):+.2%})"
 
 
-def _two(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def _two(name: str) -> Any:
+    return lambda row: "" if row[name] is None else f"{row[name]:.2f}"
 
 
 _EXACT = {
-    "case": lambda one: one[0]["name"],
-    "P": lambda one: str(one[0]["P"]),
-    "EM by": lambda one: one[1] + ("" if one[2]["settled"] else " (not settled)"),
-    "alpha": lambda one: _with_error(one[2]["alpha"], one[0]["exact"]["alpha"]),
-    "exact": lambda one: f"{one[0]['exact']['alpha']:.4g}",
-    "gamma": lambda one: _with_error(one[2]["gamma"], one[2]["gamma_exact"]),
-    "exact ": lambda one: f"{one[2]['gamma_exact']:.2f}",
-    "sampling": lambda one: share(one[2]["sampling"]),
-    "log evidence": lambda one: _two(one[2]["log_evidence"]),
-    "stated": lambda one: _two(one[2]["log_evidence_error"]),
-    "exact  ": lambda one: f"{one[2]['log_evidence_exact']:.2f}",
-    "lost": lambda one: f"{one[0]['exact']['log_evidence'] - one[2]['log_evidence_exact']:.4f}",
-    "products": lambda one: f"{one[2]['products']:.0f}",
-}
+    "case": "{case}", "P": "{P}", "EM by": lambda row: row["method"] + ("" if row["settled"] else " (not settled)"),
+    "alpha": lambda row: _beside(row["alpha"], row["best"]["alpha"]), "exact": "{best[alpha]:.4g}",
+    "gamma": lambda row: _beside(row["gamma"], row["gamma_exact"]), "exact ": "{gamma_exact:.2f}",
+    "sampling": lambda row: share(row["sampling"]), "log evidence": _two("log_evidence"),
+    "stated": _two("log_evidence_error"), "exact  ": "{log_evidence_exact:.2f}",
+    "lost": lambda row: f"{row['best']['log_evidence'] - row['log_evidence_exact']:.4f}", "products": "{products:.0f}",
+}  # fmt: skip
 
 
 # No case diverges or stops silently short: what solves return, and what is true of it.
 
 
-def _network_rows(store: Store) -> Rows:
+def _network_rows(store: Store) -> dict[str, Row]:
     """The networks' rows of the library's own solvers."""
     every = {f"{part}: {key}": row for part in _TITLES for key, row in store.under(f"{part}/rows/").items()}
     return {key: row for key, row in every.items() if not row["reference"]}
@@ -283,8 +263,7 @@ def _promises(store: Store) -> dict[str, Any]:
         those = [case for key, case in cases.items() if key.endswith(f"/{solver}")]
         silent = sum(_silent(case) for case in those)
         converged = sum(case["status"] == "CONVERGED" and not _silent(case) for case in those)
-        counts = (len(those), converged, len(those) - converged - silent, silent)
-        lines.append([solver, *map(str, counts)])
+        lines.append([solver, *map(str, (len(those), converged, len(those) - converged - silent, silent))])
     listed = [
         [key.replace("/", ": "), case["status"], passes(case["passes"]), share(case["stated"]), share(case["true"]),
          "SILENT" if _silent(case) else "says so"]

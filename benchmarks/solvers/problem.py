@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from experiments.common.command import say
+from experiments.common.store import Store
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,22 +20,44 @@ from sampla.solvers import LinearSystem, RightHandSide
 
 SEED = 0
 """Of all noise in this benchmark."""
-
 Batches = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Of everything that a kept result depends on."""
+
+    spectra: tuple[int, int] = (200, 250)  # P, N
+    estimates: int = 200  # random cases on which the error estimate is tried
+    mnist: tuple[int, int] = (10_000, 64)  # training images of the LeNet; K of the largest block
+    resnet: int = 64  # images that the ResNet's posterior is about
+    paper: int = 400  # epochs after which the paper's schedule is given up
+    quick: bool = False
+
+    @classmethod
+    def of(cls, quick: bool) -> "Sizes":
+        """The whole ones, or small ones to see that everything works."""
+        return cls((160, 320), 40, (400, 64), 24, 160, quick=True) if quick else cls()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every part is given."""
+
+    store: Store
+    sizes: Sizes
+    root: Path
+    checkpoints: Path
+
+
+@dataclass(frozen=True)
 class Truth:
-    """z* and M z*, in float64."""
+    """z* and M z*, both (K, P) in float64."""
 
     value: Tensor
-    """(K, P)."""
     curvature_value: Tensor
-    """(K, P)."""
-    accuracy: float
-    """|H z* - b| / |b|."""
-    words: str = ""
-    """How it was found."""
+    accuracy: float  # |H z* - b| / |b|
+    words: str = ""  # how it was found
 
     def error(self, value: Tensor, curvature_value: Tensor) -> float:
         """|phi (z - z*)|_B / |phi z*|_B over the first rows, the root mean square over columns; costs no product.
@@ -54,19 +77,15 @@ class Truth:
 
 @dataclass
 class Problem:
-    """H Z = B with its true solution, and a meter for everything that is spent on it."""
+    """H Z = B in whitened coordinates, its true solution (perhaps of the first columns only), and a meter."""
 
     name: str
     model: LinearModel
-    """In whitened coordinates."""
     alpha: float
     draw: NoiseDraw
-    """Whitened; the truth may be known for its first columns only."""
     truth: Truth
-    facts: dict[str, Any] = field(default_factory=dict)
-    """For the words: sizes, conditions."""
-    reusable: dict[str, Any] = field(default_factory=dict)
-    """What several contestants share, such as a Krylov space that EM would have built."""
+    facts: dict[str, Any] = field(default_factory=dict)  # for the words: sizes, conditions
+    reusable: dict[str, Any] = field(default_factory=dict)  # what contestants share, such as EM's Krylov space
 
     @property
     def precision(self) -> Tensor:
@@ -107,17 +126,24 @@ def surveyed(features: Features, likelihood: Likelihood, batches: Batches) -> Li
     return model
 
 
-def known_truth(path: Path, rhs: Tensor, alpha: float, find: Callable[[], Truth]) -> Truth:
+def kept(path: Path, find: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors from a file, or found and put there."""
+    if not path.is_file():
+        say(f"{path.name} is made")
+        save_file({name: tensor.contiguous() for name, tensor in find().items()}, path)
+    return load_file(path)
+
+
+def known_truth(folder: Path, name: str, rhs: Tensor, alpha: float, find: Callable[[], Truth]) -> Truth:
     """The truth from its file if it belongs to this right-hand side and alpha; otherwise found and kept."""
     key = hashlib.sha256(rhs.contiguous().numpy().tobytes() + repr(alpha).encode()).hexdigest()[:16]
-    path = path.with_name(f"{path.stem}-{key}.safetensors")
-    if path.is_file():
-        say(f"truth from {path.name}")
-        kept = load_file(path)
-        return Truth(kept["value"], kept["curvature_value"], float(kept["accuracy"]), "kept from an earlier run")
-    truth = find()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    accuracy = torch.tensor(truth.accuracy, dtype=torch.float64)
-    tensors = {"value": truth.value, "curvature_value": truth.curvature_value, "accuracy": accuracy}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    return truth
+    words = "kept from an earlier run"
+
+    def tensors() -> dict[str, Tensor]:
+        nonlocal words
+        truth = find()
+        words, accuracy = truth.words, torch.tensor(truth.accuracy, dtype=torch.float64)
+        return {"value": truth.value, "curvature_value": truth.curvature_value, "accuracy": accuracy}
+
+    found = kept(folder / f"truth-{name}-{key}.safetensors", tensors)
+    return Truth(found["value"], found["curvature_value"], float(found["accuracy"]), words)

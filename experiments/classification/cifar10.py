@@ -5,54 +5,26 @@ from typing import Any
 
 from torch import nn
 
+from experiments.classification import cifar
 from experiments.classification.experiment import Experiment, Settings
 from experiments.classification.runner import main
-from experiments.common.images import Data, Shift, corruptions, split_cifar
-from experiments.common.networks import CIFAR10_MEAN, CIFAR10_STD, ResNet20, Standardise, resnet20_checkpoint
-from experiments.common.training import Swag, loss_and_accuracy
+from experiments.common.images import Data
+from experiments.common.networks import cifar10_checkpoint, cifar10_network
+from experiments.common.training import Swag
 
-CHECKPOINT = "resnet20_cifar10.safetensors"
 TRAINED_ON = 50_000
 """Images that the checkpoint has seen: all of CIFAR-10's training set."""
-SWAG = Swag(epochs=10, learning_rate=0.002, augment=True)
-FULL = Settings(
-    images=400, held_out=300, test=500, shifted=40, foreign=200, samples=16, swag=SWAG, laplace_batch=4,
-    own_predictions=False, ella_points=60, ella_rank=40,
-)  # fmt: skip
-QUICK = Settings(
-    images=40, held_out=40, test=40, shifted=40, foreign=40, samples=2, ella_points=20, ella_rank=10, laplace_batch=4,
-    own_predictions=False,
-    swag=Swag(epochs=5, learning_rate=0.002, snapshots=5, batch=30, augment=True),
-)  # fmt: skip
-
-
-def architecture() -> nn.Module:
-    """ResNet-20, with whatever weights."""
-    return nn.Sequential(Standardise(CIFAR10_MEAN, CIFAR10_STD), ResNet20())
 
 
 def load(root: Path, settings: Settings) -> Data:
     """CIFAR-10, with CIFAR-100 as what is foreign to it; held-out images from the test set."""
-    sizes = (settings.images, settings.held_out, settings.test, settings.foreign)
-    return split_cifar(root, "cifar10", *sizes, settings.seed, held_out_of="test")
+    return cifar.split(root, settings, "cifar10", "test", held_out_from=settings.test)
 
 
 def trained(data: Data, settings: Settings, checkpoint: Path | None, member: int) -> tuple[nn.Module, dict[str, Any]]:  # noqa: ARG001
     """The checkpoint."""
     assert checkpoint is not None
-    network = resnet20_checkpoint(checkpoint)
-    loss, accuracy = loss_and_accuracy(network, data.train)
-    return network, {
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "trained on": f"{TRAINED_ON:,} images",
-        "loss on the fitted ones": loss,
-        "accuracy there": accuracy,
-    }
-
-
-def shifts(settings: Settings) -> tuple[Shift, ...]:
-    """Five corruptions at five severities."""
-    return corruptions(settings.seed)
+    return cifar.described(cifar10_checkpoint(checkpoint), data, f"{TRAINED_ON:,} images")
 
 
 EXPERIMENT = Experiment(
@@ -65,19 +37,21 @@ EXPERIMENT = Experiment(
         "scored, since no training image is unseen. SWAG's SGD sees the fitted images only, augmented as in training. "
         "Foreign: CIFAR-100. Parameters of BatchNorm are fixed for every posterior."
     ),
-    checkpoint=CHECKPOINT,
-    load=load,
-    architecture=architecture,
-    trained=trained,
-    shifts=shifts,
+    checkpoint="resnet20_cifar10.safetensors", load=load, architecture=cifar10_network, trained=trained,
+    shifts=cifar.shifts, scale_to=TRAINED_ON,
     methods=(
         "network", "temperature", "swag", "laplace-diag", "laplace-kron", "laplace-kron-layers", "laplace-last",
-        "laplace-full", "laplace-ella", "sampla-isotropic", "sampla-g", "sampla-g-scaled",
-        "sampla-isotropic-mode",
+        "laplace-full", "laplace-ella", "sampla-isotropic", "sampla-g", "sampla-g-scaled", "sampla-isotropic-mode",
     ),
-    full=FULL,
-    quick=QUICK,
-    scale_to=TRAINED_ON,
+    full=Settings(
+        images=400, held_out=300, test=500, shifted=40, foreign=200, samples=16, laplace_batch=4, ella_points=60,
+        ella_rank=40, own_predictions=False, swag=Swag(epochs=10, learning_rate=0.002, augment=True),
+    ),
+    quick=Settings(
+        images=40, held_out=40, test=40, shifted=40, foreign=40, samples=2, laplace_batch=4, ella_points=20,
+        ella_rank=10, own_predictions=False,
+        swag=Swag(epochs=5, learning_rate=0.002, snapshots=5, batch=30, augment=True),
+    ),
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -37,12 +37,12 @@ def contenders(rows: dict[str, Row], order: tuple[str, ...]) -> list[Contender]:
     """One for every method and way of averaging, in the order of the methods."""
     found = []
     for key in order:
-        values = rows[key].values if key in rows else {}
-        for way in values.get(NLL, {}).get(CLEAN, {}):
+        row = rows.get(key, Row({}))
+        for way in row.get(NLL, {}).get(CLEAN, {}):
             scores = {
-                measure: {name: Score(*ways[way]) for name, ways in values[measure].items() if way in ways}
+                measure: {name: Score(*ways[way]) for name, ways in row[measure].items() if way in ways}
                 for measure in (*MEASURES, AUROC)
-                if measure in values
+                if measure in row
             }
             name = METHODS[key].name + (f" ({way})" if way else "")
             found.append(Contender(name, key, way, METHODS[key].family, scores))
@@ -61,6 +61,5 @@ def behind(one: Contender, others: list[Contender], names: Sets, measure: str) -
     own, found = one.score(names, measure), best(others, names, measure)
     if own is None or found is None:
         return None
-    other, score = found
-    difference, error = own.minus(score)
-    return other.name, -difference if higher_is_better(measure) else difference, error
+    difference, error = own.minus(found[1])
+    return found[0].name, -difference if higher_is_better(measure) else difference, error

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from experiments.common.images import Data, Images, Shift
+from experiments.common.images import Data, Shift
 from experiments.common.training import Swag
 
 
@@ -15,30 +15,20 @@ from experiments.common.training import Swag
 class Settings:
     """The size of a run; written into results.json, and a run with other settings starts another file."""
 
-    images: int
-    """N, which every posterior is fitted to."""
+    images: int  # N, which every posterior is fitted to
     held_out: int
     test: int
-    shifted: int
-    """The first so many test images make up the rotated or corrupted sets."""
-    foreign: int
-    """Images of each foreign set."""
-    samples: int
-    """K of every method that samples."""
+    shifted: int  # the first so many test images make up the rotated or corrupted sets
+    foreign: int  # images of each foreign set
+    samples: int  # K of every method that samples
     swag: Swag
-    draws: int = 512
-    """Functions in a Monte Carlo average over a Gaussian with the covariance of K samples."""
-    ensemble: int = 0
-    """Members; 0: none."""
-    reference_samples: int = 0
-    """K of the exact-quality reference; 0: none."""
+    draws: int = 512  # functions in a Monte Carlo average over a Gaussian with the covariance of K samples
+    ensemble: int = 0  # members; 0: none
+    reference_samples: int = 0  # K of the exact-quality reference; 0: none
     reference_tolerance: float = 1e-3
-    laplace_batch: int = 8
-    """Images whose Jacobians laplace-torch forms at once: its cost per image grows with their number."""
-    own_predictions: bool = True
-    """Whether a library's own predictions are scored too: for laplace-torch that takes Jacobians of the test images."""
-    ella_points: int = 500
-    """Training images in ELLA's Nystrom basis."""
+    laplace_batch: int = 8  # images whose Jacobians laplace-torch forms at once: its cost per image grows with them
+    own_predictions: bool = True  # whether a library's own predictions are scored: Jacobians of the test images
+    ella_points: int = 500  # training images in ELLA's Nystrom basis
     ella_rank: int = 100
     seed: int = 0
 
@@ -52,43 +42,29 @@ class Settings:
 class Experiment:
     """What is compared on which images; its page is in experiments/results/NAME."""
 
-    name: str
-    """Of its module in this package."""
+    name: str  # of its module in this package
     title: str
-    introduction: str
-    """Markdown: what the network is, what is fitted to what. Without figures: those come from the run."""
+    introduction: str  # Markdown: what the network is, what is fitted to what; figures come from the run
     load: Callable[[Path, Settings], Data]
-    """--root and the size -> images."""
     architecture: Callable[[], nn.Module]
     """The network with whatever weights."""
     trained: Callable[[Data, Settings, Path | None, int], tuple[nn.Module, dict[str, Any]]]
-    """Images, size, --checkpoints, number of the ensemble's member -> trained network, what is to be said of it."""
+    """Images, size, checkpoint, number of the ensemble's member -> trained network, what is to be said of it."""
     shifts: Callable[[Settings], tuple[Shift, ...]]
-    methods: tuple[str, ...]
-    """Keys of ``registry.METHODS``, in the order of the tables."""
+    methods: tuple[str, ...]  # keys of ``registry.METHODS``, in the order of the tables
     full: Settings
     quick: Settings
-    checkpoint: str = ""
-    """The file that --checkpoints holds; empty: the experiment trains its network."""
+    checkpoint: str = ""  # the file that --checkpoints holds; empty: the experiment trains its network
     classes: int = 10
-    scale_to: int | None = None
-    """Training images that a fit would have, for the note on scaling."""
-    angles: bool = False
-    """Whether the first shift is the rotation that is drawn."""
+    scale_to: int | None = None  # training images that a fit would have, for the note on scaling
+    angles: bool = False  # whether the first shift is the rotation that is drawn
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is given."""
+    """What a method is given: a trained network in evaluation mode, and the ensemble whose first member it is."""
 
     network: nn.Module
-    """Trained, in evaluation mode; a copy of the method's own."""
     members: tuple[nn.Module, ...]
-    """Of the ensemble, the network itself first; empty where there is none."""
     data: Data
     settings: Settings
-
-    @property
-    def train(self) -> Images:
-        """What posteriors are fitted to."""
-        return self.data.train

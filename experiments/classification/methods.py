@@ -31,12 +31,9 @@ _IN_FLIGHT = 512
 class Fitted:
     """A method after its fit."""
 
-    predict: Callable[[Tensor], dict[str, Prediction]]
-    """(n, channels, side, side) -> way of averaging -> what it says."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What is worth writing down: JSON only."""
-    own: Callable[[Tensor], dict[str, Tensor]] | None = None
-    """A library's own predictions (n, C), for the clean images."""
+    predict: Callable[[Tensor], dict[str, Prediction]]  # (n, channels, side, side) -> way of averaging -> what it says
+    facts: dict[str, Any] = field(default_factory=dict)  # what is worth writing down: JSON only
+    own: Callable[[Tensor], dict[str, Tensor]] | None = None  # a library's own predictions (n, C), for the clean images
 
 
 def network_alone(task: Task) -> Fitted:
@@ -72,7 +69,7 @@ def ensemble(task: Task) -> Fitted:
 def swag(task: Task) -> Fitted:
     """Weights drawn from a Gaussian fitted to a run of SGD (Maddox et al. 2019), BatchNorm's averages found anew."""
     settings = task.settings
-    networks = swag_samples(task.network, task.train, settings.swag, settings.samples, settings.seed)
+    networks = swag_samples(task.network, task.data.train, settings.swag, settings.samples, settings.seed)
     return Fitted(lambda x: {MAIN: of_logits(torch.stack([logits(network, x) for network in networks]))})
 
 
@@ -89,22 +86,14 @@ def sampled(
         la = sampla.LinearisedLaplace(
             task.network, "categorical", prior, seed=settings.seed, curvature_at=curvature_at, progress=False, **options
         )
-        la.fit(task.train.batches(_ROWS))
-        report = la.report_
+        report = la.fit(task.data.train.batches(_ROWS)).report_
         facts = {
-            "alpha": report.prior_precision,
-            "gamma": sum(report.effective_dimension),
+            "alpha": report.prior_precision, "gamma": sum(report.effective_dimension),
             "gamma_error": sum(e**2 for e in report.effective_dimension_error) ** 0.5,
-            "passes": report.passes,
-            "solve_error": report.solve_error,
-            "status": report.status,
-            "settled": report.settled,
-            "em": report.method,
-            "samples": report.num_samples,
-            "parameters": report.num_parameters,
-            "trace": report.trace,
-            "certificate": str(report),
-        }
+            "passes": report.passes, "solve_error": report.solve_error, "status": report.status,
+            "settled": report.settled, "em": report.method, "samples": report.num_samples,
+            "parameters": report.num_parameters, "trace": report.trace, "certificate": str(report),
+        }  # fmt: skip
         factor = 1.0
         if scaled:
             few = task.data.held_out.rows(slice(500))  # as many as ELLA's prior is chosen on

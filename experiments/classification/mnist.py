@@ -3,50 +3,54 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from experiments.classification.experiment import Experiment, Settings
 from experiments.classification.runner import main
-from experiments.common.images import Data, Shift, corruptions, mnist_data, rotations
+from experiments.common.images import Data, Images, Shift, corruptions, floats, rotations, some
 from experiments.common.training import Swag
-from sampla.apps.demo.data import ImageSet
-from sampla.apps.demo.networks import count_parameters, lenet
+from sampla.apps.demo import data, networks
 from sampla.apps.demo.training import RECIPES, train
 
 ANGLES = (15, 30, 45, 60, 75, 90, 120, 150, 180)
-SWAG = Swag(epochs=5, learning_rate=0.01)
-FULL = Settings(
-    images=2_000, held_out=500, test=2_000, shifted=500, foreign=500, samples=16, swag=SWAG, ensemble=5,
-    reference_samples=32, ella_points=200,
-)  # fmt: skip
-QUICK = Settings(
-    images=500, held_out=200, test=200, shifted=100, foreign=100, samples=8, swag=Swag(epochs=2, learning_rate=0.01),
-    ensemble=2, reference_samples=16, ella_points=50, ella_rank=20,
-)  # fmt: skip
 
 
 def architecture() -> nn.Module:
     """LeNet; the mean and deviation of pixels come with its weights."""
-    return lenet(torch.rand(2, 1, 28, 28))
+    return networks.lenet(torch.rand(2, 1, 28, 28))
 
 
 def load(root: Path, settings: Settings) -> Data:
-    """MNIST and three sets foreign to it."""
-    return mnist_data(root, settings.images, settings.held_out, settings.test, settings.foreign, settings.seed)
+    """MNIST, with Fashion-MNIST, notMNIST and Kuzushiji-MNIST as what is foreign to it."""
+    source, seed = data.mnist(root), settings.seed
+    train, test = (Images(part.images, part.labels) for part in (source.train, source.test))
+    order = some(torch.arange(len(train)), settings.images + settings.held_out, seed)
+    foreign = {
+        "Fashion-MNIST": data.read_idx(root / "fashion_mnist" / "t10k-images-idx3-ubyte.gz"),
+        "notMNIST": data.read_idx(root / "notmnist" / "t10k-images-idx3-ubyte.gz"),
+        "KMNIST": np.load(root / "kmnist" / "kmnist-test-imgs-unlabelled.npz")["arr_0"],
+    }
+    return Data(
+        train.rows(order[: settings.images]),
+        train.rows(order[settings.images :]),
+        test.rows(some(torch.arange(len(test)), settings.test, seed)),
+        {n: some(floats(torch.from_numpy(a.copy())[:, None]), settings.foreign, seed) for n, a in foreign.items()},
+    )
 
 
-def trained(data: Data, settings: Settings, checkpoint: Path | None, member: int) -> tuple[nn.Module, dict[str, Any]]:  # noqa: ARG001
+def trained(images: Data, settings: Settings, checkpoint: Path | None, member: int) -> tuple[nn.Module, dict[str, Any]]:  # noqa: ARG001
     """One member of the ensemble, trained as in ``sampla demo``; the first is the network itself."""
     seed = settings.seed + member
     torch.manual_seed(seed)
-    network = lenet(data.train.inputs)
-    done = train(network, ImageSet(data.train.inputs, data.train.labels), RECIPES["mnist"], seed, progress=False)
-    facts = {
-        "parameters": count_parameters(network), "training loss": done.loss, "training accuracy": done.accuracy,
+    network, seen = networks.lenet(images.train.inputs), data.ImageSet(images.train.inputs, images.train.labels)
+    done = train(network, seen, RECIPES["mnist"], seed, progress=False)
+    return network, {
+        "parameters": networks.count_parameters(network), "training loss": done.loss,
+        "training accuracy": done.accuracy,
         "wall seconds of training, each member of the ensemble too": done.seconds,
     }  # fmt: skip
-    return network, facts
 
 
 def shifts(settings: Settings) -> tuple[Shift, ...]:
@@ -62,18 +66,20 @@ EXPERIMENT = Experiment(
         "ensemble too. The reference is sampla with an isotropic prior, more samples and a small tolerance: as far as "
         "sampla with that prior and the run's own K differs from it, sampling and solving are the cause."
     ),
-    load=load,
-    architecture=architecture,
-    trained=trained,
-    shifts=shifts,
+    load=load, architecture=architecture, trained=trained, shifts=shifts, angles=True,
     methods=(
         "network", "temperature", "swag", "ensemble", "laplace-diag", "laplace-kron", "laplace-kron-layers",
         "laplace-last", "laplace-full", "laplace-ella", "sampla-isotropic", "sampla-g", "sampla-g-scaled",
         "sampla-isotropic-mode", "sampla-g-mode", "sampla-reference",
     ),
-    full=FULL,
-    quick=QUICK,
-    angles=True,
+    full=Settings(
+        images=2_000, held_out=500, test=2_000, shifted=500, foreign=500, samples=16, ensemble=5,
+        reference_samples=32, ella_points=200, swag=Swag(epochs=5, learning_rate=0.01),
+    ),
+    quick=Settings(
+        images=500, held_out=200, test=200, shifted=100, foreign=100, samples=8, ensemble=2,
+        reference_samples=16, ella_points=50, ella_rank=20, swag=Swag(epochs=2, learning_rate=0.01),
+    ),
 )  # fmt: skip
 
 if __name__ == "__main__":

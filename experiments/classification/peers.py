@@ -17,18 +17,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.classification.experiment import Task
 from experiments.classification.methods import Fitted, linearised
-from experiments.common.images import Images
 from experiments.common.networks import without_normalisation
 
 SCALAR, LAYERWISE = "scalar", "layerwise"
-_TUNING_STEPS = 100
-"""Adam steps of laplace-torch on its marginal likelihood: its default."""
-_KRON_BATCH = 100
-"""Images at once where no Jacobian is formed."""
-_PROBE = 1500
-"""Side of the matrix whose factorisation says what one of side P would take."""
-_COPIES = 5
-"""(P, P) matrices that laplace-torch holds at once: the Hessian, its sum with the prior, a factor, a scale, a copy."""
+_TUNING_STEPS = 100  # of Adam by laplace-torch on its marginal likelihood: its default
+_KRON_BATCH = 100  # images at once where no Jacobian is formed
+_PROBE = 1500  # side of the matrix whose factorisation says what one of side P would take
+_COPIES = 5  # (P, P) matrices that laplace-torch holds: the Hessian, its sum with the prior, a factor, a scale, a copy
 
 
 def parametric(subset: str, structure: str, prior: str = SCALAR) -> Callable[[Task], Fitted]:
@@ -46,7 +41,7 @@ def parametric(subset: str, structure: str, prior: str = SCALAR) -> Callable[[Ta
         network, settings = without_normalisation(deepcopy(task.network)), task.settings
         la = Laplace(network, "classification", subset_of_weights=subset, hessian_structure=structure)
         start = process_time()
-        la.fit(_loader(task.train, _KRON_BATCH if structure == "kron" else settings.laplace_batch))
+        la.fit(_loader(task, _KRON_BATCH if structure == "kron" else settings.laplace_batch))
         fitted = process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it always warns that link_approx is probit
@@ -56,11 +51,9 @@ def parametric(subset: str, structure: str, prior: str = SCALAR) -> Callable[[Ta
         samples = (la.sample(settings.samples) - la.mean).detach()
         names = _names(network, samples.shape[1])
         facts = {
-            "prior_precision": la.prior_precision.detach().flatten().tolist(),
-            "curvature_seconds": fitted - start,
-            "tuning_seconds": tuned - fitted,
-            "samples": len(samples),
-        }
+            "prior_precision": la.prior_precision.detach().flatten().tolist(), "samples": len(samples),
+            "curvature_seconds": fitted - start, "tuning_seconds": tuned - fitted,
+        }  # fmt: skip
 
         def own(x: Tensor) -> dict[str, Tensor]:
             parts = x.split(settings.laplace_batch)
@@ -81,37 +74,26 @@ def ella(task: Task) -> Fitted:
     network, settings = without_normalisation(deepcopy(task.network)), task.settings
     la = Laplace(
         network, "classification", subset_of_weights="all", hessian_structure="gp", functional_approximation="nystrom",
-        subsample_size=min(settings.ella_points, len(task.train)), n_eigenvalues=settings.ella_rank,
+        subsample_size=min(settings.ella_points, len(task.data.train)), n_eigenvalues=settings.ella_rank,
     )  # fmt: skip
     start = process_time()
-    la.fit(_loader(task.train, settings.laplace_batch))
+    la.fit(_loader(task, settings.laplace_batch))
     fitted = process_time()
-    few = _loader(task.data.held_out.rows(slice(500)), settings.laplace_batch)
+    few = _loader(task, settings.laplace_batch, held_out=500)
     la.optimize_prior_precision(val_loader=few, grid_size=9)
     generator = torch.Generator().manual_seed(settings.seed)
     normal = torch.randn(settings.ella_rank, settings.samples, generator=generator)
     inside = torch.linalg.solve_triangular(la.chol_precision.mT, normal, upper=True)  # covariance of the precision
     samples = (la.dual_directions @ inside).mT.detach().contiguous()
     facts = {
-        "prior_precision": [float(la.prior_precision)],
-        "curvature_seconds": fitted - start,
-        "tuning_seconds": process_time() - fitted,
-        "samples": len(samples),
-    }
+        "prior_precision": [float(la.prior_precision)], "samples": len(samples),
+        "curvature_seconds": fitted - start, "tuning_seconds": process_time() - fitted,
+    }  # fmt: skip
     return Fitted(linearised(task.network, _names(network, samples.shape[1]), samples, settings.draws), facts)
 
 
 def full_if_it_fits(task: Task, most_bytes: float, most_seconds: float) -> dict[str, Any]:
-    """What laplace-torch's full Laplace would take, from one measured factorisation: nothing is fitted here.
-
-    Args:
-        task: whose network it would be.
-        most_bytes: memory that may be used.
-        most_seconds: time that it may take.
-
-    Returns:
-        parameters, bytes and seconds, and whether that fits.
-    """
+    """What laplace-torch's full Laplace would take, from one measured factorisation, and whether that fits."""
     network = without_normalisation(deepcopy(task.network))
     size = sum(p.numel() for p in network.parameters() if p.requires_grad)
     matrix = torch.eye(_PROBE) + 0.1 / _PROBE
@@ -122,26 +104,24 @@ def full_if_it_fits(task: Task, most_bytes: float, most_seconds: float) -> dict[
     matrix @ matrix
     product = (process_time() - start) / (2 * _PROBE**3)  # seconds for one operation
     classes = task.data.train.labels.max().item() + 1
-    curvature = 2 * len(task.train) * classes * size**2 * product
+    curvature = 2 * len(task.data.train) * classes * size**2 * product
     seconds, memory = curvature + (_TUNING_STEPS + 1) * once, 4.0 * _COPIES * size**2
-    return {
-        "parameters": size, "bytes": memory, "seconds": seconds,
-        "fits": memory <= most_bytes and seconds <= most_seconds,
-    }  # fmt: skip
+    fits = memory <= most_bytes and seconds <= most_seconds
+    return {"parameters": size, "bytes": memory, "seconds": seconds, "fits": fits}
 
 
-def _loader(images: Images, batch: int) -> DataLoader[Any]:
+def _loader(task: Task, batch: int, held_out: int = 0) -> DataLoader[Any]:
+    images = task.data.held_out.rows(slice(held_out)) if held_out else task.data.train
     return DataLoader(TensorDataset(images.inputs, images.labels), batch_size=batch)
 
 
 def _names(network: nn.Module, size: int) -> list[str]:
     """Names of the parameters that a sample of this size is about: all that require grad, or the last of them."""
-    every = [(name, p.numel()) for name, p in network.named_parameters() if p.requires_grad]
-    names: list[str] = []
-    while sum(n for name, n in every if name in names) < size:
-        names.insert(0, every[len(every) - 1 - len(names)][0])
-    if sum(n for name, n in every if name in names) != size:
-        raise ValueError(
-            f"expected samples of whole parameter tensors, got {size:,} numbers: another order of weights?"
-        )
+    names, left = list[str](), size
+    for name, parameter in reversed([(n, p) for n, p in network.named_parameters() if p.requires_grad]):
+        if left > 0:
+            names.insert(0, name)
+            left -= parameter.numel()
+    if left:
+        raise ValueError(f"expected samples of whole parameter tensors, got {size:,} numbers")
     return names

@@ -2,52 +2,47 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from experiments.classification import methods, peers
 from experiments.classification.experiment import Task
-from experiments.classification.methods import Fitted
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the tables."""
-
-    name: str
-    fit: Callable[[Task], Fitted]
-    family: str
-    """sampla, laplace-torch, or other."""
-
+from experiments.classification.methods import Fitted, ensemble, network_alone, sampled, swag, temperature
+from experiments.classification.peers import LAYERWISE, ella, parametric
 
 SAMPLA, LAPLACE, OTHER = "sampla", "laplace-torch", "other"
 NETWORK, REFERENCE, FULL = "network", "sampla-reference", "laplace-full"
 """FULL is planned where it does not fit."""
 
 
-def _peer(name: str, *how: str) -> Method:
-    return Method(f"laplace-torch, {name}", peers.parametric(*how), LAPLACE)
+@dataclass(frozen=True)
+class Method:
+    """A row of the tables; its family is sampla, laplace-torch or other."""
+
+    name: str
+    fit: Callable[[Task], Fitted]
+    family: str = OTHER
 
 
-def _ours(name: str, *how: Any, **options: Any) -> Method:
-    return Method(f"sampla, {name}", methods.sampled(*how, **options), SAMPLA)
-
-
+_PEERS = {
+    "laplace-diag": ("diagonal", parametric("all", "diag")),
+    "laplace-kron": ("Kronecker", parametric("all", "kron")),
+    "laplace-kron-layers": ("Kronecker, a prior for each layer", parametric("all", "kron", LAYERWISE)),
+    "laplace-last": ("last layer, full", parametric("last_layer", "full")),
+    "laplace-last-kron": ("last layer, Kronecker", parametric("last_layer", "kron")),
+    FULL: ("all weights, full", parametric("all", "full")),
+    "laplace-ella": ("ELLA", ella),
+}
+_OURS = {
+    "sampla-isotropic": ("isotropic", sampled("isotropic")),
+    "sampla-g": ("g-prior", sampled("g-prior")),
+    "sampla-g-scaled": ("g-prior, scaled on held-out images", sampled("g-prior", scaled=True)),
+    "sampla-isotropic-mode": ("isotropic, at the linear mode", sampled("isotropic", "linear-mode")),
+    "sampla-g-mode": ("g-prior, at the linear mode", sampled("g-prior", "linear-mode")),
+    REFERENCE: ("isotropic, reference", sampled("isotropic", reference=True)),
+}
 METHODS = {
-    NETWORK: Method("network alone", methods.network_alone, OTHER),
-    "temperature": Method("temperature scaling", methods.temperature, OTHER),
-    "swag": Method("SWAG", methods.swag, OTHER),
-    "ensemble": Method("ensemble", methods.ensemble, OTHER),
-    "laplace-diag": _peer("diagonal", "all", "diag"),
-    "laplace-kron": _peer("Kronecker", "all", "kron"),
-    "laplace-kron-layers": _peer("Kronecker, a prior for each layer", "all", "kron", peers.LAYERWISE),
-    "laplace-last": _peer("last layer, full", "last_layer", "full"),
-    "laplace-last-kron": _peer("last layer, Kronecker", "last_layer", "kron"),
-    FULL: _peer("all weights, full", "all", "full"),
-    "laplace-ella": Method("laplace-torch, ELLA", peers.ella, LAPLACE),
-    "sampla-isotropic": _ours("isotropic", "isotropic"),
-    "sampla-g": _ours("g-prior", "g-prior"),
-    "sampla-g-scaled": _ours("g-prior, scaled on held-out images", "g-prior", scaled=True),
-    "sampla-isotropic-mode": _ours("isotropic, at the linear mode", "isotropic", "linear-mode"),
-    "sampla-g-mode": _ours("g-prior, at the linear mode", "g-prior", "linear-mode"),
-    REFERENCE: _ours("isotropic, reference", "isotropic", reference=True),
+    NETWORK: Method("network alone", network_alone),
+    "temperature": Method("temperature scaling", temperature),
+    "swag": Method("SWAG", swag),
+    "ensemble": Method("ensemble", ensemble),
+    **{key: Method(f"laplace-torch, {name}", fit, LAPLACE) for key, (name, fit) in _PEERS.items()},
+    **{key: Method(f"sampla, {name}", fit, SAMPLA) for key, (name, fit) in _OURS.items()},
 }

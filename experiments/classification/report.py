@@ -1,5 +1,6 @@
 """results.md and its picture from the store of a run; the words are in page.md.j2."""
 
+from collections.abc import Callable
 from math import log
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,11 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 def write(experiment: Experiment, store: Store, out: Path) -> None:
     """The page and its picture, from everything known so far."""
-    settings = Settings.from_json(store.settings)
-    those, shifts = contenders(store.rows, experiment.methods), experiment.shifts(settings)
-    picture = bool(those) and draw(out / "shifts.png", those, shifts, experiment.angles)
-    write_page(
-        out / "results.md", "experiments/classification/page.md.j2", **page(experiment, store), picture=picture,
-        elsewhere=out != RESULTS / experiment.name,
-    )  # fmt: skip
+    shifts = experiment.shifts(Settings.from_json(store.settings))
+    those = contenders(store.rows, experiment.methods)
+    picture, elsewhere = draw(out / "shifts.png", those, shifts, experiment.angles), out != RESULTS / experiment.name
+    values = page(experiment, store) | {"picture": picture, "elsewhere": elsewhere}
+    write_page(out / "results.md", "experiments/classification/page.md.j2", **values)
 
 
 def page(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -46,22 +45,15 @@ def page(experiment: Experiment, store: Store) -> dict[str, Any]:
     said = store.rows["prepared"]["members"][0] if "prepared" in store.rows else {}
     command = f"experiments.classification.{experiment.name} --root DIR"
     return {
-        "experiment": experiment,
-        "settings": settings,
+        "experiment": experiment, "settings": settings, "states": states(store), "several": several,
         "provenance": provenance(store, command, "sampla torch laplace-torch curvlinops-for-pytorch"),
-        "states": states(store),
         "network": "; ".join(f"{name}: {_number(value)}" for name, value in said.items()),
-        "targets": targets(those, shifts, experiment.classes),
-        "clean": clean(those),
-        "kinds": len(shifts),
-        "guess": log(experiment.classes),
-        "shifted": shifted(those, shifts, experiment.angles),
-        "costs": costs(fitted),
-        "scaling": scaling(fitted, settings.images, experiment.scale_to),
+        "targets": targets(those, shifts, experiment.classes), "clean": clean(those), "kinds": len(shifts),
+        "guess": log(experiment.classes), "shifted": shifted(those, shifts, experiment.angles),
+        "costs": table(fitted, _COSTS), "scaling": scaling(fitted, settings.images, experiment.scale_to),
         "missing": [line for name, row in rows.items() for line in _missing(name, row)],
         "traces": {name: row["facts"] for name, row in fitted.items() if "trace" in row["facts"]},
-        "several": several,
-    }
+    }  # fmt: skip
 
 
 def targets(those: list[Contender], shifts: tuple[Shift, ...], classes: int) -> list[tuple[str, str]]:
@@ -69,22 +61,21 @@ def targets(those: list[Contender], shifts: tuple[Shift, ...], classes: int) -> 
     ours = [one for one in those if one.family == SAMPLA and one.competes]
     others = [one for one in those if one.family != SAMPLA]
     peers = [one for one in those if one.family == LAPLACE]
-    every = [shift.name(strength) for shift in shifts for strength in shift.strengths]
+    every = [name for shift in shifts for name in shift.names]
     mild = [name for name in every if _informs(those, name, classes)]
     wanted = [([CLEAN], "clean images"), (every, "mean of the shifted sets")]
     if len(mild) < len(every):
         wanted.insert(1, (mild, "mean of the shifted sets on which the network alone beats a uniform guess"))
     pieces = []
     for names, where in wanted:
-        joint = [line for one in ours for line in _target(one, others, names, JOINT_NLL, 1.0)]
-        single = [line for one in ours for line in _target(one, peers, names, NLL, 0.0)]
-        for lines, what in (
-            (joint, f"Joint NLL best, or within one standard error of the best: {where}"),
-            (single, f"NLL ahead of every row of laplace-torch: {where}"),
+        for what, rivals, measure, slack in (
+            ("Joint NLL best, or within one standard error of the best", others, JOINT_NLL, 1.0),
+            ("NLL ahead of every row of laplace-torch", peers, NLL, 0.0),
         ):
+            lines = [line for one in ours for line in _target(one, rivals, names, measure, slack)]
             if lines:
                 met = sum(line[1] == "**met**" for line in lines)
-                title = f"{what} ({met} of {len(lines)} rows met)"
+                title = f"{what}: {where} ({met} of {len(lines)} rows met)"
                 pieces.append((title, grid(["", "", "worse by", "than"], lines)))
     return pieces
 
@@ -107,74 +98,56 @@ def _target(one: Contender, others: list[Contender], names: Sets, measure: str, 
 
 def clean(those: list[Contender]) -> str:
     """All measures on the clean test images, and how foreign images are told."""
+
+    def words(score: Score, measure: str, _: str) -> str:
+        digits, factor = (MEASURES[measure].digits, MEASURES[measure].factor) if measure in MEASURES else (4, 1)
+        return f"{factor * score.value:.{digits}f} ± {factor * score.error:.{digits}f}"
+
     foreign = those[0].scores.get(AUROC, {}) if those else ()
-    wanted = {measure: (measure, CLEAN) for measure in MEASURES} | {f"{AUROC} {n}": (AUROC, n) for n in foreign}
-    tops = {head: best(those, [name], measure) for head, (measure, name) in wanted.items()}
-
-    def cell(one: Contender, head: str) -> str:
-        measure, name = wanted[head]
-        score, top = one.score([name], measure), tops[head]
-        ties = measure == AUROC and score is not None and top is not None and score.value == top[1].value
-        return "-" if score is None else _cell(score, measure, ties or (top is not None and top[0] is one))
-
-    columns = {head: lambda one, head=head: cell(one, head) for head in wanted}
-    return table(those, {"": lambda one: one.name} | columns)
-
-
-def _cell(score: Score, measure: str, leads: bool) -> str:
-    digits, factor = (MEASURES[measure].digits, MEASURES[measure].factor) if measure in MEASURES else (4, 1)
-    words = f"{factor * score.value:.{digits}f} ± {factor * score.error:.{digits}f}"
-    return f"**{words}**" if leads else words
+    columns = {m: (m, [CLEAN]) for m in MEASURES} | {f"{AUROC} {name}": (AUROC, [name]) for name in foreign}
+    return _scores(those, columns, words)
 
 
 def shifted(those: list[Contender], shifts: tuple[Shift, ...], angles: bool) -> dict[str, str]:
     """Measure -> table over the shifted sets."""
     if not shifts:
         return {}
-    every = [shift.name(s) for shift in shifts for s in shift.strengths]
-    those = [one for one in those if one.score(every, NLL) is not None]
     columns: dict[str, Sets] = {}
     if angles:
-        turned, *rest = shifts
-        columns |= {f"{s:g}{turned.unit}": [turned.name(s)] for s in turned.strengths}
+        columns |= {f"{s:g}{shifts[0].unit}": [shifts[0].name(s)] for s in shifts[0].strengths}
     else:
-        rest = list(shifts)
         for number, severity in enumerate(shifts[0].strengths):
-            columns[f"severity {severity:g}"] = [shift.name(shift.strengths[number]) for shift in shifts]
-    columns |= {shift.kind: [shift.name(s) for s in shift.strengths] for shift in rest}
+            columns[f"severity {severity:g}"] = [shift.names[number] for shift in shifts]
+    columns |= {shift.kind: shift.names for shift in shifts[angles:]}
     columns["all"] = sorted({name for names in columns.values() for name in names})
-    return {m: _shift_table(those, columns, m) for m in (NLL, JOINT_NLL, ECE, ACCURACY)} if those else {}
+
+    def words(score: Score, measure: str, head: str) -> str:
+        factor, digits = MEASURES[measure].factor, 1 if measure == ACCURACY else 3
+        return f"{factor * score.value:.{digits}f}" + (f" ± {factor * score.error:.2g}" if head == "all" else "")
+
+    found = {}
+    for measure in (NLL, JOINT_NLL, ECE, ACCURACY):
+        known = [one for one in those if one.score(columns["all"], measure) is not None]
+        found[measure] = _scores(known, {head: (measure, names) for head, names in columns.items()}, words)
+    return found if found[NLL] else {}
 
 
-def _shift_table(those: list[Contender], columns: dict[str, Sets], measure: str) -> str:
-    factor = MEASURES[measure].factor
-    tops = {head: best(those, names, measure) for head, names in columns.items()}
+def _scores(
+    those: list[Contender], columns: dict[str, tuple[str, Sets]], words: Callable[[Score, str, str], str]
+) -> str:
+    """A line for each contender; a column is the mean of a measure over some sets, its best one in bold."""
+    tops = {head: best(those, names, measure) for head, (measure, names) in columns.items()}
 
     def cell(one: Contender, head: str) -> str:
-        score, top = one.score(columns[head], measure), tops[head]
-        if score is None:
+        (measure, names), top = columns[head], tops[head]
+        score = one.score(names, measure)
+        if score is None or top is None:
             return "-"
-        value = f"{factor * score.value:.{1 if measure == ACCURACY else 3}f}"
-        value += f" ± {factor * score.error:.2g}" if head == "all" else ""
-        return f"**{value}**" if top is not None and top[0] is one else value
+        leads = top[0] is one or (measure == AUROC and score.value == top[1].value)
+        return f"**{words(score, measure, head)}**" if leads else words(score, measure, head)
 
-    known = [one for one in those if one.score(columns["all"], measure) is not None]
     cells = {head: lambda one, head=head: cell(one, head) for head in columns}
-    return table(known, {"": lambda one: one.name} | cells)
-
-
-def costs(fitted: dict[str, Row]) -> str:
-    """Time, memory and what was learnt."""
-    return table(
-        fitted.items(),
-        {
-            "": lambda pair: pair[0],
-            "fit, s": lambda pair: f"{pair[1]['fit_seconds']:.1f}",
-            "predict, s per 1,000": lambda pair: f"{pair[1]['predict_seconds']:.2f}",
-            "peak, GiB": lambda pair: f"{pair[1]['peak_bytes'] / GIB:.2f}",
-            "learnt": lambda pair: _learnt(pair[1]["facts"]),
-        },
-    )
+    return table(those, {"": lambda one: one.name} | cells)
 
 
 def scaling(fitted: dict[str, Row], images: int, target: int | None) -> str:
@@ -182,14 +155,19 @@ def scaling(fitted: dict[str, Row], images: int, target: int | None) -> str:
     if target is None:
         return ""
     families = {method.name: method.family for method in METHODS.values()}
-    lines = []
-    for name, row in fitted.items():
-        if families[name] in (SAMPLA, LAPLACE):
-            facts, seconds = row["facts"], row["fit_seconds"]
-            each = f"{1000 * seconds / (images * facts['samples'] * facts['passes']):.2f}" if "passes" in facts else "-"
-            lines.append([name, f"{seconds / images:.3f}", each, f"{seconds * target / images / 3600:.1f}"])
-    head = ["", "s per image", "ms per image, sample and pass", f"hours for {target:,} images, one thread"]
-    return grid(head, lines)
+
+    def each(row: Any) -> str:
+        facts = row["facts"]
+        work = images * facts["samples"] * facts.get("passes", 0)
+        return f"{1000 * row['fit_seconds'] / work:.2f}" if work else "-"
+
+    columns = {
+        "": "{key}",
+        "s per image": lambda row: f"{row['fit_seconds'] / images:.3f}",
+        "ms per image, sample and pass": each,
+        f"hours for {target:,} images, one thread": lambda row: f"{row['fit_seconds'] * target / images / 3600:.1f}",
+    }
+    return table({name: row for name, row in fitted.items() if families[name] in (SAMPLA, LAPLACE)}, columns)
 
 
 def _learnt(facts: dict[str, Any]) -> str:
@@ -208,6 +186,12 @@ def _learnt(facts: dict[str, Any]) -> str:
     if "members" in facts:
         return f"{facts['members']} networks, whose training is not counted"
     return ", ".join(f"{name} {value:.4g}" for name, value in facts.items())
+
+
+_COSTS = {
+    "": "{key}", "fit, s": "{fit_seconds:.1f}", "predict, s per 1,000": "{predict_seconds:.2f}",
+    "peak, GiB": lambda row: f"{row['peak_bytes'] / GIB:.2f}", "learnt": lambda row: _learnt(row["facts"]),
+}  # fmt: skip
 
 
 def several(values: list[float]) -> str:
@@ -238,9 +222,11 @@ def draw(path: Path, those: list[Contender], shifts: tuple[Shift, ...], angles: 
     """NLL and joint NLL as the images move away from the training data; whether there was anything to draw."""
     if not shifts:
         return False
-    points = _points(shifts, angles)
-    names = [name for sets in points.values() for name in sets]
-    complete = [one for one in those if one.way == "" and one.score(names, NLL) is not None]
+    points: dict[float, Sets] = {0: [CLEAN]}
+    for number, strength in enumerate(shifts[0].strengths):
+        moved = {strength: [shifts[0].names[number]]} if angles else {number + 1: [s.names[number] for s in shifts]}
+        points |= moved
+    complete = [one for one in those if one.way == "" and all(one.score(sets, NLL) for sets in points.values())]
     if not complete:
         return False
     with rc_context(STYLE):
@@ -257,19 +243,10 @@ def draw(path: Path, those: list[Contender], shifts: tuple[Shift, ...], angles: 
     return True
 
 
-def _points(shifts: tuple[Shift, ...], angles: bool) -> dict[float, Sets]:
-    """Strength -> the sets whose mean is drawn there."""
-    if angles:
-        return {0: [CLEAN], **{s: [shifts[0].name(s)] for s in shifts[0].strengths}}
-    numbers = range(len(shifts[0].strengths))
-    return {0: [CLEAN], **{k + 1: [shift.name(shift.strengths[k]) for shift in shifts] for k in numbers}}
-
-
 def _lines(axes: Axes, those: list[Contender], points: dict[float, Sets], measure: str) -> None:
     used: dict[str, int] = {}
     for one in those:
-        found = [one.score(names, measure) for names in points.values()]
-        values = [score.value for score in found if score is not None]
+        values = [score.value for names in points.values() if (score := one.score(names, measure)) is not None]
         if len(values) < len(points):
             continue
         colours, number = _COLOURS.get(one.family, _OTHERS), used.get(one.family, 0)

@@ -6,7 +6,7 @@ Each method runs in a process of its own with one thread, so that its peak memor
 kept in OUT/results.json as soon as it is done, what it predicts in the cache, with images and weights; a run that was
 cut off goes on there, and a new measure is computed from the kept predictions. Where images or weights are missing they
 are made again, and all methods run anew if they come out otherwise. ``--again METHOD`` runs one anew. Times are CPU
-seconds of the one thread: what others do on the machine, or a pause, does not change them.
+seconds of the thread: what others do on the machine, or a pause, does not change them.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from experiments.classification import report
 from experiments.classification.experiment import Experiment, Settings, Task
 from experiments.classification.peers import full_if_it_fits
 from experiments.classification.registry import FULL, METHODS
-from experiments.common.command import parser, say
+from experiments.common.command import command, say
 from experiments.common.facts import peak_memory
-from experiments.common.images import CLEAN, Data, test_sets
+from experiments.common.images import CLEAN, Data, scored_sets
 from experiments.common.metrics import AUROC, MEASURES, Labelled, Measure, Prediction, Score, auroc
 from experiments.common.page import RESULTS
 from experiments.common.process import Case, apart
@@ -44,30 +44,40 @@ _MOST_BYTES, _MOST_SECONDS = 8 * 2.0**30, 900.0
 
 def main(experiment: Experiment) -> None:
     """The command line."""
-    arguments = _arguments(experiment)
-    torch.set_num_threads(1)
-    settings = _settings(experiment, arguments)
-    if experiment.checkpoint and not (
-        arguments.checkpoints and (arguments.checkpoints / experiment.checkpoint).is_file()
-    ):
-        raise SystemExit(f"expected --checkpoints DIR with {experiment.checkpoint}, got {arguments.checkpoints}.")
-    store = Store(arguments.out / "results.json", asdict(settings), arguments.cache)
-    for key in arguments.again or ():
-        store.forget(key)
-    checkpoint = str(arguments.checkpoints / experiment.checkpoint) if experiment.checkpoint else None
+    asked = command(
+        experiment.title, RESULTS / experiment.name, "the data (experiments/README.md)", experiment.checkpoint,
+        "a run of minutes, whose figures mean little", experiment.methods, again=(experiment.methods, "run this anew"),
+        images=(int, "training images that are fitted"), test=(int, "test images"), samples=(int, "K"),
+    )  # fmt: skip
+    settings, checkpoint = _settings(experiment, asked), None
+    if experiment.checkpoint:
+        checkpoint = asked.checkpoints / experiment.checkpoint
+        if not checkpoint.is_file():
+            raise SystemExit(f"expected --checkpoints DIR with {experiment.checkpoint}, got {asked.checkpoints}.")
+    store = Store(asked.out / "results.json", asdict(settings), asked.cache)
+    for key in asked.again or ():
+        store.rows.pop(key, None)
     case = {"experiment": experiment.name, "settings": asdict(settings), "cache": str(store.cache)}
-    _prepare(store, case | {"root": str(arguments.root), "checkpoint": checkpoint})
-    wanted = [key for key in experiment.methods if not arguments.only or key in arguments.only]
+    _prepare(store, case | {"root": str(asked.root), "checkpoint": checkpoint and str(checkpoint)})
+    wanted = [key for key in experiment.methods if not asked.only or key in asked.only]
     for key in wanted:
         if key not in store.rows or store.rows[key].failed:
             store.put(key, apart(run_method, case | {"key": key, "file": str(store.predictions(key))}, threads=1))
-            say(f"{key}: {_brief(store.scored(key, measures(settings.seed)).values)}")
-            report.write(experiment, store, arguments.out)
+            say(f"{key}: {_brief(store.scored(key, measures(settings.seed)))}")
+            report.write(experiment, store, asked.out)
         store.scored(key, measures(settings.seed))
-    report.write(experiment, store, arguments.out)
+    report.write(experiment, store, asked.out)
     failed = [key for key in wanted if store.rows[key].failed]
     if failed:
-        raise SystemExit(f"failed, with the reason in {arguments.out / 'results.md'}: {', '.join(failed)}")
+        raise SystemExit(f"failed, with the reason in {asked.out / 'results.md'}: {', '.join(failed)}")
+
+
+def _settings(experiment: Experiment, asked: argparse.Namespace) -> Settings:
+    settings = experiment.quick if asked.quick else experiment.full
+    changed = {name: getattr(asked, name) for name in ("images", "test", "samples") if getattr(asked, name)}
+    if "test" in changed:
+        changed["shifted"] = min(settings.shifted, asked.test)
+    return replace(settings, **changed)
 
 
 def _prepare(store: Store, case: Case) -> None:
@@ -85,13 +95,13 @@ def _prepare(store: Store, case: Case) -> None:
 
 def prepare(case: Case) -> Case:
     """Images and trained networks into files; what is to be said of them."""
-    experiment, settings, folder = _experiment(case), Settings.from_json(case["settings"]), Path(case["cache"])
+    experiment, settings, folder = _given(case)
     folder.mkdir(parents=True, exist_ok=True)
     data = experiment.load(Path(case["root"]), settings)
     checkpoint, facts = Path(case["checkpoint"]) if case["checkpoint"] else None, []
     for member in range(max(1, settings.ensemble)):
         network, said = experiment.trained(data, settings, checkpoint, member)
-        save_file({name: t.contiguous() for name, t in network.state_dict().items()}, folder / _weights(member))
+        save_file({n: t.contiguous() for n, t in network.state_dict().items()}, folder / _weights(member))
         facts.append(said)
     save_file(data.tensors(), folder / "data.safetensors")
     total = hashlib.sha256()  # results belong to these images and weights and no others
@@ -102,19 +112,18 @@ def prepare(case: Case) -> Case:
 
 def run_method(case: Case) -> Case:
     """One method: its facts are returned, its predictions written."""
-    experiment, settings, folder = _experiment(case), Settings.from_json(case["settings"]), Path(case["cache"])
+    experiment, settings, folder = _given(case)
     torch.set_num_threads(1)
     networks = []
     for member in range(max(1, settings.ensemble)):
         network = experiment.architecture()
         network.load_state_dict(load_file(folder / _weights(member)))
         networks.append(network.eval())
-    data = Data.from_tensors(load_file(folder / "data.safetensors"))
-    task = Task(networks[0], tuple(networks) if settings.ensemble else (), data, settings)
+    task = Task(networks[0], tuple(networks), Data.from_tensors(load_file(folder / "data.safetensors")), settings)
     with freed_memory_kept():  # for every method: without it page faults cost more than arithmetic
         facts, arrays = fitted_and_predicted(experiment, task, case["key"])
     if arrays:
-        save_arrays(Path(case["file"]), arrays)
+        save_arrays(Path(case["file"]), **arrays)
     return facts
 
 
@@ -132,7 +141,7 @@ def fitted_and_predicted(experiment: Experiment, task: Task, key: str) -> tuple[
     found: Case = {"fit_seconds": process_time() - start, "facts": fitted.facts}
     found["warnings"] = sorted({str(w.message) for w in caught if "sampla" in str(w.filename)})
     arrays: dict[str, np.ndarray] = {}
-    for name, images in test_sets(task.data, experiment.shifts(settings), settings.shifted):
+    for name, images in scored_sets(task.data, experiment.shifts(settings), settings.shifted):
         start = process_time()
         answers = fitted.predict(images.inputs)
         if name == CLEAN:
@@ -148,20 +157,20 @@ def fitted_and_predicted(experiment: Experiment, task: Task, key: str) -> tuple[
 
 
 def _arrays(name: str, answers: dict[str, Prediction], labels: Tensor | None) -> dict[str, np.ndarray]:
-    found = {}
+    """SET|WAY|probs (n, C), and SET|WAY|log_prob (S, n) where there is a joint; SET|labels."""
+    found = {} if labels is None else {f"{name}|labels": labels.numpy()}
     for way, said in answers.items():
         if not bool(said.probs.isfinite().all()):
             raise ValueError(f"expected finite probabilities ({way or 'of functions'}, {name}), got NaN")
         found[f"{name}|{way}|probs"] = said.probs.numpy()
         if labels is not None and said.label_log_prob is not None:
             found[f"{name}|{way}|log_prob"] = said.label_log_prob(labels).numpy()
-    return found if labels is None else found | {f"{name}|labels": labels.numpy()}
+    return found
 
 
 def measures(seed: int) -> Measures:
     """Every measure of the tables -> its scores, set by set and way by way, from a method's predictions."""
-    labelled = {name: _over_sets(measure, seed) for name, measure in MEASURES.items()}
-    return {**labelled, AUROC: _areas}
+    return {name: _over_sets(measure, seed) for name, measure in MEASURES.items()} | {AUROC: _areas}
 
 
 def _over_sets(measure: Measure, seed: int) -> Callable[[Arrays], Any]:
@@ -169,9 +178,8 @@ def _over_sets(measure: Measure, seed: int) -> Callable[[Arrays], Any]:
         found: dict[str, dict[str, Any]] = {}
         for name, way, probs in _predicted(arrays):
             if not name.startswith(FOREIGN):
-                each = arrays.get(f"{name}|{way}|log_prob")
-                labels = torch.from_numpy(arrays[f"{name}|labels"])
-                said = Labelled(probs, labels, None if each is None else torch.from_numpy(each), seed)
+                log_prob, labels = arrays.get(f"{name}|{way}|log_prob"), torch.from_numpy(arrays[f"{name}|labels"])
+                said = Labelled(probs, labels, None if log_prob is None else torch.from_numpy(log_prob), seed)
                 score = measure.score(said)
                 if score is not None:
                     found.setdefault(name, {})[way] = _plain(score)
@@ -202,9 +210,9 @@ def _plain(score: Score) -> list[Any]:
     return [score.value, score.without]
 
 
-def _experiment(case: Case) -> Experiment:
-    found: Experiment = import_module(f"experiments.classification.{case['experiment']}").EXPERIMENT
-    return found
+def _given(case: Case) -> tuple[Experiment, Settings, Path]:
+    found = import_module(f"experiments.classification.{case['experiment']}").EXPERIMENT
+    return found, Settings.from_json(case["settings"]), Path(case["cache"])
 
 
 def _weights(member: int) -> str:
@@ -216,25 +224,3 @@ def _brief(found: Case) -> str:
         return found.get("failed", "does not fit: its cost is stated")
     value = found["NLL"][CLEAN][""][0]
     return f"fit {found['fit_seconds']:.1f} s, predict {found['predict_seconds']:.1f} s, NLL {value:.4f}"
-
-
-def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Settings:
-    settings = experiment.quick if arguments.quick else experiment.full
-    changed = {name: getattr(arguments, name) for name in ("images", "test", "samples") if getattr(arguments, name)}
-    if "test" in changed:
-        changed["shifted"] = min(settings.shifted, arguments.test)
-    return replace(settings, **changed)
-
-
-def _arguments(experiment: Experiment) -> argparse.Namespace:
-    quick, folder = "a run of minutes, whose figures mean little", RESULTS / experiment.name
-    found = parser(experiment.title, folder, "the data (experiments/README.md)", experiment.checkpoint, quick)
-    found.add_argument("--images", type=int, help="training images that every posterior is fitted to")
-    found.add_argument("--test", type=int, help="test images")
-    found.add_argument("--samples", type=int, help="K")
-    found.add_argument("--only", action="append", choices=experiment.methods, help="only this method; repeatable")
-    found.add_argument("--again", action="append", choices=experiment.methods, help="run this method anew")
-    arguments = found.parse_args()
-    if arguments.quick and arguments.out == folder:
-        arguments.out = folder / "quick"
-    return arguments

@@ -11,39 +11,23 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, rotate
 
 SEVERITIES = (1, 2, 3, 4, 5)
-NOISE, BLUR, CONTRAST = (0.04, 0.06, 0.08, 0.09, 0.10), (0.4, 0.6, 0.7, 0.8, 1.0), (0.75, 0.5, 0.4, 0.3, 0.15)
-BRIGHTNESS, PIXELATE = (0.05, 0.1, 0.15, 0.2, 0.3), (0.95, 0.9, 0.85, 0.75, 0.65)
-"""Standard deviations; pixels; factor on the deviation from the mean; what is added; side of the small image."""
 
 
-def gaussian_noise(images: np.ndarray, severity: int, seed: int) -> np.ndarray:
+def gaussian_noise(images: np.ndarray, deviation: float, seed: int) -> np.ndarray:
     """Independent normal noise on every pixel: the same draw at every severity, scaled."""
-    noise = np.random.default_rng(seed).standard_normal(images.shape, dtype=np.float32)
-    return (images + NOISE[severity - 1] * noise).clip(0, 1)
+    return images + deviation * np.random.default_rng(seed).standard_normal(images.shape, dtype=np.float32)
 
 
-def blur(images: np.ndarray, severity: int, seed: int) -> np.ndarray:  # noqa: ARG001
-    """A Gaussian filter within each channel."""
-    sigma = BLUR[severity - 1]
-    return gaussian_filter(images, (0, 0, sigma, sigma)).clip(0, 1)
+def pixelate(images: np.ndarray, factor: float) -> np.ndarray:
+    """Averaged over the larger pixels of a smaller image, and blown up again (nearest pixel)."""
+    by_row, by_column = (_blocky(side, round(side * factor)) for side in images.shape[2:])
+    return np.einsum("ri,ncij,sj->ncrs", by_row, images, by_column, optimize=True)
 
 
-def contrast(images: np.ndarray, severity: int, seed: int) -> np.ndarray:  # noqa: ARG001
+def contrast(images: np.ndarray, factor: float) -> np.ndarray:
     """Every channel drawn towards its own mean."""
     mean = images.mean((2, 3), keepdims=True)
-    return (mean + CONTRAST[severity - 1] * (images - mean)).clip(0, 1)
-
-
-def brightness(images: np.ndarray, severity: int, seed: int) -> np.ndarray:  # noqa: ARG001
-    """A constant added to every channel."""
-    return (images + np.float32(BRIGHTNESS[severity - 1])).clip(0, 1)
-
-
-def pixelate(images: np.ndarray, severity: int, seed: int) -> np.ndarray:  # noqa: ARG001
-    """Averaged over the larger pixels of a smaller image, and blown up again (nearest pixel)."""
-    factor = PIXELATE[severity - 1]
-    by_row, by_column = (_blocky(side, round(side * factor)) for side in images.shape[2:])
-    return np.einsum("ri,ncij,sj->ncrs", by_row, images, by_column, optimize=True).astype(np.float32).clip(0, 1)
+    return mean + factor * (images - mean)
 
 
 def _blocky(side: int, small: int) -> np.ndarray:
@@ -55,27 +39,29 @@ def _blocky(side: int, small: int) -> np.ndarray:
     return down[nearest].astype(np.float32)
 
 
-CORRUPTIONS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
-    "Gaussian noise": gaussian_noise,
-    "blur": blur,
-    "contrast": contrast,
-    "brightness": brightness,
-    "pixelate": pixelate,
+CORRUPTIONS: dict[str, tuple[Callable[[np.ndarray, float, int], np.ndarray], tuple[float, ...]]] = {
+    "Gaussian noise": (gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
+    "blur": (lambda x, sigma, _: gaussian_filter(x, (0, 0, sigma, sigma)), (0.4, 0.6, 0.7, 0.8, 1.0)),
+    "contrast": (lambda x, factor, _: contrast(x, factor), (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "brightness": (lambda x, more, _: x + np.float32(more), (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "pixelate": (lambda x, factor, _: pixelate(x, factor), (0.95, 0.9, 0.85, 0.75, 0.65)),
 }
+"""Images, strength and seed -> images; its strength at each severity."""
 
 
-def corrupted(images: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.ndarray:
+def corrupted(images: np.ndarray, severity: float, kind: str, seed: int = 0) -> np.ndarray:
     """The images, spoiled.
 
     Args:
         images: (n, channels, height, width) float32 in [0, 1].
-        kind: a key of ``CORRUPTIONS``.
         severity: 1 to 5.
+        kind: a key of ``CORRUPTIONS``.
         seed: of the noise.
     """
     if kind not in CORRUPTIONS or severity not in SEVERITIES:
         raise ValueError(f"expected one of {', '.join(CORRUPTIONS)} at severity 1 to 5, got {kind!r} at {severity}.")
-    return CORRUPTIONS[kind](images, severity, seed).astype(np.float32)
+    spoil, strengths = CORRUPTIONS[kind]
+    return spoil(images, strengths[int(severity) - 1], seed).astype(np.float32).clip(0, 1)
 
 
 def rotated(images: np.ndarray, degrees: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = (
+_PACKAGES = (
     "sampla", "torch", "numpy", "scipy", "scikit-learn", "GPyTorch", "laplace-torch", "curvlinops-for-pytorch", "jax",
 )  # fmt: skip
 GIB = 2**30
@@ -19,30 +19,26 @@ GIB = 2**30
 def environment() -> dict[str, Any]:
     """Versions of everything that takes part and is installed, the commit, and the machine."""
     found: dict[str, Any] = {}
-    for package in PACKAGES:
+    for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    found["torch"] = torch.__version__  # says whether the build is for a CPU
     return found | {
-        "python": platform.python_version(),
-        "commit": commit(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),
-    }
+        "torch": torch.__version__,  # says whether the build is for a CPU
+        "python": platform.python_version(), "commit": commit(),
+        "machine": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
 
 
 def commit() -> str:
     """The short name of the commit that is checked out."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
+    asked = ["git", "rev-parse", "--short", "HEAD"]
     try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout[:-1]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
 
 
 def peak_memory() -> int:

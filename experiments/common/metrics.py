@@ -6,7 +6,6 @@ same images, comes from the same numbers by the jackknife (Efron 1982), for aver
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from math import log
 
 import torch
@@ -65,12 +64,12 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @cached_property
+    @property
     def right(self) -> Tensor:
         """(n,) one where the most probable class is the label."""
         return (self.probs.argmax(-1) == self.labels).double()
 
-    @cached_property
+    @property
     def nll(self) -> Tensor:
         """(n,) minus log-probability of the label."""
         if self.log_prob is not None:
@@ -78,7 +77,7 @@ class Labelled:
         probs = self.probs.double().gather(1, self.labels[:, None])[:, 0]
         return -probs.clamp_min(torch.finfo(torch.float32).tiny).log()
 
-    @cached_property
+    @property
     def brier(self) -> Tensor:
         """(n,) squared distance from the label's indicator."""
         indicator = torch.nn.functional.one_hot(self.labels, self.probs.shape[1])
@@ -109,11 +108,9 @@ def joint_nll(said: Labelled) -> Score | None:
     """Of dyadic groups of ten labels, in nats, within each part so that no group belongs to two of them."""
     if said.log_prob is None:
         return None
-    part, sums, counts = _parts(len(said)), [], []
-    for k in range(PARTS):
-        groups = dyadic_log_likelihood(said.log_prob[:, part == k].double(), seed=said.seed)
-        sums.append(-float(groups.sum()))
-        counts.append(len(groups))
+    part, each = _parts(len(said)), said.log_prob.double()
+    groups = [dyadic_log_likelihood(each[:, part == k], seed=said.seed) for k in range(PARTS)]
+    sums, counts = [-float(one.sum()) for one in groups], [len(one) for one in groups]
     total, number = sum(sums), sum(counts)
     without = [_short((total - s) / (number - c)) for s, c in zip(sums, counts, strict=True)]
     return Score(_short(total / number), without)

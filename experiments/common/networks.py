@@ -1,15 +1,13 @@
 """The networks, with the standardising of pixels inside: each takes images in [0, 1]."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
-
-CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
 class Standardise(nn.Module):
@@ -41,7 +39,7 @@ class Block(nn.Module):
 
 
 class PaddedBlock(Block):
-    """The block of ResNet-20: the shortcut is subsampled and padded with zero channels."""
+    """Its shortcut is subsampled and padded with zero channels (option A)."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__(inside, outside, stride)
@@ -51,24 +49,8 @@ class PaddedBlock(Block):
         return pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra, self.extra))
 
 
-class ResNet20(nn.Module):
-    """He et al. 2016 for CIFAR, option-A shortcuts: 269,722 parameters for ten classes."""
-
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        shapes = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
-        self.layers = nn.Sequential(*(PaddedBlock(*shape) for shape in shapes))
-        self.fc = nn.Linear(64, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.conv1(x)).relu()
-        return self.fc(self.layers(x).mean((2, 3)))
-
-
 class ProjectedBlock(Block):
-    """The block of ResNet-18, with a 1 x 1 convolution as shortcut where the shape changes."""
+    """Its shortcut is a 1 x 1 convolution where the shape changes (option B)."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__(inside, outside, stride)
@@ -77,35 +59,55 @@ class ProjectedBlock(Block):
             self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
 
 
-class ResNet18(nn.Module):
-    """He et al. 2016 with a first convolution for 32 x 32 pixels: 11.2 million parameters."""
+class ResNet(nn.Module):
+    """He et al. 2016 with a first convolution for 32 x 32 pixels; each stage halves the picture but the first.
 
-    def __init__(self, classes: int = 100) -> None:
+    Args:
+        block: of two convolutions.
+        widths: channels of each stage.
+        depth: blocks in a stage.
+        classes: outputs.
+    """
+
+    def __init__(self, block: type[Block], widths: tuple[int, ...], depth: int, classes: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        shapes = [(64, 64, 1)] * 2 + [(64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
-        self.layers = nn.Sequential(*(ProjectedBlock(*shape) for shape in [*shapes, (512, 512, 1)]))
-        self.fc = nn.Linear(512, classes)
+        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        firsts = [(widths[0], widths[0], 1), *((a, b, 2) for a, b in pairwise(widths))]
+        shapes = [shape for one in firsts for shape in (one, *[(one[1], one[1], 1)] * (depth - 1))]
+        self.layers = nn.Sequential(*(block(*shape) for shape in shapes))
+        self.fc = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.layers(self.bn1(self.conv1(x)).relu()).mean((2, 3)))
+        outputs: Tensor = self.fc(self.layers(self.bn1(self.conv1(x)).relu()).mean((2, 3)))
+        return outputs
 
 
-def resnet20_checkpoint(path: Path) -> nn.Module:
-    """The trained ResNet-20 of CIFAR-10, in evaluation mode.
+def resnet18() -> ResNet:
+    """11.2 million parameters for a hundred classes."""
+    return ResNet(ProjectedBlock, (64, 128, 256, 512), 2, 100)
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-    """
-    network = ResNet20()
-    network.load_state_dict(load_file(path))
-    return nn.Sequential(Standardise(CIFAR10_MEAN, CIFAR10_STD), network).eval()
+
+def cifar10_network() -> nn.Module:
+    """An untrained ResNet-20 for CIFAR-10: 269,722 parameters."""
+    pixels = Standardise((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    return nn.Sequential(pixels, ResNet(PaddedBlock, (16, 32, 64), 3, 10))
 
 
 def cifar100_network() -> nn.Module:
     """An untrained ResNet-18 for CIFAR-100."""
-    return nn.Sequential(Standardise(CIFAR100_MEAN, CIFAR100_STD), ResNet18())
+    return nn.Sequential(Standardise((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)), resnet18())
+
+
+def cifar10_checkpoint(path: Path) -> nn.Module:
+    """The trained ResNet-20 of CIFAR-10, in evaluation mode; the file holds the weights without the standardising.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    network = cifar10_network()
+    network[1].load_state_dict(load_file(path))
+    return network.eval()
 
 
 def without_normalisation(network: nn.Module) -> nn.Module:

@@ -11,11 +11,11 @@ from experiments.common.facts import GIB
 from experiments.common.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "experiments" / "results"
+RESULTS, BENCHMARKS = ROOT / "experiments" / "results", ROOT / "benchmarks"
 """A folder for each experiment; benchmarks have their pages in their own folder."""
 
-Columns = Mapping[str, Callable[[Any], str]]
-"""Head of a column -> what it shows of a row."""
+Columns = Mapping[str, str | Callable[[Any], str]]
+"""Head of a column -> what it shows of a row: a format string, such as "{seconds:.1f}", or a function."""
 Target = tuple[bool, str, str]
 """Met, what was to be shown, what was found."""
 
@@ -39,14 +39,17 @@ def render(template: str, **values: Any) -> str:
 
 
 def table(rows: Iterable[Any], columns: Columns, left: int = 1) -> str:
-    """A Markdown table of anything.
+    """A Markdown table.
 
     Args:
-        rows: what the lines are about.
+        rows: what the lines are about; of a mapping its values, which have their key as "key".
         columns: head -> cell of a row; heads may repeat if they differ in white space at their end.
         left: so many columns are text, the others numbers.
     """
-    return grid([head.rstrip() for head in columns], [[cell(row) for cell in columns.values()] for row in rows], left)
+    if isinstance(rows, Mapping):
+        rows = [{"key": key, **row} for key, row in rows.items()]
+    cells = [[c.format_map(row) if isinstance(c, str) else c(row) for c in columns.values()] for row in rows]
+    return grid([head.rstrip() for head in columns], cells, left)
 
 
 def grid(head: list[str], lines: list[list[str]], left: int = 1) -> str:
@@ -74,29 +77,25 @@ def provenance(store: Store, command: str, packages: str, more: str = "") -> str
     facts = store.environment
     told = ", ".join(f"{name} {facts.get(name, '(not installed)')}" for name in packages.split())
     return (
-        f"Written by `python -m {command}`, results as of commit {facts.get('commit', 'unknown')}: {told}, python "
-        f"{facts.get('python', 'unknown')}{more}."
+        f"Written by `python -m {command}`, results as of commit {facts['commit']}: {told}, python "
+        f"{facts['python']}{more}."
     )
 
 
 def states(store: Store) -> str:
     """A warning where rows come from several states of the library's source; empty where they do not."""
-    count = len(store.sources)
+    count = len({row.source for row in store.rows.values()} - {None})
     return f"**Results of {count} states of the library's source stand side by side.**" if count > 1 else ""
 
 
 def share(value: float | None) -> str:
     """A relative error, in per cent down to a hundredth, then in powers of ten."""
-    if value is None:
-        return "-"
-    return f"{value:.2%}" if 1e-4 <= value < 10 else f"{value:.0e}"
+    return "-" if value is None else f"{value:.2%}" if 1e-4 <= value < 10 else f"{value:.0e}"
 
 
 def passes(value: float | None) -> str:
     """One decimal where it is not whole, a dash where it was not reached."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if abs(value - round(value)) < 0.05 else f"{value:.1f}"
+    return "-" if value is None else f"{value:.0f}" if abs(value - round(value)) < 0.05 else f"{value:.1f}"
 
 
 _ENVIRONMENT = Environment(

@@ -14,23 +14,18 @@ from typing import Any
 Case = dict[str, Any]
 
 
-def apart(
-    function: Callable[[Case], Case], case: Case, threads: int | None = None, seconds: float | None = None
-) -> Case:
+def apart(function: Callable[[Case], Case], case: Case, threads: int, seconds: float | None = None) -> Case:
     """What the function returns for this case in a fresh process, or ``failed``: why it returned nothing.
 
     Args:
         function: of a module, plain JSON in and out.
         case: its argument.
-        threads: of every library in the process; None: as it comes.
+        threads: of every library in the process.
         seconds: after which the process is stopped; ``limit`` is then among what is returned.
     """
-    environment = dict(os.environ)
-    if threads is not None:
-        environment |= {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
+    environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "found.json"
-        name = f"{function.__module__}:{function.__qualname__}"
+        path, name = Path(folder) / "found.json", f"{function.__module__}:{function.__qualname__}"
         command = [sys.executable, "-m", "experiments.common.process", name, json.dumps(case), str(path)]
         root = Path(__file__).resolve().parents[2]
         try:

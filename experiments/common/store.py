@@ -7,7 +7,6 @@ column) needs no new fit; predictions are large and stay in the cache, which no 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +20,22 @@ Measures = Mapping[str, Callable[[Arrays], Any]]
 """Name of a measure -> how it is computed from a row's predictions; plain JSON."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One result: plain JSON by name, and the state of the library's source that it depends on."""
+class Row(dict[str, Any]):
+    """One result: plain JSON by name, empty where nothing applies.
 
-    key: str
-    """Parts joined by "/"."""
-    values: dict[str, Any]
-    source: str | None = None
-    """None: the result does not depend on the library."""
+    Args:
+        values: what was found.
+        source: the state of the library's source that it depends on; None: it does not depend on the library.
+    """
 
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.values
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """A value, or the default where the row has none of this name."""
-        return self.values.get(name, default)
+    def __init__(self, values: Any, source: str | None = None) -> None:
+        super().__init__(json.loads(json.dumps(values, default=float)) or {})
+        self.source = source
 
     @property
     def failed(self) -> bool:
         """Whether the row says why there is no result."""
-        return "failed" in self.values
+        return "failed" in self
 
 
 class Store:
@@ -63,8 +54,7 @@ class Store:
     def __init__(self, path: Path, settings: dict[str, Any], cache: Path | None = None, anew: bool = False) -> None:
         self.path, self.settings, self._anew = path, json.loads(json.dumps(settings)), anew
         self.cache = cache or path.parent / "cache" / path.stem
-        self.source = fingerprint()
-        self.environment: dict[str, Any] = {}
+        self.source, self.environment = fingerprint(), environment()
         self.rows: dict[str, Row] = {}
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -74,7 +64,7 @@ class Store:
                     "or remove the file."
                 )
             self.environment = found["environment"]
-            self.rows = {key: Row(key, row["values"], row.get("source")) for key, row in found["rows"].items()}
+            self.rows = {key: Row(row["values"], row.get("source")) for key, row in found["rows"].items()}
 
     @classmethod
     def opened(cls, path: Path) -> "Store":
@@ -85,7 +75,7 @@ class Store:
         """The row of this name, or a new one.
 
         Args:
-            key: of the row.
+            key: of the row, parts joined by "/".
             compute: its values; what it predicts goes to ``predictions(key)``.
             ours: whether the row depends on the library.
             measures: scores of the predictions; those that the row lacks are computed from the kept predictions.
@@ -97,45 +87,32 @@ class Store:
 
     def put(self, key: str, values: Any, ours: bool = True) -> Row:
         """Keep a row."""
-        self.rows[key] = row = Row(key, json.loads(json.dumps(values, default=float)), self.source if ours else None)
-        self.environment = environment()
+        self.rows[key], self.environment = Row(values, self.source if ours else None), environment()
         self._write()
-        return row
+        return self.rows[key]
 
     def scored(self, key: str, measures: Measures) -> Row:
         """The row with every measure, the missing ones computed from its predictions where these are kept."""
         row, path = self.rows[key], self.predictions(key)
-        missing = {name: measure for name, measure in measures.items() if name not in row}
-        if row.failed or not missing or not path.is_file():
-            return row
-        with np.load(path) as arrays:
-            found = {name: measure(arrays) for name, measure in missing.items()}
-        self.rows[key] = row = Row(key, row.values | json.loads(json.dumps(found, default=float)), row.source)
-        self._write()
+        missing = [name for name in measures if name not in row]
+        if missing and not row.failed and path.is_file():
+            with np.load(path) as arrays:
+                row |= Row({name: measures[name](arrays) for name in missing})
+            self._write()
         return row
-
-    def forget(self, key: str) -> None:
-        """So that it is computed again."""
-        self.rows.pop(key, None)
 
     def under(self, prefix: str) -> dict[str, Row]:
         """Rest of the key -> row, of the keys that begin so; without rows that say that nothing applies."""
-        found = {key: row for key, row in self.rows.items() if key.startswith(prefix) and row.values is not None}
-        return {key.removeprefix(prefix): row for key, row in found.items()}
-
-    @property
-    def sources(self) -> list[str]:
-        """States of the library's source that the rows come from."""
-        return list(dict.fromkeys(row.source for row in self.rows.values() if row.source is not None))
+        return {key.removeprefix(prefix): row for key, row in self.rows.items() if key.startswith(prefix) and row}
 
     def predictions(self, key: str) -> Path:
         """The file of what was predicted for a row."""
         return self.cache / "predictions" / f"{key}.npz"
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         head = json.dumps({"settings": self.settings, "environment": self.environment})
         rows = ",\n".join(f"{json.dumps(key)}: {_line(row)}" for key, row in self.rows.items())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         part.write_text(f'{head[:-1]}, "rows": {{\n{rows}\n}}}}\n', encoding="utf-8")
         part.replace(self.path)
@@ -143,11 +120,11 @@ class Store:
 
 def _line(row: Row) -> str:
     source = {} if row.source is None else {"source": row.source}
-    return json.dumps(source | {"values": row.values}, separators=(",", ":"))
+    return json.dumps(source | {"values": row}, separators=(",", ":"))
 
 
-def save_arrays(path: Path, arrays: Arrays) -> None:
-    """An npz file, there as a whole or not at all."""
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """An npz file of arrays or of tensors on the CPU, there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")
     np.savez_compressed(part, **arrays)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.optim.swa_utils import update_bn
 
 from experiments.common.images import Images
 
-_SHIFT = 4
+_SHIFT = 4  # pixels
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,10 @@ class Swag:
 
     epochs: float
     learning_rate: float
-    snapshots: int = 20
-    """Taken at equal distances; all of them give the low-rank part."""
+    snapshots: int = 20  # taken at equal distances; all of them give the low-rank part
     batch: int = 128
     weight_decay: float = 5e-4
-    augment: bool = False
-    """Shifts by up to four pixels and horizontal flips, for a network that was trained with them."""
+    augment: bool = False  # shifts by up to four pixels and horizontal flips, for a network that was trained with them
 
 
 def swag_samples(network: nn.Module, train: Images, recipe: Swag, count: int, seed: int) -> list[nn.Module]:
@@ -49,7 +48,8 @@ def swag_samples(network: nn.Module, train: Images, recipe: Swag, count: int, se
         low_rank = torch.randn(len(deviations), generator=generator) @ deviations / (2 * (len(deviations) - 1)) ** 0.5
         sample = deepcopy(network)
         vector_to_parameters(mean + diagonal + low_rank, sample.parameters())
-        drawn.append(_averages_anew(sample, train, recipe.batch))
+        update_bn(train.inputs.split(recipe.batch), sample.train())  # BatchNorm's averages, over one pass
+        drawn.append(sample.eval())
     return drawn
 
 
@@ -77,20 +77,6 @@ def _run(network: nn.Module, train: Images, recipe: Swag, generator: torch.Gener
             count += 1
             deviations.append(weights - mean)
     return mean, square, torch.stack(deviations)
-
-
-@torch.no_grad()
-def _averages_anew(network: nn.Module, train: Images, batch: int) -> nn.Module:
-    """In evaluation mode, with BatchNorm's running averages over one pass."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if norms:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the average over all batches
-        network.train()
-        for inputs in train.inputs.split(batch):
-            network(inputs)
-    return network.eval()
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -16,12 +16,11 @@ import numpy as np
 from scipy.stats import binom, chisquare
 
 import sampla
-from experiments.common.command import parser, say
+from experiments.common.command import command, say
 from experiments.common.page import RESULTS, Target, provenance, table, write_page
 from experiments.common.store import Measures, Row, Store, save_arrays
 
-SEED = 20180418
-"""Chosen once."""
+SEED = 20180418  # chosen once
 DRAWS, BINS = 63, 16
 """Posterior draws of each data set, so ranks from 0 to 63; bins in which they are counted."""
 PRIOR_PRECISION, NOISE_PRECISION = 1.0, 4.0
@@ -32,14 +31,13 @@ LIMIT = 0.01
 
 @dataclass(frozen=True)
 class Way:
-    """One way of solving, on data of one size."""
+    """One way of solving, on data of one size; the precisions are learnt, or the true ones given."""
 
     name: str
     solver: str
     rows: int
     columns: int
     learnt: bool = False
-    """Whether the precisions are learnt; otherwise the true ones are given."""
 
     @property
     def key(self) -> str:
@@ -90,42 +88,38 @@ MEASURES: Measures = {
 
 def main() -> None:
     """All ways, each on its own data sets."""
-    options = parser(__doc__, RESULTS / "calibration")
-    options.add_argument("--sets", type=int, default=1000, help="simulated data sets for each way")
-    arguments = options.parse_args()
-    store = Store(arguments.out / "results.json", {"sets": arguments.sets}, arguments.cache)
+    asked = command(__doc__, RESULTS / "calibration", sets=(1000, "simulated data sets for each way"))
+    store = Store(asked.out / "results.json", {"sets": asked.sets}, asked.cache)
     for number, way in enumerate(WAYS):
-        row = store.once(way.key, partial(_all, store, way, number, arguments.sets), measures=MEASURES)
+        row = store.once(way.key, partial(_all, store, way, number, asked.sets), measures=MEASURES)
         say(f"{way.key}: {row['p']}")
-    write_page(arguments.out / "results.md", "experiments/regression/calibration.md.j2", **page(store))
-    draw(arguments.out / "ranks.png", [(way, store.rows[way.key]) for way in WAYS])
+    write_page(asked.out / "results.md", "experiments/regression/calibration.md.j2", **page(store))
+    draw(asked.out / "ranks.png", [(way, store.rows[way.key]) for way in WAYS])
 
 
 def _all(store: Store, way: Way, number: int, sets: int) -> dict[str, Any]:
     found = [simulate(way, (SEED, number, index)) for index in range(sets)]
-    save_arrays(store.predictions(way.key), {"ranks": np.array([ranks for ranks, _ in found])})
+    save_arrays(store.predictions(way.key), ranks=np.array([ranks for ranks, _ in found]))
     return {"warned": sum(warned > 0 for _, warned in found)}
 
 
 def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
-    given, learnt = ([(w, store.rows[w.key]) for w in WAYS if w.learnt == which] for which in (False, True))
-    columns = {
-        "way": lambda pair: pair[0].name,
-        "N x D": lambda pair: f"{pair[0].rows} x {pair[0].columns}",
-        **{f"p, {quantity}": lambda pair, q=quantity: f"{pair[1]['p'][q]:.3g}" for quantity in QUANTITIES},
-        "fits that warned": lambda pair: f"{pair[1]['warned']}",
+    given, learnt = ([{"way": w, **store.rows[w.key]} for w in WAYS if w.learnt == which] for which in (False, True))
+    columns = {"way": "{way.name}", "N x D": "{way.rows} x {way.columns}"}
+    columns |= {f"p, {quantity}": f"{{p[{quantity}]:.3g}}" for quantity in QUANTITIES} | {
+        "fits that warned": "{warned}"
     }
-    command = f"experiments.regression.calibration --sets {store.settings['sets']}"
+    call = f"experiments.regression.calibration --sets {store.settings['sets']}"
     return {
-        "provenance": provenance(store, command, "sampla torch numpy"), "sets": store.settings["sets"], "seed": SEED,
+        "provenance": provenance(store, call, "sampla torch numpy"), "sets": store.settings["sets"], "seed": SEED,
         "draws": DRAWS, "bins": BINS, "alpha": PRIOR_PRECISION, "noise": NOISE_PRECISION, "limit": LIMIT,
         "targets": [_target(given)], "given": table(given, columns), "learnt": table(learnt, columns),
     }  # fmt: skip
 
 
-def _target(given: list[tuple[Way, Row]]) -> Target:
-    found = [(p, f"{way.name}, {quantity}") for way, row in given for quantity, p in row["p"].items()]
+def _target(given: list[dict[str, Any]]) -> Target:
+    found = [(p, f"{row['way'].name}, {quantity}") for row in given for quantity, p in row["p"].items()]
     failed = [f"{name} (p = {p:.2g})" for p, name in found if p <= LIMIT]
     smallest, where = min(found)
     detail = "; ".join(failed) if failed else f"the smallest of {len(found)} is {smallest:.2g} ({where})"

@@ -8,19 +8,10 @@ import numpy as np
 import torch
 from linear_operator.utils.errors import NanError, NotPSDError
 
-from experiments.regression.sets import (
-    LARGEST_KERNEL,
-    LEARNT_ON_ALL,
-    LEAST_NOISE,
-    STEPS,
-    SUBSET,
-    Fitted,
-    Split,
-    median_distance,
-)
+from experiments.regression import sets
+from experiments.regression.sets import Fitted, Split
 
-_EXACTLY = gpytorch.settings.fast_computations(False, False, False)
-"""Every solve and determinant by Cholesky."""
+_EXACTLY = gpytorch.settings.fast_computations(False, False, False)  # every solve and determinant by Cholesky
 
 
 class Process(gpytorch.models.ExactGP):
@@ -44,7 +35,7 @@ class Process(gpytorch.models.ExactGP):
 
 def fits(rows: int) -> bool:
     """Whether a kernel matrix of so many rows is small enough."""
-    return 8 * rows**2 <= LARGEST_KERNEL
+    return 8 * rows**2 <= sets.LARGEST_KERNEL
 
 
 def fit_process(split: Split) -> Fitted:
@@ -55,18 +46,18 @@ def fit_process(split: Split) -> Fitted:
     """
     start = perf_counter()
     try:
-        mean, std, facts = _fit_and_predict(split, LEAST_NOISE[0])
+        mean, std, facts = _fit_and_predict(split, sets.LEAST_NOISE[0])
     except NotPSDError:
-        mean, std, facts = _fit_and_predict(split, LEAST_NOISE[1])
+        mean, std, facts = _fit_and_predict(split, sets.LEAST_NOISE[1])
     return mean, std, facts | {"seconds": perf_counter() - start}
 
 
 def _fit_and_predict(split: Split, least_noise: float) -> Fitted:
     """Mean and deviation at the test rows, and how the hyperparameters were found."""
     x, y, test = (torch.from_numpy(array) for array in (split.x, split.y, split.test_x))
-    rows = len(x) if len(x) <= LEARNT_ON_ALL else SUBSET
+    rows = len(x) if len(x) <= sets.LEARNT_ON_ALL else sets.SUBSET
     chosen = torch.from_numpy(np.random.default_rng(split.number).permutation(len(x))[:rows])
-    model = Process(x[chosen], y[chosen], median_distance(split.x, split.number), least_noise)
+    model = Process(x[chosen], y[chosen], sets.median_distance(split.x, split.number), least_noise)
     with _EXACTLY, gpytorch.settings.max_cholesky_size(10**9):
         steps, broke_off = _learn(model)
         model.set_train_data(x, y, strict=False)
@@ -84,8 +75,8 @@ def _learn(model: Process) -> tuple[int, bool]:
     """
     model.train()
     objective = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
-    optimiser = torch.optim.LBFGS(model.parameters(), max_iter=STEPS, max_eval=2 * STEPS, line_search_fn="strong_wolfe")
-    evaluations, best, kept = 0, float("inf"), deepcopy(model.state_dict())
+    steps, evaluations, best, kept = sets.STEPS, 0, float("inf"), deepcopy(model.state_dict())
+    optimiser = torch.optim.LBFGS(model.parameters(), max_iter=steps, max_eval=2 * steps, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         nonlocal evaluations, best, kept

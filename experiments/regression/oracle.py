@@ -9,10 +9,8 @@ from sklearn.linear_model import BayesianRidge
 import sampla
 from experiments.regression.sets import DataSet, random_features
 
-SAMPLES = 64
-"""K of the matrix-free way when it is held against BayesianRidge."""
-SEEDS = 10
-"""Fits of that kind on each set, with the seeds 0, 1, ..."""
+SAMPLES, SEEDS = 64, 10
+"""K of the matrix-free way when it is held against BayesianRidge; fits of that kind on each set."""
 _RANDOM = ("boston", "concrete", "energy", "yacht", "wine-red")
 """Sets on which that is done with random features too."""
 
@@ -46,13 +44,12 @@ def _exact(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     ours.fit(x, y)
     std, peer_std = (model.predict(x, return_std=True)[1] for model in (ours, peer))
     return {
-        "rows": len(x),
-        "columns": x.shape[1],
+        "rows": len(x), "columns": x.shape[1],
         "coefficients": float(np.abs(ours.coef_ - peer.coef_).max() / np.abs(peer.coef_).max()),
         "noise precision": abs(ours.noise_precision_ / float(peer.alpha_) - 1),
         "prior precision": abs(ours.prior_precision_ / float(peer.lambda_) - 1),
         "predictive std": float(np.abs(std / peer_std - 1).max()),
-    }
+    }  # fmt: skip
 
 
 def _sampled(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
@@ -69,34 +66,21 @@ def _sampled_once(x: np.ndarray, y: np.ndarray, peer: BayesianRidge, seed: int) 
     report = ours.report_.fit
     assert report is not None
     draws = ours.sample_coef(SAMPLES)[0] - ours.coef_  # (K, D)
-    whitened = _quadratic(draws, x, ours.prior_precision_, ours.noise_precision_)
-    freedom = SAMPLES * x.shape[1]
-    variance, exact = _function_variance(x, draws, ours.prior_precision_, ours.noise_precision_)
-    each = (variance / exact - 1) / np.sqrt(2 / SAMPLES)
+    alpha, beta, freedom = ours.prior_precision_, ours.noise_precision_, SAMPLES * x.shape[1]
+    values, basis = np.linalg.eigh(x.T @ x)
+    exact = (x @ basis) ** 2 @ (1 / (alpha + beta * values.clip(0)))  # (N,) variances of x' theta
+    functions = draws @ x.T
+    whitened = alpha * np.sum(draws**2) + beta * np.sum(functions**2)  # sum of z'Hz: chi-square if z ~ N(0, H^-1)
+    each = (np.mean(functions**2, axis=0) / exact - 1) / np.sqrt(2 / SAMPLES)
     return {
-        "settled": bool(ours.report_.settled),
-        "effective dimension": ours.effective_dimension_,
+        "settled": bool(ours.report_.settled), "effective dimension": ours.effective_dimension_,
         "mean": float(np.linalg.norm(x @ (ours.coef_ - peer.coef_)) / np.linalg.norm(x @ peer.coef_)),
         "prior precision": ours.prior_precision_ / float(peer.lambda_) - 1,
         "noise precision": ours.noise_precision_ / float(peer.alpha_) - 1,
-        "stated prior": report.precision_error,
-        "stated noise": report.noise_error,
+        "stated prior": report.precision_error, "stated noise": report.noise_error,
         "z of the quadratic form": float((whitened / freedom - 1) / np.sqrt(2 / freedom)),
         "mean square z of variances": float(np.mean(each**2)),
-    }
-
-
-def _quadratic(draws: np.ndarray, x: np.ndarray, precision: float, noise: float) -> float:
-    """Sum of z' H z, which is chi-square with K D degrees of freedom if the draws are N(0, H^-1)."""
-    return float(precision * np.sum(draws**2) + noise * np.sum((draws @ x.T) ** 2))
-
-
-def _function_variance(x: np.ndarray, draws: np.ndarray, precision: float, noise: float) -> tuple[Any, Any]:
-    """(N,) variances of x' theta: from the draws, and exact at the same hyperparameters."""
-    values, basis = np.linalg.eigh(x.T @ x)
-    inside = (x @ basis) ** 2
-    exact = inside @ (1 / (precision + noise * values.clip(0)))
-    return np.mean((draws @ x.T) ** 2, axis=0), exact
+    }  # fmt: skip
 
 
 def _intercept(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:

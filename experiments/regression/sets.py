@@ -1,6 +1,6 @@
 """The UCI sets with their standard splits, standardised on the training rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,15 @@ from sklearn.kernel_approximation import RBFSampler
 
 SETS = ("boston", "concrete", "energy", "kin8nm", "naval", "power-plant", "protein", "wine-red", "yacht")
 SPLITS = {name: 5 if name == "protein" else 20 for name in SETS}
-"""Standard splits of each set."""
 RAW, RANDOM = "raw features", "random Fourier features"
 SAMPLA, RIDGE, PROCESS = "sampla", "BayesianRidge", "exact GP"
-FEATURES = 2000
-"""Random Fourier features."""
-DISTANCES = 1000
-"""Training rows whose median distance is the length scale."""
-LEARNT_ON_ALL = 2000
-"""Training rows up to which the Gaussian process's hyperparameters are learnt on all of them."""
-SUBSET = 1000
-"""Beyond: rows that they are learnt on; the process is conditioned on all rows nevertheless."""
-LARGEST_KERNEL = 2 * 2**30
-"""Bytes of a float64 kernel matrix, at most: a Cholesky factor, a copy and the rest take several times as much."""
-LEAST_NOISE = (1e-6, 1e-4)
-"""Variance of the noise at least, in standardised targets; the second (GPyTorch's default) where the first fails."""
-STEPS = 60
-"""L-BFGS steps on the marginal likelihood, at most."""
+FEATURES = 2000  # random Fourier features
+DISTANCES = 1000  # training rows whose median distance is the length scale
+LEARNT_ON_ALL = 2000  # training rows up to which the Gaussian process's hyperparameters are learnt on all of them
+SUBSET = 1000  # beyond: rows that they are learnt on; the process is conditioned on all rows nevertheless
+LARGEST_KERNEL = 2 * 2**30  # bytes of a float64 kernel matrix, at most: all in all several times as much is needed
+LEAST_NOISE = (1e-6, 1e-4)  # least variance of the noise; the second (GPyTorch's default) where the first fails
+STEPS = 60  # of L-BFGS on the marginal likelihood, at most
 Fitted = tuple[np.ndarray, np.ndarray, dict[str, Any]]
 """Mean and standard deviation at the test rows, in standardised targets, and what is worth telling of the fit."""
 
@@ -35,14 +27,11 @@ Fitted = tuple[np.ndarray, np.ndarray, dict[str, Any]]
 class Split:
     """Inputs and targets of one split, both standardised on its training rows."""
 
-    x: np.ndarray
-    """(N, D) training inputs."""
-    y: np.ndarray
-    """(N,)."""
+    x: np.ndarray  # (N, D) training inputs
+    y: np.ndarray  # (N,)
     test_x: np.ndarray
     test_y: np.ndarray
-    unit: float
-    """Standard deviation of the training targets: what 1 here is in their own units."""
+    unit: float  # standard deviation of the training targets: what 1 here is in their own units
     number: int
 
 
@@ -63,9 +52,8 @@ class DataSet:
     def split(self, number: int) -> Split:
         """The given split, standardised."""
         train, test = (self._file[f"split_{number:02d}_{part}"].astype(np.int64) for part in ("train", "test"))
-        centre, scale = self.x[train].mean(0), _spread(self.x[train])
         level, unit = self.y[train].mean(), float(self.y[train].std())
-        inputs, targets = (self.x - centre) / scale, (self.y - level) / unit
+        inputs, targets = (self.x - self.x[train].mean(0)) / _spread(self.x[train]), (self.y - level) / unit
         return Split(inputs[train], targets[train], inputs[test], targets[test], unit, number)
 
     def standardised(self) -> tuple[np.ndarray, np.ndarray]:
@@ -83,8 +71,7 @@ def random_features(split: Split) -> Split:
     """The same split with random Fourier features of a Gaussian kernel, its length scale the median distance."""
     length = median_distance(split.x, split.number)
     sampler = RBFSampler(gamma=0.5 / length**2, n_components=FEATURES, random_state=split.number).fit(split.x)
-    x, test = sampler.transform(split.x), sampler.transform(split.test_x)
-    return Split(x, split.y, test, split.test_y, split.unit, split.number)
+    return replace(split, x=sampler.transform(split.x), test_x=sampler.transform(split.test_x))
 
 
 def _spread(columns: np.ndarray) -> np.ndarray:

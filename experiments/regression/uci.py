@@ -14,25 +14,18 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
 from sklearn.linear_model import BayesianRidge
+from sklearn.metrics import root_mean_squared_error
 
 import sampla
-from experiments.common.command import parser, say
-from experiments.common.page import RESULTS
+from experiments.common.command import command, say
+from experiments.common.page import RESULTS, write_page
 from experiments.common.store import Measures, Store, save_arrays
-from experiments.regression import oracle, uci_page
-from experiments.regression.sets import (
-    PROCESS,
-    RANDOM,
-    RAW,
-    RIDGE,
-    SAMPLA,
-    SETS,
-    DataSet,
-    Fitted,
-    Split,
-    random_features,
-)
+from experiments.regression import oracle
+from experiments.regression.sets import PROCESS, RANDOM, RAW, RIDGE, SAMPLA, SETS, DataSet, Fitted, Split
+from experiments.regression.sets import random_features as drawn
+from experiments.regression.uci_page import page
 
 _FIRST = 3
 """Splits that every set gets before any gets more: a run that is cut off has something of everything."""
@@ -45,12 +38,9 @@ def fit_sampla(split: Split) -> Fitted:
     model = sampla.BayesianLinearRegression(random_state=split.number, progress=False).fit(split.x, split.y)
     seconds, report = perf_counter() - start, model.report_
     return *model.predict(split.test_x, return_std=True), {
-        "seconds": seconds,
-        "solver": f"{report.solver}, {report.world}" if report.solver == "exact" else report.solver,
-        "passes": report.passes,
-        "settled": bool(report.settled),
-        "effective dimension": report.effective_dimension,
-    }
+        "seconds": seconds, "solver": f"{report.solver}, {report.world}" if report.solver == "exact" else report.solver,
+        "passes": report.passes, "settled": bool(report.settled), "effective dimension": report.effective_dimension,
+    }  # fmt: skip
 
 
 def fit_ridge(split: Split) -> Fitted:
@@ -60,52 +50,44 @@ def fit_ridge(split: Split) -> Fitted:
     return *model.predict(split.test_x, return_std=True), {"seconds": perf_counter() - start}
 
 
-def _log_likelihood(p: Any) -> float:
-    density = -0.5 * (((p["y"] - p["mean"]) / p["std"]) ** 2 + np.log(2 * np.pi)) - np.log(p["std"] * p["unit"])
-    return float(density.mean())
-
-
 MEASURES: Measures = {
-    "rmse": lambda p: float(p["unit"] * np.sqrt(np.mean((p["y"] - p["mean"]) ** 2))),
-    "log_likelihood": _log_likelihood,
+    "rmse": lambda p: float(p["unit"]) * root_mean_squared_error(p["y"], p["mean"]),
+    "log_likelihood": lambda p: float(norm.logpdf(p["y"], p["mean"], p["std"]).mean() - np.log(p["unit"])),
 }
 """In the targets' own units, from the predictions of the test rows: add a line for another one."""
 
 
 def main() -> None:
     """Everything that is not known yet, then the tables."""
-    options = parser(__doc__, RESULTS / "uci", "the npz files")
-    options.add_argument("--only", choices=SETS, action="append", help="only this set; may be given several times")
-    options.add_argument("--splits", type=int, default=20, help="of each set, at most")
-    options.add_argument("--anew", action="store_true", help="fit sampla again where its source has changed")
-    arguments = options.parse_args()
-    store = Store(arguments.out / "results.json", {}, arguments.cache, arguments.anew)
-    sets = [DataSet(arguments.root, name) for name in arguments.only or SETS]
+    asked = command(
+        __doc__, RESULTS / "uci", "the npz files", only=SETS, anew=True, splits=(20, "of each set, at most")
+    )
+    store = Store(asked.out / "results.json", {}, asked.cache, asked.anew)
+    sets = [DataSet(asked.root, name) for name in asked.only or SETS]
     for data in sets:
         for key, compute in oracle.parts(data):
             store.once(key, compute)
-    for data, number, process in _order(sets, arguments.splits):
+    for data, number, process in _order(sets, asked.splits):
         for features, method, fit in _fits(data, process):
             key = f"{features}/{data.name}/{method}/{number:02d}"
             compute = partial(_fitted, store, key, data, number, features, fit)
             row = store.once(key, compute, ours=method == SAMPLA, measures=MEASURES)
             say(f"{key}: {row['rmse']:.4g} {row['seconds']:.1f} s")
-        uci_page.write(arguments.out, store)
-    uci_page.write(arguments.out, store)
+        write_page(asked.out / "results.md", "experiments/regression/uci.md.j2", **page(store))
 
 
 def _fitted(store: Store, key: str, data: DataSet, number: int, features: str, fit: Fit) -> dict[str, Any]:
     """Fit a split; its predictions go to the cache."""
     split = data.split(number) if features == RAW else _random(data, number)
     mean, std, facts = fit(split)
-    save_arrays(store.predictions(key), {"mean": mean, "std": std, "y": split.test_y, "unit": np.array(split.unit)})
+    save_arrays(store.predictions(key), mean=mean, std=std, y=split.test_y, unit=np.array(split.unit))
     return facts
 
 
 @lru_cache(maxsize=1)
 def _random(data: DataSet, number: int) -> Split:
     """Random features are drawn when they are first needed, and once for all methods."""
-    return random_features(data.split(number))
+    return drawn(data.split(number))
 
 
 def _order(sets: list[DataSet], splits: int) -> Iterator[tuple[DataSet, int, bool]]:

@@ -1,13 +1,12 @@
-"""results.md of the UCI sets from the store of a run; the words are in uci.md.j2."""
+"""What the page of the UCI sets is filled with; the words are in uci.md.j2."""
 
 from collections.abc import Callable
 from math import log1p
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.common.page import Columns, provenance, states, table, write_page
+from experiments.common.page import Columns, provenance, states, table
 from experiments.common.store import Row, Store
 from experiments.regression import oracle, sets
 from experiments.regression.sets import PROCESS, RANDOM, RAW, RIDGE, SAMPLA, SETS, SPLITS
@@ -23,25 +22,17 @@ _ROUNDING = 1e-9
 """Stated errors below this are rounding, and make no z-score."""
 
 
-def write(out: Path, store: Store) -> None:
-    """The file, from everything known so far."""
-    write_page(out / "results.md", "experiments/regression/uci.md.j2", **page(store))
-
-
 def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
+    threads = f", {store.environment['threads']} thread"
     packages = "sampla torch scikit-learn GPyTorch"
-    threads = f", {store.environment.get('threads')} thread"
     return {
         "provenance": provenance(store, "experiments.regression.uci --root DIR", packages, threads),
-        "states": states(store),
-        "features": sets.FEATURES, "distances": sets.DISTANCES, "steps": sets.STEPS, "on_all": sets.LEARNT_ON_ALL,
-        "subset": sets.SUBSET, "kernel": sets.LARGEST_KERNEL, "noise": sets.LEAST_NOISE, "limit": _LIMIT,
-        "num_sets": len(SETS), "samples": oracle.SAMPLES, "seeds": oracle.SEEDS,
+        "states": states(store), "sets": sets, "limit": _LIMIT, "oracle": oracle,
         "rmse": scores(store, "rmse"), "log_likelihood": scores(store, "log_likelihood"),
-        "beside": _of_fits(store, _BESIDE, RIDGE), "solved": _of_fits(store, _SOLVED),
-        "process": _process(store),
-        "exact": _exact(store), "sampled": _sampled(store), "intercept": store.under("intercept/").values(),
+        "beside": _of_fits(store, _BESIDE, RIDGE), "solved": _of_fits(store, _SOLVED, SAMPLA),
+        "process": _process(store), "exact": _exact(store), "sampled": _sampled(store),
+        "intercept": store.under("intercept/").values(),
     }  # fmt: skip
 
 
@@ -61,17 +52,28 @@ def scores(store: Store, measure: str) -> str:
         return f"{np.mean(values):.4g} ± {np.std(values, ddof=1) / len(values) ** 0.5:.2g}{count}"
 
     known = [name for name in SETS if any(_rows(store, f, name, m) for f, m in _COLUMNS.values())]
-    columns = {head: lambda name, at=at: cell(name, *at) for head, at in _COLUMNS.items()}
-    return table(known, {"set": str} | columns)
+    return table(known, {"set": str} | {head: lambda name, at=at: cell(name, *at) for head, at in _COLUMNS.items()})
 
 
-Pair = tuple[str, dict[str, Row], dict[str, Row]]
-"""Name, sampla's rows by split, another method's on the same splits."""
+def _of_fits(store: Store, columns: Columns, beside: str) -> str:
+    """A line for each kind of features and set: sampla's rows and another method's, of the splits that both have."""
+    lines = []
+    for features in (RAW, RANDOM):
+        for name in SETS:
+            ours, theirs = (_rows(store, features, name, method) for method in (SAMPLA, beside))
+            both = sorted(set(ours) & set(theirs))
+            if both:
+                pairs = [(ours[split], theirs[split]) for split in both]
+                lines.append({"name": f"{name}, {features}", "splits": len(both), "pairs": pairs})
+    return table(lines, columns)
 
 
-def _over(measure: Callable[[Row, Row], float], best: Callable[[list[float]], float]) -> Callable[[Pair], float]:
-    """A number of every split that both have, summarised."""
-    return lambda pair: best([measure(pair[1][split], pair[2][split]) for split in sorted(pair[1])])
+Summary = Callable[[list[float]], float]
+
+
+def _over(measure: Callable[[Row, Row], float], summary: Summary, spec: str) -> Callable[[Any], str]:
+    """A number of every split, summarised."""
+    return lambda line: format(summary([measure(*pair) for pair in line["pairs"]]), spec)
 
 
 def _largest(values: list[float]) -> float:
@@ -87,94 +89,76 @@ def _likelihood(ours: Row, theirs: Row) -> float:
 
 
 _BESIDE: Columns = {
-    "": lambda pair: pair[0],
-    "splits": lambda pair: f"{len(pair[1])}",
-    "RMSE, largest": lambda pair: f"{_over(lambda o, t: o['rmse'] / t['rmse'] - 1, _largest)(pair):+.2%}",
-    "log-likelihood, mean": lambda pair: f"{_over(_likelihood, _mean)(pair):+.4f}",
-    "largest": lambda pair: f"{_over(_likelihood, _largest)(pair):+.4f}",
-    "s, sampla": lambda pair: f"{_over(lambda o, _: o['seconds'], _mean)(pair):.2g}",
-    "s, BayesianRidge": lambda pair: f"{_over(lambda _, t: t['seconds'], _mean)(pair):.2g}",
-}
+    "": "{name}", "splits": "{splits}",
+    "RMSE, largest": _over(lambda ours, theirs: ours["rmse"] / theirs["rmse"] - 1, _largest, "+.2%"),
+    "log-likelihood, mean": _over(_likelihood, _mean, "+.4f"), "largest": _over(_likelihood, _largest, "+.4f"),
+    "s, sampla": _over(lambda ours, _: ours["seconds"], _mean, ".2g"),
+    "s, BayesianRidge": _over(lambda _, theirs: theirs["seconds"], _mean, ".2g"),
+}  # fmt: skip
 _SOLVED: Columns = {
-    "": lambda pair: pair[0],
-    "solver": lambda pair: " / ".join(sorted({row["solver"] for row in pair[1].values()})),
-    "settled": lambda pair: f"{sum(row['settled'] for row in pair[1].values())} of {len(pair[1])}",
-    "effective dimension": lambda pair: f"{_over(lambda o, _: o['effective dimension'], _mean)(pair):.1f}",
-    "passes": lambda pair: f"{_over(lambda o, _: o['passes'], _mean)(pair):.1f}",
-}
-
-
-def _of_fits(store: Store, columns: Columns, beside: str = SAMPLA) -> str:
-    """A line for each kind of features and set, of the splits that both methods have."""
-    pairs = []
-    for features in (RAW, RANDOM):
-        for name in SETS:
-            ours, theirs = (_rows(store, features, name, method) for method in (SAMPLA, beside))
-            both = set(ours) & set(theirs)
-            if both:
-                pairs.append((f"{name}, {features}", *({s: rows[s] for s in both} for rows in (ours, theirs))))
-    return table(pairs, columns)
+    "": "{name}", "solver": lambda line: " / ".join(sorted({ours["solver"] for ours, _ in line["pairs"]})),
+    "settled": lambda line: f"{sum(ours['settled'] for ours, _ in line['pairs'])} of {line['splits']}",
+    "effective dimension": _over(lambda ours, _: ours["effective dimension"], _mean, ".1f"),
+    "passes": _over(lambda ours, _: ours["passes"], _mean, ".1f"),
+}  # fmt: skip
 
 
 def _process(store: Store) -> str:
     """How the exact Gaussian process came to its hyperparameters."""
     found = {name: list(_rows(store, RAW, name, PROCESS).values()) for name in SETS}
     least = sets.LEAST_NOISE[0]
-    return table(
-        [(name, rows) for name, rows in found.items() if rows],
-        {
-            "set": lambda pair: pair[0],
-            "splits": lambda pair: f"{len(pair[1])}",
-            "rows learnt on": lambda pair: f"{pair[1][0]['learnt on rows']:,}",
-            "evaluations": lambda pair: f"{_mean([row['steps'] for row in pair[1]]):.0f}",
-            "line search broke off": lambda pair: f"{sum(row['broke off'] for row in pair[1])}",
-            "least noise raised": lambda pair: f"{sum(row.get('least noise', least) > least for row in pair[1])}",
-            "s": lambda pair: f"{_mean([row['seconds'] for row in pair[1]]):.3g}",
-        },
-    )
+    columns = {
+        "set": "{name}", "splits": lambda line: f"{len(line['rows'])}", "rows learnt on": "{rows[0][learnt on rows]:,}",
+        "evaluations": lambda line: f"{_mean([row['steps'] for row in line['rows']]):.0f}",
+        "line search broke off": lambda line: f"{sum(row['broke off'] for row in line['rows'])}",
+        "least noise raised": lambda line: f"{sum(row.get('least noise', least) > least for row in line['rows'])}",
+        "s": lambda line: f"{_mean([row['seconds'] for row in line['rows']]):.3g}",
+    }  # fmt: skip
+    return table([{"name": name, "rows": rows} for name, rows in found.items() if rows], columns)
 
 
 def _exact(store: Store) -> dict[str, Any]:
     """sampla (exact) against BayesianRidge where both are the same model."""
-    found = store.under("oracle/")
-    names = [name for name in SETS if name in found]
-    worst = max((found[name][measure] for name in names for measure in _AGREE), default=0.0)
-    columns = {measure: lambda name, m=measure: f"{found[name][m]:.1e}" for measure in _AGREE}
-    sizes = {"set": str, "N x D": lambda name: f"{found[name]['rows']:,} x {found[name]['columns']}"}
-    return {"count": len(found), "worst": worst, "table": table(names, sizes | columns)}
+    known = store.under("oracle/")
+    found = {name: known[name] for name in SETS if name in known}
+    worst = max((row[measure] for row in found.values() for measure in _AGREE), default=0.0)
+    columns = {"set": "{key}", "N x D": "{rows:,} x {columns}"} | {measure: f"{{{measure}:.1e}}" for measure in _AGREE}
+    return {"count": len(found), "worst": worst, "table": table(found, columns)}
 
 
 def _sampled(store: Store) -> dict[str, Any]:
     """The matrix-free way against BayesianRidge: z-scores of what it finds."""
-    found = [
-        (f"{name}, {features}", store.rows[prefix + name]["runs"])
+    found = {
+        f"{name}, {features}": store.rows[prefix + name]["runs"]
         for prefix, features in (("sampled/", "raw"), ("sampled, random features/", "random"))
         for name in SETS
         if prefix + name in store.rows
-    ]
-    kinds = {
-        "z, prior": lambda runs: _scores(runs, "prior"),
-        "z, noise": lambda runs: _scores(runs, "noise"),
-        "z, z'Hz": lambda runs: [run["z of the quadratic form"] for run in runs],
     }
+    scored = {name: [_scores(runs, "prior"), _scores(runs, "noise"), _of(runs, "z of the quadratic form")]
+              for name, runs in found.items()}  # fmt: skip
     columns = {
-        "set": lambda pair: pair[0],
-        "gamma": lambda pair: f"{_mean([run['effective dimension'] for run in pair[1]]):.1f}",
-        "settled": lambda pair: f"{sum(run['settled'] for run in pair[1])} of {len(pair[1])}",
-        "mean": lambda pair: f"{_mean([run['mean'] for run in pair[1]]):.2%}",
-        **{head: lambda pair, z=z: _spread(z(pair[1])) for head, z in kinds.items()},
-        "z, variances": lambda pair: f"{_size([run['mean square z of variances'] ** 0.5 for run in pair[1]]):.2f}",
-    }
-    every = [z for _, runs in found for kind in kinds.values() for z in kind(runs)]
+        "set": str,
+        "gamma": lambda name: f"{_mean(_of(found[name], 'effective dimension')):.1f}",
+        "settled": lambda name: f"{sum(_of(found[name], 'settled'))} of {len(found[name])}",
+        "mean": lambda name: f"{_mean(_of(found[name], 'mean')):.2%}",
+        "z, prior": lambda name: _spread(scored[name][0]), "z, noise": lambda name: _spread(scored[name][1]),
+        "z, z'Hz": lambda name: _spread(scored[name][2]),
+        "z, variances": lambda name: f"{_mean(_of(found[name], 'mean square z of variances')) ** 0.5:.2f}",
+    }  # fmt: skip
+    every = [z for kinds in scored.values() for each in kinds for z in each]
     return {
-        "table": table(found, columns), "count": len(every), "size": _size(every) if every else 0.0,
+        "table": table(found.keys(), columns), "count": len(every), "size": _size(every) if every else 0.0,
         "beyond": sum(abs(z) > 3 for z in every), "largest": max(map(abs, every), default=0.0),
     }  # fmt: skip
 
 
+def _of(runs: list[dict[str, Any]], name: str) -> list[Any]:
+    return [run[name] for run in runs]
+
+
 def _size(values: list[float]) -> float:
     """Root mean square."""
-    return float((sum(value**2 for value in values) / len(values)) ** 0.5)
+    return float(np.mean(np.square(values)) ** 0.5)
 
 
 def _spread(z: list[float]) -> str:
@@ -182,13 +166,10 @@ def _spread(z: list[float]) -> str:
 
 
 def _scores(runs: list[dict[str, Any]], measure: str) -> list[float]:
-    found = (_score(run[f"{measure} precision"], run[f"stated {measure}"]) for run in runs)
-    return [z for z in found if z is not None]
-
-
-def _score(difference: float, stated: list[float] | None) -> float | None:
-    """Log ratio over its stated standard error, what more iterations may change taken off."""
-    if stated is None or stated[0] < _ROUNDING:
-        return None
-    off = log1p(difference)
-    return max(abs(off) - stated[1], 0.0) * (1 if off > 0 else -1) / stated[0]
+    """Log ratios over their stated standard errors, what more iterations may change taken off."""
+    found = []
+    for difference, stated in zip(_of(runs, f"{measure} precision"), _of(runs, f"stated {measure}"), strict=True):
+        if stated is not None and stated[0] >= _ROUNDING:
+            off = log1p(difference)
+            found.append(max(abs(off) - stated[1], 0.0) * (1 if off > 0 else -1) / stated[0])
+    return found

@@ -17,24 +17,14 @@ from skimage.io import imread
 from skimage.transform import resize
 from torch import Tensor
 
-from experiments.common.command import parser
+from experiments.common.command import command
 from experiments.common.facts import GIB, peak_memory
 from experiments.common.page import RESULTS, write_page
 from experiments.common.store import save_arrays
+from sampla import tomography
 from sampla.apps.ct.illustrate import calibration_figure, images_figure
 from sampla.features import NetworkFeatures, select_parameters
-from sampla.tomography import (
-    PATCH_SIZES,
-    Geometry,
-    LinearisedDIP,
-    MatrixOperator,
-    ProjectedFeatures,
-    Recipe,
-    fixed_input,
-    ray_transform,
-    score,
-    unet_for,
-)
+from sampla.tomography import Geometry, LinearisedDIP, MatrixOperator, ProjectedFeatures, Recipe
 from sampla.tomography.plan import plan
 
 SIDE, ANGLES, BINS, NOISE, SAMPLES = 501, 60, 128, 0.05, 16
@@ -70,7 +60,7 @@ def timed(function: Callable[[], object]) -> float:
 
 def measure(operator: MatrixOperator, sinogram: Tensor) -> dict[str, Any]:
     """Cost of products with K = 2 and of a training step at the first weights, and what a whole fit would take."""
-    network, given = unet_for((SIDE, SIDE)).eval(), fixed_input((SIDE, SIDE))
+    network, given = tomography.unet_for((SIDE, SIDE)).eval(), tomography.fixed_input((SIDE, SIDE))
     features = ProjectedFeatures(NetworkFeatures(network, select_parameters(network, None)[0]), operator, given)
     generator, size = torch.Generator().manual_seed(0), features.layout.total
     vectors = torch.randn(2, size, generator=generator)
@@ -104,35 +94,33 @@ def whole(operator: MatrixOperator, image: Tensor, sinogram: Tensor, out: Path, 
     }  # fmt: skip
     (out / "overview.png").write_bytes(images_figure(panels))
     (out / "calibration.png").write_bytes(calibration_figure({"pixels": (error / predictive.total_std).cpu()}))
-    arrays = {"mean": predictive.mean, "deviations": predictive.deviations, "truth": image}
-    save_arrays(cache / "predictions" / "walnut.npz", {name: value.cpu().numpy() for name, value in arrays.items()})
+    mean, deviations = predictive.mean.cpu(), predictive.deviations.cpu()
+    save_arrays(cache / "predictions" / "walnut.npz", mean=mean, deviations=deviations, truth=image)
     return {
         "seconds": perf_counter() - start, "device": operator.like.device, "training": dip.training_.seconds,
-        "scores": score(predictive, image), "noise_only": score(dip.posterior_.predict_noise_only(), image),
-        "certificate": f"{dip.report_}\n{dip.plan_}", "patches": PATCH_SIZES,
+        "scores": tomography.score(predictive, image), "certificate": f"{dip.report_}\n{dip.plan_}",
+        "noise_only": tomography.score(dip.posterior_.predict_noise_only(), image), "patches": tomography.PATCH_SIZES,
     }  # fmt: skip
 
 
 def main() -> None:
     """Command line."""
-    options = parser(__doc__, RESULTS / "tomography-large", "ct/")
-    options.add_argument("--measure", action="store_true")
-    options.add_argument("--device", default="cpu")
-    given = options.parse_args()
+    more = {"measure": (False, "a few products, the rest projected"), "device": ("cpu", "of the whole fit")}
+    asked = command(__doc__, RESULTS / "tomography-large", "ct/", threads=None, **more)
     start = perf_counter()
-    operator = ray_transform(geometry())
+    operator = tomography.ray_transform(geometry())
     assembled = perf_counter() - start
-    given.out.mkdir(parents=True, exist_ok=True)
-    image, sinogram = measurement(given.root, operator)
-    if given.measure:
+    asked.out.mkdir(parents=True, exist_ok=True)
+    image, sinogram = measurement(asked.root, operator)
+    if asked.measure:
         found = measure(operator, sinogram)
     else:
-        operator, sinogram = operator.to(torch.float32, given.device), sinogram.to(given.device)
-        found = whole(operator, image, sinogram, given.out, given.cache or given.out / "cache")
+        operator, sinogram = operator.to(torch.float32, asked.device), sinogram.to(asked.device)
+        found = whole(operator, image, sinogram, asked.out, asked.cache or asked.out / "cache")
     write_page(
-        given.out / "results.md", "experiments/tomography/large.md.j2", found=found, assembled=assembled, side=SIDE,
+        asked.out / "results.md", "experiments/tomography/large.md.j2", found=found, assembled=assembled, side=SIDE,
         angles=ANGLES, bins=BINS, noise=NOISE, samples=SAMPLES, torch=torch.__version__,
-        flags="--measure" if given.measure else f"--device {given.device}", threads=torch.get_num_threads(),
+        flags="--measure" if asked.measure else f"--device {asked.device}", threads=torch.get_num_threads(),
     )  # fmt: skip
 
 

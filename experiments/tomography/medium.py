@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from experiments.common.command import parser, say
+from experiments.common.command import command, say
 from experiments.common.page import RESULTS, provenance, write_page
 from experiments.common.store import Store, save_arrays
 from sampla.apps.ct import Result, Settings, demo_scan, reconstruct
@@ -40,35 +40,29 @@ def dropout_dip(result: Result, seed: int) -> tuple[ImagePredictive, float]:
 
 def main() -> None:
     """Command line."""
-    options = parser(__doc__, RESULTS / "tomography-medium")
-    options.add_argument("--pixels", type=int, default=128)
-    options.add_argument("--views", type=int, default=30)
-    options.add_argument("--steps", type=int, default=Recipe().steps)
-    given = options.parse_args()
-    settings = {"pixels": given.pixels, "views": given.views, "steps": given.steps}
-    store = Store(given.out / "results.json", settings, given.cache)
-    scan = demo_scan(given.pixels, given.views)
-    result = reconstruct(Settings(quiet=True, steps=given.steps), scan)
+    more = {"pixels": (128, "of a side"), "views": (30, "angles"), "steps": (Recipe().steps, "of training")}
+    asked = command(__doc__, RESULTS / "tomography-medium", threads=None, **more)
+    settings = {"pixels": asked.pixels, "views": asked.views, "steps": asked.steps}
+    store = Store(asked.out / "results.json", settings, asked.cache)
+    scan = demo_scan(asked.pixels, asked.views)
+    result = reconstruct(Settings(quiet=True, steps=asked.steps), scan)
     dropped, seconds = dropout_dip(result, seed=0)
     assert scan.reference is not None
     assert result.scores is not None
     scored = {"sampla": result.scores} | result.alternatives | {"MC dropout": score(dropped, scan.reference)}
-    given.out.mkdir(parents=True, exist_ok=True)
-    for picture in pictures(result):
-        (given.out / f"{picture.name}.png").write_bytes(picture.png)
+    asked.out.mkdir(parents=True, exist_ok=True)
     error = (scan.reference - dropped.mean).abs()
     panels = {
         "MC dropout": (dropped.mean, "image"), "its standard deviation": (dropped.std, "spread"),
         "its |error|": (error, "spread"),
     }  # fmt: skip
-    (given.out / "dropout.png").write_bytes(images_figure(panels))
     ours = (scan.reference - result.predictive.mean).abs() / result.predictive.total_std
-    (given.out / "calibration.png").write_bytes(
-        calibration_figure({"sampla": ours, "MC dropout": error / dropped.total_std})
-    )
-    for name, predictive in {"sampla": result.predictive, "MC dropout": dropped}.items():
-        arrays = {"mean": predictive.mean, "deviations": predictive.deviations, "truth": scan.reference}
-        save_arrays(store.predictions(name), {key: value.numpy() for key, value in arrays.items()})
+    drawn = {picture.name: picture.png for picture in pictures(result)} | {"dropout": images_figure(panels)}
+    drawn["calibration"] = calibration_figure({"sampla": ours, "MC dropout": error / dropped.total_std})
+    for name, picture in drawn.items():
+        (asked.out / f"{name}.png").write_bytes(picture)
+    for name, found in {"sampla": result.predictive, "MC dropout": dropped}.items():
+        save_arrays(store.predictions(name), mean=found.mean, deviations=found.deviations, truth=scan.reference)
     training = result.dip.training_.seconds
     store.put("phantom", {
         "name": scan.name, "bins": scan.geometry.num_bins, "samples": len(result.dip.posterior_.samples),
@@ -80,15 +74,15 @@ def main() -> None:
         },
         "certificate": f"{result.dip.report_}\n{result.dip.plan_}",
     })  # fmt: skip
-    write_page(given.out / "results.md", "experiments/tomography/medium.md.j2", **page(store))
+    write_page(asked.out / "results.md", "experiments/tomography/medium.md.j2", **page(store))
     say(f"{ {name: scores.psnr for name, scores in scored.items()} }")
 
 
 def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
-    command = "experiments.tomography.medium " + " ".join(f"--{name} {v}" for name, v in store.settings.items())
+    call = "experiments.tomography.medium " + " ".join(f"--{name} {v}" for name, v in store.settings.items())
     return {
-        "provenance": provenance(store, command, "torch", f", {store.environment.get('threads')} thread(s)"),
+        "provenance": provenance(store, call, "torch", f", {store.environment['threads']} thread(s)"),
         "settings": store.settings, "row": store.rows["phantom"], "patches": [str(size) for size in PATCH_SIZES],
         "pictures": ["overview", "samples", "calibration", "dropout"],
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """Real measurements: HTC2022 phantoms at 60, 30 and 15 views and a bell pepper at two doses, nothing set by hand.
 
-    python -m experiments.tomography.real --root DIR [--cases ta-60 pepper-low ...] [--factor 8]
+    python -m experiments.tomography.real --root DIR [--only ta-60] [--factor 8]
 
 DIR holds ct/htc2022_*.npz and ct/bell_pepper.npz. ``factor`` detector bins and pixels of the original become one. Each
 case is kept in OUT/results.json, its pictures under OUT/cases, so that a run may be stopped; results.md is written anew
@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.common.command import parser, say
-from experiments.common.page import RESULTS, grid, table, write_page
+from experiments.common.command import command, say
+from experiments.common.page import RESULTS, table, write_page
 from experiments.common.store import Store, save_arrays
 from experiments.tomography.scans import CASES, load
 from sampla.apps.ct import Settings, reconstruct
@@ -29,49 +29,47 @@ def run_case(store: Store, root: Path, case: str, factor: int, steps: int | None
     for picture in pictures(result):
         if picture.name != "samples":
             (out / f"{case}-{picture.name}.png").write_bytes(picture.png)
-    arrays = {"mean": result.predictive.mean, "deviations": result.predictive.deviations}
-    save_arrays(store.predictions(case), {name: value.numpy() for name, value in arrays.items()})
+    save_arrays(store.predictions(case), mean=result.predictive.mean, deviations=result.predictive.deviations)
     return {**summarise(result), "factor": factor}
 
 
 def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
-    found = [(case, store.rows[case]) for case in CASES if case in store.rows]
+    found = {case: store.rows[case] for case in CASES if case in store.rows}
     columns = {
-        "case": lambda pair: pair[0],
-        "pixels": lambda pair: " x ".join(map(str, pair[1]["geometry"]["image_shape"])),
-        "views x bins": lambda pair: f"{len(pair[1]['geometry']['angles'])} x {pair[1]['geometry']['num_bins']}",
-        **{head: lambda pair, n=name: f"{pair[1]['quality'][n]['psnr']:.2f}" for head, name in _PEERS.items()},
-        "SSIM of DIP": lambda pair: f"{pair[1]['scores']['ssim']:.3f}",
-        "within 1, 2, 3 std": lambda pair: ", ".join(f"{s:.1%}" for s in pair[1]["scores"]["inside"].values()),
-        "rank correlation": lambda pair: f"{pair[1]['scores']['rank_correlation']:.2f}",
-        "steps": lambda pair: f"{pair[1]['training']['steps']}",
-        "s": lambda pair: f"{pair[1]['seconds']:.0f}",
-    }
-    density = []
-    for case, row in found:
-        own, others = row["scores"]["log_prob"], [other["log_prob"] for other in row["alternatives"].values()]
-        cells = [f"{own[str(p)]:.2f} ({', '.join(f'{o[str(p)]:.2f}' for o in others)})" for p in PATCH_SIZES]
-        density.append([case, *cells, f"{sum(row['fit']['effective_dimension']):.0f}", f"{row['noise_std']:.3g}"])
-    head = ["case", *(f"{p} x {p}" for p in PATCH_SIZES), "gamma", "noise"]
+        "case": "{key}",
+        "pixels": "{geometry[image_shape][0]} x {geometry[image_shape][1]}",
+        "views x bins": lambda row: f"{len(row['geometry']['angles'])} x {row['geometry']['num_bins']}",
+        **{head: f"{{quality[{name}][psnr]:.2f}}" for head, name in _PEERS.items()},
+        "SSIM of DIP": "{scores[ssim]:.3f}",
+        "within 1, 2, 3 std": lambda row: ", ".join(f"{s:.1%}" for s in row["scores"]["inside"].values()),
+        "rank correlation": "{scores[rank_correlation]:.2f}", "steps": "{training[steps]}", "s": "{seconds:.0f}",
+    }  # fmt: skip
+
+    def density(row: Any, patch: int) -> str:
+        own, *others = (s["log_prob"][str(patch)] for s in (row["scores"], *row["alternatives"].values()))
+        return f"{own:.2f} ({', '.join(f'{other:.2f}' for other in others)})"
+
+    densities = {
+        "case": "{key}",
+        **{f"{p} x {p}": lambda row, p=p: density(row, p) for p in PATCH_SIZES},
+        "gamma": lambda row: f"{sum(row['fit']['effective_dimension']):.0f}", "noise": "{noise_std:.3g}",
+    }  # fmt: skip
     return {
-        "cases": table(found, columns, left=len(columns)), "density": grid(head, density, left=len(head)),
-        "names": {case: row["name"] for case, row in found},
+        "cases": table(found, columns, left=len(columns)), "density": table(found, densities, left=len(densities)),
+        "names": {case: row["name"] for case, row in found.items()},
     }  # fmt: skip
 
 
 def main() -> None:
     """Command line."""
-    options = parser(__doc__, RESULTS / "tomography-real", "ct/")
-    options.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
-    options.add_argument("--factor", type=int, default=8)
-    options.add_argument("--steps", type=int, help="of training; by default the library's rule")
-    given = options.parse_args()
-    store = Store(given.out / "results.json", {"factor": given.factor, "steps": given.steps}, given.cache)
-    for case in given.cases:
-        work = partial(run_case, store, given.root, case, given.factor, given.steps, given.out / "cases")
+    more = {"factor": (8, "bins that become one"), "steps": (int, "of training; by default the library's rule")}
+    asked = command(__doc__, RESULTS / "tomography-real", "ct/", only=CASES, threads=None, **more)
+    store = Store(asked.out / "results.json", {"factor": asked.factor, "steps": asked.steps}, asked.cache)
+    for case in asked.only or CASES:
+        work = partial(run_case, store, asked.root, case, asked.factor, asked.steps, asked.out / "cases")
         say(f"{case}: {store.once(case, work)['seconds']:.0f} s")
-        write_page(given.out / "results.md", "experiments/tomography/real.md.j2", **page(store))
+        write_page(asked.out / "results.md", "experiments/tomography/real.md.j2", **page(store))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The measured scans: sparse views of the HTC2022 phantoms and of a bell pepper, binned to the image asked for."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,7 @@ CASES = (*(f"{name}-{views}" for name in PHANTOMS for views in VIEWS), *(f"peppe
 
 
 def load(root: Path, case: str, factor: int) -> Scan:
-    """One case; ``factor`` detector bins and image pixels of the original become one.
-
-    Raises:
-        FileNotFoundError: if the data are not under ``root``.
-    """
+    """One case; ``factor`` detector bins and image pixels of the original become one."""
     name, _, kind = case.partition("-")
     return _pepper(root, kind, factor) if name == "pepper" else _phantom(root, name, int(kind), factor)
 
@@ -30,10 +27,8 @@ def _phantom(root: Path, name: str, views: int, factor: int) -> Scan:
         sinogram = _binned(data["sinogram"][every], factor)
         reference = _blocks(data["recon_fbp"] / data["eff_pixel_mm"], factor)
         geometry = _geometry(data, data["angles_deg"][every], reference.shape, sinogram.shape[1], factor)
-    return Scan(
-        f"HTC2022 {name}, {views} of 720 views", torch.from_numpy(sinogram).float(), geometry, None,
-        _seen(reference, geometry),
-    )  # fmt: skip
+    seen = _seen(reference, geometry)
+    return Scan(f"HTC2022 {name}, {views} of 720 views", torch.from_numpy(sinogram).float(), geometry, None, seen)
 
 
 def _pepper(root: Path, dose: str, factor: int) -> Scan:
@@ -44,10 +39,8 @@ def _pepper(root: Path, dose: str, factor: int) -> Scan:
         reference = _blocks(data["recon_fbp_high"], factor)
         angles = data["angles_deg"][every] + _POSE[dose]
         geometry = _geometry(data, angles, reference.shape, sinogram.shape[1], factor)
-    return Scan(
-        f"bell pepper, {dose} dose, {PEPPER_VIEWS} of 360 views", sinogram, geometry, spread,
-        torch.from_numpy(reference).float(),
-    )  # fmt: skip
+    name = f"bell pepper, {dose} dose, {PEPPER_VIEWS} of 360 views"
+    return Scan(name, sinogram, geometry, spread, torch.from_numpy(reference).float())
 
 
 def _binned(rows: np.ndarray, factor: int) -> np.ndarray:
@@ -73,9 +66,7 @@ def _seen(image: np.ndarray, geometry: Geometry) -> torch.Tensor:
     return torch.from_numpy(np.where(np.hypot(rows[:, None], columns) <= radius, image, 0)).float()
 
 
-def _geometry(
-    data: np.lib.npyio.NpzFile, degrees: np.ndarray, shape: tuple[int, ...], bins: int, factor: int
-) -> Geometry:
+def _geometry(data: Any, degrees: np.ndarray, shape: tuple[int, ...], bins: int, factor: int) -> Geometry:
     return Geometry(
         (shape[0], shape[1]), float(data["eff_pixel_mm"]) * factor, tuple(np.deg2rad(degrees).tolist()), bins,
         float(data["det_pixel_mm"]) * factor, float(data["dist_source_origin_mm"]),

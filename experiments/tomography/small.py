@@ -6,36 +6,22 @@ Writes OUT/results.md and results.json. The reference is tests/dense_tomography.
 """
 
 from functools import partial
-from importlib.util import module_from_spec, spec_from_file_location
 from math import log
 from time import perf_counter
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from tests import dense_tomography
 from torch import Tensor
 
-from experiments.common.command import parser, say
-from experiments.common.page import RESULTS, ROOT, provenance, table, write_page
+from experiments.common.command import command, say
+from experiments.common.page import RESULTS, provenance, table, write_page
 from experiments.common.store import Store, save_arrays
 from sampla.apps.demo.data import read_idx
 from sampla.tomography import PATCH_SIZES, Geometry, LinearisedDIP, fixed_input, ray_transform, score
 
 SIDE, VIEWS, BINS, NOISE = 28, 20, 43, 0.05
-
-
-def _closed_form() -> ModuleType:
-    """tests/dense_tomography.py, which is in no package."""
-    spec = spec_from_file_location("dense_tomography", ROOT / "tests" / "dense_tomography.py")
-    assert spec is not None
-    assert spec.loader is not None
-    found = module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
-dense_tomography = _closed_form()
 
 
 def measure(store: Store, key: str, image: Tensor, seed: int, samples: int) -> dict[str, Any]:
@@ -64,8 +50,7 @@ def measure(store: Store, key: str, image: Tensor, seed: int, samples: int) -> d
         for size in PATCH_SIZES
     }
     draws = predictive.deviations.flatten(1)
-    arrays = {"mean": predictive.mean, "deviations": predictive.deviations, "truth": image}
-    save_arrays(store.predictions(key), {name: value.numpy() for name, value in arrays.items()})
+    save_arrays(store.predictions(key), mean=predictive.mean, deviations=predictive.deviations, truth=image)
     square, trace = float(covariance.square().sum()), float(covariance.trace())
     return {
         "psnr": scores.psnr, "seconds": seconds, "rank": scores.rank_correlation,
@@ -84,29 +69,19 @@ def page(store: Store) -> dict[str, Any]:
     rows = store.under("digit/")
     means = [[sum(r["log_prob"][str(s)][k] for r in rows.values()) / len(rows) for k in range(3)] for s in PATCH_SIZES]
     hyper = {
-        "digit": lambda pair: pair[0],
-        "PSNR, dB": lambda pair: f"{pair[1]['psnr']:.1f}",
-        "noise, true": lambda pair: f"{pair[1]['noise'][0]:.4f}",
-        "exact EM": lambda pair: f"{pair[1]['noise'][1]:.4f}",
-        "sampla": lambda pair: f"{pair[1]['noise'][2]:.4f}",
-        "alpha, exact EM": lambda pair: f"{pair[1]['alpha'][0]:.4g}",
-        "sampla ": lambda pair: f"{pair[1]['alpha'][1]:.4g}",
-        "gamma, exact": lambda pair: f"{pair[1]['gamma'][0]:.1f}",
-        "sampla  ": lambda pair: f"{pair[1]['gamma'][1]:.1f}",
-        "s": lambda pair: f"{pair[1]['seconds']:.0f}",
-    }
+        "digit": "{key}", "PSNR, dB": "{psnr:.1f}", "noise, true": "{noise[0]:.4f}", "exact EM": "{noise[1]:.4f}",
+        "sampla": "{noise[2]:.4f}", "alpha, exact EM": "{alpha[0]:.4g}", "sampla ": "{alpha[1]:.4g}",
+        "gamma, exact": "{gamma[0]:.1f}", "sampla  ": "{gamma[1]:.1f}", "s": "{seconds:.0f}",
+    }  # fmt: skip
     covariance = {
-        "digit": lambda pair: pair[0],
-        "error of S": lambda pair: f"{pair[1]['covariance']:.3f}",
-        "expected": lambda pair: f"{pair[1]['expected']:.3f}",
-        "z of the trace": lambda pair: f"{pair[1]['z of the trace']:+.2f}",
-        "rank correlation of std and error": lambda pair: f"{pair[1]['rank']:.2f}",
-    }
-    command = f"experiments.tomography.small --root DIR --images {len(rows)} --samples {store.settings['samples']}"
+        "digit": "{key}", "error of S": "{covariance:.3f}", "expected": "{expected:.3f}",
+        "z of the trace": "{z of the trace:+.2f}", "rank correlation of std and error": "{rank:.2f}",
+    }  # fmt: skip
+    call = f"experiments.tomography.small --root DIR --images {len(rows)} --samples {store.settings['samples']}"
     return {
-        "provenance": provenance(store, command, "torch"), "images": len(rows), "samples": store.settings["samples"],
-        "views": VIEWS, "bins": BINS, "noise": NOISE, "hyperparameters": table(rows.items(), hyper, left=0),
-        "covariance": table(rows.items(), covariance, left=0), "sizes": PATCH_SIZES, "means": means,
+        "provenance": provenance(store, call, "torch"), "images": len(rows), "samples": store.settings["samples"],
+        "views": VIEWS, "bins": BINS, "noise": NOISE, "hyperparameters": table(rows, hyper, left=0),
+        "covariance": table(rows, covariance, left=0), "sizes": PATCH_SIZES, "means": means,
         "alpha_off": max(abs(log(r["alpha"][1] / r["alpha"][0])) for r in rows.values()),
         "noise_off": max(abs(log(r["noise"][2] / r["noise"][1])) for r in rows.values()),
     }  # fmt: skip
@@ -114,17 +89,15 @@ def page(store: Store) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    options = parser(__doc__, RESULTS / "tomography-small", "mnist/")
-    options.add_argument("--images", type=int, default=10)
-    options.add_argument("--samples", type=int, default=64)
-    given = options.parse_args()
-    store = Store(given.out / "results.json", {"samples": given.samples}, given.cache)
-    digits = torch.from_numpy(read_idx(given.root / "mnist" / "t10k-images-idx3-ubyte.gz")[: given.images] / 255)
+    more = {"images": (10, "digits"), "samples": (64, "K")}
+    asked = command(__doc__, RESULTS / "tomography-small", "mnist/", threads=None, **more)
+    store = Store(asked.out / "results.json", {"samples": asked.samples}, asked.cache)
+    digits = torch.from_numpy(read_idx(asked.root / "mnist" / "t10k-images-idx3-ubyte.gz")[: asked.images] / 255)
     for seed, image in enumerate(digits):
         key = f"digit/{seed}"
-        store.once(key, partial(measure, store, key, image, seed, given.samples))
-        say(f"{key}: {store.rows[key]['psnr']:.1f} dB")
-    write_page(given.out / "results.md", "experiments/tomography/small.md.j2", **page(store))
+        row = store.once(key, partial(measure, store, key, image, seed, asked.samples))
+        say(f"{key}: {row['psnr']:.1f} dB")
+    write_page(asked.out / "results.md", "experiments/tomography/small.md.j2", **page(store))
 
 
 if __name__ == "__main__":
