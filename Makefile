@@ -27,7 +27,7 @@ figures: $(INSTALLED)
 	$(BIN)/python docs/figures/gprior_invariance.py
 
 # Each page names the command that writes it. Experiments and benchmarks are run from here, as modules: every one knows
-# --out, --cache and --help. --anew measures again what was measured with another state of the library's source.
+# --out, --cache, --threads and --help. --anew measures again what was measured with another state of the library's source.
 
 # benchmarks/solvers.md: ROOT holds mnist/ and cifar10/, CHECKPOINTS the ResNet-20. About an hour on two cores.
 benchmark-solvers: $(INSTALLED)

@@ -41,6 +41,11 @@ MODULES = sorted(
 )
 
 
+def _source(module):
+    path = ROOT / module.replace(".", "/")
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+
+
 def rendered(name):
     template, page = PAGES[name]
     return render(f"{template}.md.j2", **page(Store.opened(ROOT / f"{name}.json")))
@@ -59,6 +64,23 @@ def test_every_module_loads(module):
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in NEED_AN_EXTRA:
             raise
+
+
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if "command(" in _source(name) and "def main(" in _source(name)]
+)
+def test_every_script_has_the_same_words_for_the_same_things(module, monkeypatch, capsys):
+    try:
+        script = importlib.import_module(module)
+    except ModuleNotFoundError:
+        pytest.skip("needs an extra")
+    monkeypatch.setattr("sys.argv", [module, "--help"])
+    with pytest.raises(SystemExit) as left:
+        script.main(*([mnist.EXPERIMENT] if module.endswith("runner") else []))
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--out" in printed
+    assert "--threads" in printed
 
 
 def test_no_script_changes_the_path():
