@@ -16,17 +16,8 @@ from sampla.core.blocks import dots
 from sampla.core.checks import require
 from sampla.core.noise import PROBE, standard_normal
 from sampla.model import LinearModel
-from sampla.solvers._base import (
-    Iterate,
-    LinearSystem,
-    RightHandSide,
-    Solver,
-    Start,
-    num_outputs,
-    relative_rms,
-    rounded_terms,
-    without_rounding,
-)
+from sampla.solvers._base import Iterate, LinearSystem, RightHandSide, Start, num_outputs, rounded_terms
+from sampla.solvers._factorised import Factorisation, Factorised, cholesky, relative_errors, require_room, unit_rows
 
 _COLUMNS = 64
 _REFINEMENTS = 2
@@ -38,30 +29,19 @@ _FLOOR = 10.0
 
 
 @dataclass(frozen=True)
-class DenseDualState:
-    """Z once the first step is done."""
+class DenseDualState(Factorisation):
+    """With what refinement needs; the factorisation is that of I + G."""
 
-    value: Tensor
-    root: Tensor | None = None
-    """Cholesky's factor of I + G."""
     image: Tensor | None = None
     """(K, P) M Z, by products."""
-    missing: Tensor | None = None
-    """(K, P) H^-1 (B - H Z), float64, as far as the factorisation knows H."""
     lengths: Tensor | None = None
     """(K,) |missing|_M."""
-    errors: Tensor | None = None
-    """(K,) of |z - z*|_M / |z|_M."""
-    sizes: Tensor | None = None
-    """(K,) |z|_M."""
-    log_determinant: float | None = None
     contracts: bool = False
     """Whether refinement has converged at a rate that is believed."""
-    stuck: bool = False
 
 
 @dataclass(frozen=True)
-class DenseDual(Solver[DenseDualState]):
+class DenseDual(Factorised[DenseDualState]):
     """Cholesky factorisation of I + G in float64, with iterative refinement.
 
     b - phi' S w is a difference of numbers |G| times as large as z, and products in float32 leave G uncertain by
@@ -77,104 +57,60 @@ class DenseDual(Solver[DenseDualState]):
     """
 
     max_outputs: int = 8_000
-    exact_determinant = True
     krylov_e_step = True
 
     def init(self, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> DenseDualState:
-        entries = num_outputs(system.model)
-        require(
-            entries <= self.max_outputs,
-            f"at most {self.max_outputs:,} outputs over all data for the dense dual solver",
-            f"{entries:,} ({8 * entries**2 / 2**30:.1f} GiB for one matrix)",
-            "Use solver='block-cg', which forms no matrix.",
-        )
+        require_room(num_outputs(system.model), self.max_outputs, "outputs over all data", "dense dual")
         require(
             system.model.data.fixed_order, "a loader with a fixed order", "a shuffled one", "Use solver='block-cg'."
         )
         return DenseDualState(torch.zeros_like(rhs.data_part) if guess is None else guess.value)
 
-    def step(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
-        if state.root is None:
-            state = self._factorised(system, rhs, state)
-            for _ in range(_REFINEMENTS if state.root is not None else 0):
-                state = _refined(system, rhs, state)
-            return state
-        better = _refined(system, rhs, state)
-        before, after = self.error(state), self.error(better)
-        return replace(better if after < before else state, stuck=not after < before / 2)
-
-    def error(self, state: DenseDualState) -> float:
-        if state.errors is None or state.sizes is None:
-            return float("nan")
-        return relative_rms(state.errors * state.sizes, state.sizes)
-
-    def stagnated(self, state: DenseDualState) -> bool:
-        return state.stuck
-
-    def solution(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> Iterate:
-        if state.image is None:  # broke down: all there is is the guess
-            return Iterate(state.value, system.model.curvature_product(state.value))
-        return Iterate(
-            state.value, state.image, errors=state.errors,
-            log_determinant=state.log_determinant,
-        )  # fmt: skip
-
-    def _factorised(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
-        """The first step: G formed, I + G factorised, Z solved for and what is missing measured."""
+    def factorised(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
         entries = num_outputs(system.model)
-        kernel = torch.cat([self._rows(system, start, entries) for start in range(0, entries, _COLUMNS)])
+        kernel = torch.cat([_kernel_rows(system, start, entries) for start in range(0, entries, _COLUMNS)])
         kernel = (kernel + kernel.mT) / 2
-        identity = torch.eye(entries).to(kernel)
-        root, info = torch.linalg.cholesky_ex(kernel + identity)
-        if int(info) != 0:
-            root, info = torch.linalg.cholesky_ex(without_rounding(kernel, system.precision.dtype) + identity)
-        if int(info) != 0:
+        _, root = cholesky(kernel, torch.ones(entries).to(kernel), system.precision.dtype)
+        if root is None:
             return DenseDualState(torch.full_like(state.value, torch.nan))
         value, _ = _woodbury(system, rhs.total.double(), root)
         determinant = 2 * float(root.diagonal().log().sum()) + float(system.precision.double().log().sum())
-        first = DenseDualState(value.to(rhs.data_part), root, log_determinant=determinant)
-        return _measured(system, rhs, first)
+        found = DenseDualState(value.to(rhs.data_part), root, log_determinant=determinant)
+        found = self.measured(system, rhs, found)
+        for _ in range(_REFINEMENTS):
+            found = self.refined(system, rhs, found)
+        return found
 
-    def _rows(self, system: LinearSystem, start: int, entries: int) -> Tensor:
-        """Rows of G, in float64."""
-        identity = torch.zeros(min(_COLUMNS, entries - start), entries).to(system.precision)
-        identity[torch.arange(len(identity)), torch.arange(start, start + len(identity))] = 1
-        pulled = _pulled(system.model, identity) / system.precision
-        return _pushed(system.model, pulled, entries).double()
+    def measured(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
+        """With M Z by a product, what is missing to Z, and its error: see the class's docstring."""
+        assert state.root is not None
+        image = system.model.curvature_product(state.value)
+        residual = rhs.total.double() - image.double() - system.precision.double() * state.value.double()
+        terms = rounded_terms(system, rhs, state.value, system.diagonal, len(state.root))
+        size = terms.mean(0, keepdim=True).sqrt() * system.model.rounding
+        rounding = size * standard_normal(rhs.seed, PROBE, range(1), 0, (size.shape[1],), size)
+        missing, functions = _woodbury(system, torch.cat([residual, rounding]), state.root)
+        missing, lengths, hidden = missing[:-1], functions[:-1].norm(dim=1), functions[-1].norm()
+        sizes = dots(state.value, image).clamp_min(0).sqrt()
+        bound = dots(residual, residual, system.precision.reciprocal()).sqrt() / 2
+        rate = 1.0 if state.lengths is None else float(lengths.norm() / state.lengths.norm().clamp_min(1e-300))
+        contracts = rate <= _SURE
+        sure = contracts or (state.contracts and bool(lengths.norm() <= _FLOOR * hidden * len(lengths) ** 0.5))
+        found = (torch.minimum(lengths / (1 - min(rate, _SURE)), bound) if sure else bound).hypot(hidden)
+        return replace(
+            state, image=image, missing=missing, lengths=lengths, errors=relative_errors(found, sizes),
+            sizes=sizes, contracts=contracts or state.contracts,
+        )  # fmt: skip
+
+    def known(self, system: LinearSystem, state: DenseDualState) -> Iterate:
+        assert state.image is not None
+        return Iterate(state.value, state.image, errors=state.errors, log_determinant=state.log_determinant)
 
 
-def _refined(system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
-    """Z with what was missing, as far as that was known."""
-    assert state.missing is not None
-    return _measured(system, rhs, replace(state, value=(state.value + state.missing).to(state.value)))
-
-
-def _measured(system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
-    """With M Z by a product, what is missing to Z, and its error: see the class's docstring."""
-    assert state.root is not None
-    image = system.model.curvature_product(state.value)
-    residual = rhs.total.double() - image.double() - system.precision.double() * state.value.double()
-    terms = rounded_terms(system, rhs, state.value, system.diagonal, len(state.root))
-    size = terms.mean(0, keepdim=True).sqrt() * system.model.rounding
-    rounding = size * standard_normal(rhs.seed, PROBE, range(1), 0, (size.shape[1],), size)
-    missing, functions = _woodbury(system, torch.cat([residual, rounding]), state.root)
-    missing, lengths, hidden = missing[:-1], functions[:-1].norm(dim=1), functions[-1].norm()
-    sizes = dots(state.value, image).clamp_min(0).sqrt()
-    bound = dots(residual, residual, system.precision.reciprocal()).sqrt() / 2
-    rate = 1.0 if state.lengths is None else float(lengths.norm() / state.lengths.norm().clamp_min(1e-300))
-    contracts = rate <= _SURE
-    sure = contracts or (state.contracts and bool(lengths.norm() <= _FLOOR * hidden * len(lengths) ** 0.5))
-    found = (torch.minimum(lengths / (1 - min(rate, _SURE)), bound) if sure else bound).hypot(hidden)
-    errors = torch.where(found > 0, found / sizes, 0.0)
-    return replace(
-        state,
-        image=image,
-        missing=missing,
-        lengths=lengths,
-        errors=errors,
-        sizes=sizes,
-        contracts=contracts or state.contracts,
-    )
+def _kernel_rows(system: LinearSystem, start: int, entries: int) -> Tensor:
+    """Rows of G, in float64."""
+    pulled = _pulled(system.model, unit_rows(start, _COLUMNS, entries, system.precision)) / system.precision
+    return _pushed(system.model, pulled, entries).double()
 
 
 def _woodbury(system: LinearSystem, right: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:

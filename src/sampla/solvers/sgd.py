@@ -106,8 +106,9 @@ class SGD(Solver[SGDState]):
         if self.objective == "regulariser":
             return rhs.total
         pull = rhs.prior_part.clone()
-        noise = batch.noise_gradient(rhs.seed, range(rhs.num_samples))
-        pull[: rhs.num_samples] += _weight(system, batch) * noise
+        if rhs.num_samples > 0:
+            noise = batch.noise_gradient(rhs.seed, range(rhs.num_samples))
+            pull[: rhs.num_samples] += _weight(system, batch) * noise
         pull[rhs.num_samples :] += rhs.data_part[rhs.num_samples :]
         return pull
 
