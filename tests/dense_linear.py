@@ -118,8 +118,8 @@ def logistic_reference(x, labels, alpha, *, weights=None):
     data = np.zeros((len(mode), len(mode)))
     for row, logit, weight in zip(x, logits, weights, strict=True):
         p = expit(logit) if outputs == 1 else np.exp(log_softmax(logit))
-        bend = np.diag(p * (1 - p)) if outputs == 1 else np.diag(p) - np.outer(p, p)
-        data += weight * np.kron(np.outer(row, row), bend)
+        output_curvature = np.diag(p * (1 - p)) if outputs == 1 else np.diag(p) - np.outer(p, p)
+        data += weight * np.kron(np.outer(row, row), output_curvature)
     covariance = np.linalg.inv(data + alpha * np.eye(len(mode)))
     evidence = -loss(mode) + 0.5 * (len(mode) * np.log(alpha) + np.linalg.slogdet(covariance)[1])
     return mode.reshape(-1, outputs), covariance, np.trace(covariance @ data), evidence

@@ -56,8 +56,8 @@ class Equation(nn.Module):
         x = x.requires_grad_()
         u = self.u(x)
         (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
-        (bend,) = torch.autograd.grad(slope.sum(), x, create_graph=True)
-        return bend + u
+        (output_curvature,) = torch.autograd.grad(slope.sum(), x, create_graph=True)
+        return output_curvature + u
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {

@@ -27,10 +27,10 @@ def gram(left: Tensor | Stack, right: Tensor | Stack, weight: Tensor | None = No
     width = max(1, CHUNK // max(1, len(left) + len(right)))
     total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
     for start in range(0, left.shape[1], width):
-        part = slice(start, start + width)
-        first = _double(left, part)
-        second = first if right is left else _double(right, part)
-        total += (first if weight is None else first * weight[part].double()) @ second.mT
+        span = slice(start, start + width)
+        first = _double(left, span)
+        second = first if right is left else _double(right, span)
+        total += (first if weight is None else first * weight[span].double()) @ second.mT
     return total
 
 
@@ -39,24 +39,24 @@ def dots(left: Tensor, right: Tensor, weight: Tensor | None = None) -> Tensor:
     width = max(1, CHUNK // max(1, 2 * len(left)))
     total = torch.zeros(len(left), dtype=torch.float64, device=left.device)
     for start in range(0, left.shape[1], width):
-        part = slice(start, start + width)
-        first = left[:, part].double()
+        span = slice(start, start + width)
+        first = left[:, span].double()
         total += torch.linalg.vecdot(
-            first if weight is None else first * weight[part].double(), right[:, part].double()
+            first if weight is None else first * weight[span].double(), right[:, span].double()
         )
     return total
 
 
-def _double(block: Tensor | Stack, part: slice) -> Tensor:
-    return (block.columns(part) if isinstance(block, Stack) else block[:, part]).double()
+def _double(block: Tensor | Stack, span: slice) -> Tensor:
+    return (block.columns(span) if isinstance(block, Stack) else block[:, span]).double()
 
 
-def turned(matrix: Tensor, rows: Tensor) -> Tensor:
+def transformed_in_place(matrix: Tensor, rows: Tensor) -> Tensor:
     """matrix (K, K) times rows (K, P), in place and returned: a block less than the product would need."""
     width = max(1, CHUNK // max(1, len(rows)))
     for start in range(0, rows.shape[1], width):
-        part = slice(start, start + width)
-        rows[:, part] = matrix @ rows[:, part]
+        span = slice(start, start + width)
+        rows[:, span] = matrix @ rows[:, span]
     return rows
 
 
@@ -129,8 +129,8 @@ def _from_gram(
     change = ((vectors / lengths) @ vectors.mT).to(rows)
     factor = (vectors * lengths) @ vectors.mT @ factor
     same = dual is basis
-    basis = turned(change, basis)
-    return basis, basis if same else turned(change, dual), factor, not bool(kept.all())
+    basis = transformed_in_place(change, basis)
+    return basis, basis if same else transformed_in_place(change, dual), factor, not bool(kept.all())
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from sampla.core.checks import require
 from sampla.core.hashes import Counted, datum_hashes, mix, padding_sides, wrap
 from sampla.core.inputs import as_inputs, as_tensor, brought, input_tensors, moved, num_inputs, pick
 from sampla.core.progress import Progress
-from sampla.core.typing import Inputs, Loader, Whole
+from sampla.core.typing import Inputs, Loader, Opaque
 
 Unpack: TypeAlias = Callable[[Any], tuple[Any, Any]]
 """What makes (inputs, targets) of a batch of the user's."""
@@ -55,7 +55,7 @@ class Batch:
     @property
     def whole(self) -> bool:
         """Whether the batch is one object for the network, which cannot be cut."""
-        return isinstance(self.inputs, Whole)
+        return isinstance(self.inputs, Opaque)
 
     def part(self, start: int, stop: int) -> "Batch":
         """The data from start to stop; all of them if the batch is whole."""
@@ -261,7 +261,7 @@ class CheckedLoader(Data):
 
     def _hashes(self, batch: Batch) -> Tensor:
         self._objects = batch.whole
-        if not isinstance(batch.inputs, (Whole, list)):
+        if not isinstance(batch.inputs, (Opaque, list)):
             shapes = [t.shape[1:] for t in (*input_tensors(batch.inputs), batch.targets)]
             self._shapes.add(tuple(size for shape in shapes for size in shape))
         if self._sides is None:  # settled once, so that a datum has the same hash on every pass

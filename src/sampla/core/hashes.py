@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sampla.core.inputs import named_leaves, object_leaves
-from sampla.core.typing import Inputs, Whole
+from sampla.core.typing import Inputs, Opaque
 
 Counted: TypeAlias = Callable[[Tensor], Tensor | None]
 """Which targets a likelihood counts, as ``Likelihood.counted`` says it."""
@@ -45,26 +45,26 @@ def datum_hashes(
         sides: what ``padding_sides`` said of the first data. Padding does not enter the hash, nor does its length.
     """
     size, device = targets.shape[0], targets.device
-    total, kept, leaves = torch.zeros(size, dtype=torch.int64, device=device), None, 0
-    if isinstance(inputs, (Whole, list)):
+    total, unpadded, leaves = torch.zeros(size, dtype=torch.int64, device=device), None, 0
+    if isinstance(inputs, (Opaque, list)):
         total = mix(_object_hashes(inputs, size).to(device))
     else:
-        places = _Kept(inputs, sides or {})
+        places = _Unpadded(inputs, sides or {})
         for leaves, (name, leaf) in enumerate(named_leaves(inputs), start=1):
             k = leaves - 1
             if isinstance(leaf, Tensor):
-                bits, kept = _bits(leaf), places(name, leaf)
-                if kept is not None:
-                    bits = bits.where(kept.repeat_interleave(bits.shape[1] // kept.shape[1], 1), 0)
-                total = mix(total + _weighted(bits, k, kept))
+                bits, unpadded = _bits(leaf), places(name, leaf)
+                if unpadded is not None:
+                    bits = bits.where(unpadded.repeat_interleave(bits.shape[1] // unpadded.shape[1], 1), 0)
+                total = mix(total + _weighted(bits, k, unpadded))
             else:
                 total = mix(total + _constant(leaf, k))
-        kept = places("", targets)
+        unpadded = places("", targets)
     bits = _bits(targets)
     asked = None if counted is None else counted(targets)
     if asked is not None and asked.numel() == targets.numel():
         bits = bits.where(asked.reshape(size, -1) != 0, 0)
-    return mix(total + _weighted(bits, leaves, kept))
+    return mix(total + _weighted(bits, leaves, unpadded))
 
 
 def earlier_fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -99,23 +99,23 @@ def padding_sides(inputs: Inputs) -> dict[str, bool]:
     return sides
 
 
-class _Kept:
+class _Unpadded:
     """Which places of the entries of a mapping are data, by their masks and what of these is padding."""
 
     def __init__(self, inputs: Inputs, sides: Mapping[str, bool]) -> None:
-        self._sides, self._kept = sides, {}
+        self._sides, self._unpadded = sides, {}
         for name, mask in _masks(inputs).items():
             if name in sides:
-                kept = (mask != 0) != sides[name]
+                unpadded = (mask != 0) != sides[name]
                 if not name.endswith(("attention_mask", "padding_mask", "pad_mask")):
-                    kept = _with_what_varies(kept, [leaf for _, leaf in _entries(inputs, name, sides)])
-                self._kept[name] = kept
+                    unpadded = _with_what_varies(unpadded, [leaf for _, leaf in _entries(inputs, name, sides)])
+                self._unpadded[name] = unpadded
 
     def __call__(self, name: str, leaf: Any) -> Tensor | None:
         """(n, L) for an entry; None where no mask goes with it."""
         mask = _mask_of(name, self._sides)
-        fits = mask in self._kept and isinstance(leaf, Tensor) and leaf.shape[:2] == self._kept[mask].shape
-        return self._kept[mask] if fits and mask is not None else None
+        fits = mask in self._unpadded and isinstance(leaf, Tensor) and leaf.shape[:2] == self._unpadded[mask].shape
+        return self._unpadded[mask] if fits and mask is not None else None
 
 
 def _masks(inputs: Inputs) -> dict[str, Tensor]:
@@ -141,15 +141,15 @@ def _entries(inputs: Inputs, mask: str, masks: Mapping[str, Any]) -> list[tuple[
     ]
 
 
-def _with_what_varies(kept: Tensor, entries: list[Tensor]) -> Tensor:
+def _with_what_varies(unpadded: Tensor, entries: list[Tensor]) -> Tensor:
     """All places of those data that hold more than one value on the side that is said to be padding."""
-    info, padding = torch.iinfo(torch.int64), ~kept.unsqueeze(2)
-    varies = torch.zeros(len(kept), 1, dtype=torch.bool, device=kept.device)
+    info, padding = torch.iinfo(torch.int64), ~unpadded.unsqueeze(2)
+    varies = torch.zeros(len(unpadded), 1, dtype=torch.bool, device=unpadded.device)
     for entry in entries:
-        rows = _bits(entry).view(*kept.shape, -1)
+        rows = _bits(entry).view(*unpadded.shape, -1)
         low, high = rows.where(padding, info.max).amin(1), rows.where(padding, info.min).amax(1)
         varies |= (low < high).any(1, keepdim=True)
-    return kept | varies
+    return unpadded | varies
 
 
 def _beginning(mask: str) -> str:
@@ -160,18 +160,18 @@ def _beginning(mask: str) -> str:
     return mask
 
 
-def _weighted(bits: Tensor, k: int, kept: Tensor | None = None) -> Tensor:
+def _weighted(bits: Tensor, k: int, unpadded: Tensor | None = None) -> Tensor:
     """(n,) sum of the bits (n, d), each times a number of its place, counted from the first place that is kept."""
     places = torch.arange(1, bits.shape[1] + 1, device=bits.device) + (k << 40)
-    if kept is not None:
-        places = places - kept.int().argmax(1, keepdim=True) * (bits.shape[1] // kept.shape[1])
+    if unpadded is not None:
+        places = places - unpadded.int().argmax(1, keepdim=True) * (bits.shape[1] // unpadded.shape[1])
     return (bits * mix(places)).sum(1)
 
 
-def _object_hashes(inputs: Whole | list[Any], size: int) -> Tensor:
+def _object_hashes(inputs: Opaque | list[Any], size: int) -> Tensor:
     """(n,) hashes of the objects of a list, or of the data that an object says it is made of; else of it as a whole."""
     objects: Any = inputs
-    if isinstance(inputs, Whole):
+    if isinstance(inputs, Opaque):
         separate = getattr(inputs.content, "to_data_list", None)
         objects = list(separate()) if callable(separate) else []
         if len(objects) != size:

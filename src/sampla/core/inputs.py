@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from sampla.core.checks import require
-from sampla.core.typing import Inputs, Whole
+from sampla.core.typing import Inputs, Opaque
 
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, np.generic)
 """What may stand beside tensors, the same for all data, and is handed on as it is."""
@@ -39,10 +39,10 @@ def as_inputs(given: Any, where: str) -> Inputs:
     if isinstance(given, (Tensor, np.ndarray)):
         return _with_first_axis(as_tensor(given, where), where)
     if isinstance(given, PackedSequence):
-        return Whole(given)
+        return Opaque(given)
     if isinstance(given, Mapping):
         converted = _converted(given, where)
-        return _with_first_axis(converted, where) if _only_tensors(converted) else Whole(given)
+        return _with_first_axis(converted, where) if _only_tensors(converted) else Opaque(given)
     if isinstance(given, (tuple, list)):
         converted = _converted(tuple(given), where)
         if any(isinstance(each, Tensor) for each in converted) and _only_tensors(converted):
@@ -51,7 +51,7 @@ def as_inputs(given: Any, where: str) -> Inputs:
         if objects:
             return list(given)
     elif not isinstance(given, (*_CONSTANTS, set, frozenset)):
-        return Whole(given)
+        return Opaque(given)
     raise TypeError(
         f"{where}: expected inputs as a tensor, a tuple or a dict of tensors, got {type(given).__name__}. Convert them "
         "in the data set or with a collate_fn. (A list with one object for each datum, or one object for all that the "
@@ -87,7 +87,7 @@ def as_tensor(given: Tensor | np.ndarray, where: str) -> Tensor:
 
 def map_inputs(function: Callable[[Any], Any], inputs: Inputs) -> Inputs:
     """Apply a function to every tensor with one row for each datum, keeping tuple or mapping; objects stay."""
-    if isinstance(inputs, (Whole, list)):
+    if isinstance(inputs, (Opaque, list)):
         return inputs
     mapped: Inputs = _mapped(function, inputs)
     return mapped
@@ -95,7 +95,7 @@ def map_inputs(function: Callable[[Any], Any], inputs: Inputs) -> Inputs:
 
 def pick(inputs: Inputs, rows: slice | list[int]) -> Inputs:
     """Some of the data, in this order. What is whole cannot be cut."""
-    assert not isinstance(inputs, Whole), "the caller keeps a whole batch together"
+    assert not isinstance(inputs, Opaque), "the caller keeps a whole batch together"
     if isinstance(inputs, list):
         return inputs[rows] if isinstance(rows, slice) else [inputs[row] for row in rows]
     return map_inputs(lambda t: t[rows], inputs)
@@ -103,7 +103,7 @@ def pick(inputs: Inputs, rows: slice | list[int]) -> Inputs:
 
 def num_inputs(inputs: Inputs) -> int | None:
     """How many data they are of; None for an object that only the network understands."""
-    if isinstance(inputs, Whole):
+    if isinstance(inputs, Opaque):
         return None
     if isinstance(inputs, list):
         return len(inputs)
@@ -112,8 +112,8 @@ def num_inputs(inputs: Inputs) -> int | None:
 
 def moved(inputs: Inputs, device: torch.device) -> Inputs:
     """The same on a device; the user's own objects stay as they are."""
-    if isinstance(inputs, Whole):
-        return Whole(_applied("to", inputs.content, device))
+    if isinstance(inputs, Opaque):
+        return Opaque(_applied("to", inputs.content, device))
     if isinstance(inputs, list):
         return [_applied("to", each, device) for each in inputs]
     return map_inputs(lambda t: brought(t, device), inputs)
@@ -121,8 +121,8 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
 
 def detached(inputs: Inputs) -> Inputs:
     """The same in tensors and objects of its own, to which a network may do what it likes."""
-    if isinstance(inputs, Whole):
-        return Whole(_applied("detach", inputs.content))
+    if isinstance(inputs, Opaque):
+        return Opaque(_applied("detach", inputs.content))
     if isinstance(inputs, list):
         return [_applied("detach", each) for each in inputs]
     return map_inputs(torch.Tensor.detach, inputs)
@@ -135,7 +135,7 @@ def brought(tensor: Tensor, device: torch.device) -> Tensor:
 
 def input_tensors(inputs: Inputs) -> list[Any]:
     """The tensors of the inputs, in a fixed order."""
-    if isinstance(inputs, (Whole, list)):
+    if isinstance(inputs, (Opaque, list)):
         return [leaf for leaf in object_leaves(inputs) if isinstance(leaf, Tensor)]
     return [leaf for _, leaf in named_leaves(inputs) if _is_data(leaf)]
 
@@ -163,7 +163,7 @@ def describe_inputs(inputs: Inputs) -> str:
     shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in input_tensors(inputs)[:12])
     if isinstance(inputs, list):
         return f"list of {len(inputs)} {type(inputs[0]).__name__}"
-    return f"{type(inputs.content).__name__} with {shapes or 'no tensor'}" if isinstance(inputs, Whole) else shapes
+    return f"{type(inputs.content).__name__} with {shapes or 'no tensor'}" if isinstance(inputs, Opaque) else shapes
 
 
 def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -216,7 +216,7 @@ def _with_first_axis(inputs: Any, where: str) -> Inputs:
 
 
 def _is_data(leaf: Any) -> bool:
-    return not isinstance(leaf, (Whole, *_CONSTANTS))
+    return not isinstance(leaf, (Opaque, *_CONSTANTS))
 
 
 def _is_number(thing: Any) -> bool:
@@ -228,7 +228,7 @@ def _is_number(thing: Any) -> bool:
 
 def _parts(thing: Any) -> list[Any]:
     """What an object is made of, in a fixed order."""
-    if isinstance(thing, Whole):
+    if isinstance(thing, Opaque):
         return [thing.content]
     if isinstance(thing, Mapping):
         return [thing[name] for name in sorted(thing, key=str)]

@@ -42,9 +42,9 @@ class Stack:
         """These rows and, below them, (k, P) others."""
         return Stack((*self.parts, rows))
 
-    def columns(self, piece: slice) -> Tensor:
+    def columns(self, span: slice) -> Tensor:
         """(m, w) a few columns, a copy."""
-        return torch.cat([part[:, piece] for part in self.parts])
+        return torch.cat([part[:, span] for part in self.parts])
 
     def along(self, vectors: Tensor) -> Tensor:
         """v V', in the dtype of the vectors: (K, P) -> (K, m)."""

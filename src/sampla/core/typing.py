@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Whole:
+class Opaque:
     """One object for all data of a batch, such as a batch of graphs: the network takes it whole, it is never cut."""
 
     content: Any
 
 
-Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any] | list[Any] | Whole
+Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any] | list[Any] | Opaque
 """What the network is called with: ``model(x)``, ``model(*x)``, ``model(**x)``, or a list or an object."""
 
 Loader: TypeAlias = Iterable[Any]

@@ -1,6 +1,7 @@
 """Feature maps phi: anything that can say phi v (jvp) and phi' u (vjp) for one batch of inputs."""
 
 from sampla.features._base import Features, Linearisation, adjoint_error, check_adjoint
+from sampla.features._lock import NETWORK_LOCK, locked
 from sampla.features._names import (
     functional_state,
     has_fingerprint,
@@ -12,14 +13,13 @@ from sampla.features._names import (
 from sampla.features._outputs import OutputName
 from sampla.features._products import Products
 from sampla.features._selection import Selection, select_parameters
-from sampla.features._turns import TURN, in_turn
 from sampla.features.chunked import Chunked
 from sampla.features.compose import OutputsAt, ScaledFeatures
 from sampla.features.matrix import DesignMatrix, Rows
 from sampla.features.network import NetworkFeatures
 
 __all__ = [
-    "TURN",
+    "NETWORK_LOCK",
     "Chunked",
     "DesignMatrix",
     "Features",
@@ -35,7 +35,7 @@ __all__ = [
     "check_adjoint",
     "functional_state",
     "has_fingerprint",
-    "in_turn",
+    "locked",
     "network_dtypes",
     "network_fingerprint",
     "plain_names",

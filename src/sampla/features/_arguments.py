@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sampla.core.typing import Inputs, Whole
+from sampla.core.typing import Inputs, Opaque
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -16,15 +16,15 @@ def call_arguments(model: nn.Module, inputs: Inputs) -> Arguments:
 
     A mapping whose names are no arguments of the network goes in as it is where the network takes one argument.
     """
-    given = inputs.content if isinstance(inputs, Whole) else inputs
+    given = inputs.content if isinstance(inputs, Opaque) else inputs
     if isinstance(given, Mapping):
         return ((given,), {}) if _as_one(model, given) else ((), dict(given))
-    if isinstance(inputs, (Whole, Tensor, list)):
+    if isinstance(inputs, (Opaque, Tensor, list)):
         return (given,), {}
     return tuple(given), {}
 
 
-def call_in_words(model: nn.Module, inputs: Inputs) -> str:
+def describe_call(model: nn.Module, inputs: Inputs) -> str:
     """The call that was made: "model(x)", "model(tokens=..., mask=...)"."""
     args, kwargs = call_arguments(model, inputs)
     if kwargs:
@@ -32,7 +32,7 @@ def call_in_words(model: nn.Module, inputs: Inputs) -> str:
     if isinstance(args[0], Mapping):
         names = ", ".join(map(repr, args[0]))
         return f"model(data) with data a {type(args[0]).__name__} of {names}, none of which its forward takes by name"
-    if isinstance(inputs, (Whole, list)):
+    if isinstance(inputs, (Opaque, list)):
         return f"model(data) with data a {type(args[0]).__name__}"
     return "model(x)" if len(args) == 1 else f"model({', '.join(f'x{k + 1}' for k in range(len(args)))})"
 

@@ -11,7 +11,7 @@ from sampla.core.noise import ADJOINT, standard_normal
 from sampla.core.params import ParameterLayout, row_dot
 from sampla.core.typing import Inputs
 
-Bend: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+OutputCurvature: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(n, *out) outputs and (K, n, *out) phi v to K cotangents."""
 
 
@@ -35,14 +35,14 @@ class Linearisation(ABC):
         """What the linear model says: (K, P) -> (K, n, *out), with ``Features.origin`` of the map this came from."""
         return self.jvp(theta) if origin is None else self.outputs + self.jvp(theta - origin.to(theta))
 
-    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
+    def product(self, vectors: Tensor, output_curvature: OutputCurvature) -> Tensor:
         """phi' bend(outputs, phi v) for K vectors, (K, P) -> (K, P): where the two can share work they do.
 
         Args:
             vectors: v.
             bend: (n, *out) outputs and (K, n, *out) phi v to K cotangents.
         """
-        return self.vjp(bend(self.outputs, self.jvp(vectors)))
+        return self.vjp(output_curvature(self.outputs, self.jvp(vectors)))
 
     def rounded_otherwise(self) -> "Linearisation":
         """The same phi, up to rounding errors that are others: to see by products how large they are."""

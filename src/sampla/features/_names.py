@@ -8,7 +8,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from sampla.core.checkpoint import digest
 from sampla.core.hashes import earlier_fingerprint, strided
-from sampla.features._turns import in_turn
+from sampla.features._lock import locked
 
 COMPILED = "_orig_mod"
 """The name under which what torch.compile returns holds the module."""
@@ -29,7 +29,7 @@ def plain_names(model: nn.Module) -> dict[str, str]:
     return {name: _without(name, wrapped) for name, _ in every}
 
 
-@in_turn
+@locked
 def plain_parameters(model: nn.Module, remove_duplicate: bool = True) -> dict[str, nn.Parameter]:
     """The parameters under their names without wrappers."""
     plain = plain_names(model)
@@ -75,13 +75,13 @@ def _own_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
 
 
-@in_turn
+@locked
 def network_fingerprint(model: nn.Module) -> str:
     """SHA-256 of the weights, hexadecimal; the same for a network that is compiled or wrapped."""
     return _digest(network_state(model))
 
 
-@in_turn
+@locked
 def has_fingerprint(model: nn.Module, expected: str, dtypes: Mapping[str, str]) -> bool:
     """Whether a network has the weights of a fingerprint, as they are or in the types that they were hashed in.
 
@@ -102,7 +102,7 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     return digest({name: strided(tensor) for name, tensor in state.items()})
 
 
-@in_turn
+@locked
 def network_dtypes(model: nn.Module) -> dict[str, str]:
     """Name -> type of each floating-point tensor of the state_dict."""
     return {name: str(t.dtype) for name, t in network_state(model).items() if t.is_floating_point()}

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Mode: TypeAlias = Literal["forward", "double-reverse"]
-FORWARD: Mode = "forward"
-DOUBLE_REVERSE: Mode = "double-reverse"
+DifferentiationMode: TypeAlias = Literal["forward", "double-reverse"]
+FORWARD: DifferentiationMode = "forward"
+DOUBLE_REVERSE: DifferentiationMode = "double-reverse"
 
 _REASONS = (
     ("forward AD with (\\S+) that", "{} has no forward derivative"),
@@ -26,7 +26,7 @@ _REASONS = (
 class Products:
     """How phi v and phi' u are computed for one network; goes into a posterior's file as it is."""
 
-    mode: Mode = FORWARD
+    mode: DifferentiationMode = FORWARD
     """Forward mode takes phi v by a jvp; double reverse mode as d/du (phi' u)' v, for which two vjps do."""
     reason: str = ""
     """Why it is not forward mode."""

@@ -10,7 +10,7 @@ from sampla.core.params import ParameterLayout
 from sampla.core.typing import Inputs
 from sampla.features._base import Linearisation
 
-Parts: TypeAlias = Sequence[Tensor | None]
+Gradients: TypeAlias = Sequence[Tensor | None]
 
 
 class Callee(Protocol):
@@ -25,7 +25,7 @@ class Callee(Protocol):
     def call(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """f(point, inputs)."""
 
-    def within(self, point: Mapping[str, Tensor], work: Callable[[], Parts]) -> Parts:
+    def within(self, point: Mapping[str, Tensor], work: Callable[[], Gradients]) -> Gradients:
         """The result of work done while the network has these parameters."""
 
 
@@ -82,8 +82,8 @@ class ReverseAt(Linearisation):
     def vjp(self, cotangents: Tensor) -> Tensor:
         leaves, outputs = self._graph()
         none: list[Tensor | None] = [None] * len(leaves)
-        parts = self._stack([outputs], self._leaves(), [cotangents]) if outputs.requires_grad else none
-        named = zip(leaves.items(), parts, strict=True)
+        gradients = self._stack([outputs], self._leaves(), [cotangents]) if outputs.requires_grad else none
+        named = zip(leaves.items(), gradients, strict=True)
         count = len(cotangents)
         return self._network.layout.flatten(
             {n: cotangents.new_zeros(count, *leaf.shape) if p is None else p.detach() for (n, leaf), p in named}
@@ -94,12 +94,15 @@ class ReverseAt(Linearisation):
         if self._stacked:
             return self._gradients(of, by, cotangents, batched=True)
         rows = [self._gradients(of, by, list(each)) for each in zip(*cotangents, strict=True)]
-        return [None if any(p is None for p in parts) else torch.stack(parts) for parts in zip(*rows, strict=True)]
+        return [
+            None if any(p is None for p in gradients) else torch.stack(gradients)
+            for gradients in zip(*rows, strict=True)
+        ]
 
     def _gradients(
         self, of: list[Tensor], by: list[Tensor], cotangents: list[Tensor], create: bool = False, batched: bool = False
     ) -> list[Tensor | None]:
-        def work() -> Parts:
+        def work() -> Gradients:
             with torch.enable_grad():
                 return torch.autograd.grad(
                     of, by, cotangents,

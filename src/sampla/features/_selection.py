@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from sampla.core.checks import require_known
+from sampla.features._lock import locked
 from sampla.features._names import plain_names, plain_parameters
-from sampla.features._turns import in_turn
 
-_Part: TypeAlias = str | nn.Module | nn.Parameter
-Selection: TypeAlias = _Part | Iterable[_Part] | Callable[[str, nn.Parameter], bool] | None
+_Item: TypeAlias = str | nn.Module | nn.Parameter
+Selection: TypeAlias = _Item | Iterable[_Item] | Callable[[str, nn.Parameter], bool] | None
 
 _NORMALISATION = (
     nn.modules.batchnorm._NormBase,  # BatchNorm and InstanceNorm, every dimension
@@ -28,7 +28,7 @@ LAST_LAYER = "last-layer"
 """The selection of the last module that has trainable parameters of its own and does not normalise."""
 
 
-@in_turn
+@locked
 def select_parameters(model: nn.Module, selection: Selection = None) -> tuple[list[str], dict[str, str]]:
     """Which parameters form theta.
 
@@ -145,16 +145,16 @@ def _items(selection: Any) -> list[Any]:
         wrong = next((item for item in items if not isinstance(item, str | nn.Module | nn.Parameter)), None)
         if wrong is None:
             return items
-        got = f"{type(selection).__name__} with {_said(wrong)}"
+        got = f"{type(selection).__name__} with {_described(wrong)}"
     else:
-        got = _said(selection)
+        got = _described(selection)
     raise TypeError(
         f"expected parameters= as names, modules or parameters, got {got}. A posterior is over whole parameter "
         f"tensors, not over single weights of them: {_HOW}"
     )
 
 
-def _said(value: Any) -> str:
+def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype} {tuple(value.shape)}"
     return f"{value!r:.60} ({type(value).__name__})"

@@ -28,7 +28,7 @@ class Network(Protocol):
         """The features of one batch."""
 
 
-def _near(features: Network) -> Tensor:
+def _on_device(features: Network) -> Tensor:
     return features.like.to(features.device)
 
 
@@ -40,7 +40,7 @@ def failure_of(features: Network, inputs: Inputs) -> Exception | None:
             warnings.filterwarnings("ignore", "There is a performance drop")  # vmap loops over an operation: it works
             at = features.linearise(inputs)
             at.vjp(at.outputs.new_ones(2, *at.outputs.shape))
-            at.jvp(_near(features).new_ones(2, size))
+            at.jvp(_on_device(features).new_ones(2, size))
     except (RuntimeError, NotImplementedError) as error:
         if is_out_of_memory(error):
             raise
@@ -51,7 +51,9 @@ def failure_of(features: Network, inputs: Inputs) -> Exception | None:
 def shares_forward(features: Network, inputs: Inputs) -> bool:
     """Whether one forward can serve both products: reverse mode must go through what forward mode did."""
     try:
-        features.linearise(inputs).product(_near(features).new_ones(2, features.layout.total), lambda _, pushed: pushed)
+        features.linearise(inputs).product(
+            _on_device(features).new_ones(2, features.layout.total), lambda _, pushed: pushed
+        )
     except (RuntimeError, NotImplementedError) as error:
         if is_out_of_memory(error):
             raise

@@ -122,16 +122,16 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, device: str, inside: list[str]) -> None:
         super().__init__()
-        self.found = ""
+        self.first_coarse = ""
         self._device, self._inside = device, inside
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         low = [leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and is_low(leaf.dtype)]
-        if low and not self.found:
+        if low and not self.first_coarse:
             cast = torch.is_autocast_enabled(self._device)
             how = "torch.autocast inside forward" if cast else "a cast to it inside forward"
-            self.found = f"results in {name_of(low[0])}, by {how}, in {self._inside[-1]}"
+            self.first_coarse = f"results in {name_of(low[0])}, by {how}, in {self._inside[-1]}"
         return result
 
 
@@ -152,8 +152,8 @@ def coarse_results(model: nn.Module, device: torch.device, run: Callable[[], Any
         try:
             run()
         except (RuntimeError, TypeError, ValueError, NotImplementedError):
-            return watch.found, inside[-1]
-    return watch.found, ""
+            return watch.first_coarse, inside[-1]
+    return watch.first_coarse, ""
 
 
 @contextmanager

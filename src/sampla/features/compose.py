@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sampla.core.typing import Inputs
-from sampla.features._base import Bend, Features, Linearisation
+from sampla.features._base import Features, Linearisation, OutputCurvature
 
 
 class ScaledFeatures(Features):
@@ -14,7 +14,7 @@ class ScaledFeatures(Features):
         self.layout, self.like = base.layout, base.like
         self.absorbed, self.squares_data = base.absorbed, base.squares_data
         self._base, self._scale = base, scale
-        self._near = scale.to(base.device)
+        self._on_device = scale.to(base.device)
         if base.origin is not None:
             self.origin = torch.where(scale == 0, 0, base.origin / scale)
 
@@ -23,7 +23,7 @@ class ScaledFeatures(Features):
         return self._base.device
 
     def linearise(self, inputs: Inputs) -> Linearisation:
-        return _Scaled(self._base.linearise(inputs), self._near)
+        return _Scaled(self._base.linearise(inputs), self._on_device)
 
     def rounded_otherwise(self) -> Features:
         return ScaledFeatures(self._base.rounded_otherwise(), self._scale)
@@ -91,8 +91,8 @@ class _At(Linearisation):
     def vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.vjp(cotangents)
 
-    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
-        return self._base.product(vectors, lambda _, pushed: bend(self._outputs, pushed))
+    def product(self, vectors: Tensor, output_curvature: OutputCurvature) -> Tensor:
+        return self._base.product(vectors, lambda _, pushed: output_curvature(self._outputs, pushed))
 
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.squared_vjp(cotangents)
@@ -112,8 +112,8 @@ class _Scaled(Linearisation):
     def vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.vjp(cotangents) * self._scale
 
-    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
-        return self._base.product(vectors * self._scale, bend) * self._scale
+    def product(self, vectors: Tensor, output_curvature: OutputCurvature) -> Tensor:
+        return self._base.product(vectors * self._scale, output_curvature) * self._scale
 
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.squared_vjp(cotangents) * self._scale.square()

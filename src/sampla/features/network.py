@@ -16,17 +16,17 @@ from sampla.core.inputs import describe_inputs, detached, num_inputs, pick
 from sampla.core.memory import is_out_of_memory
 from sampla.core.rounding import nudged
 from sampla.core.typing import Inputs
-from sampla.features._arguments import call_arguments, call_in_words
-from sampla.features._base import Bend, Features, Linearisation
+from sampla.features._arguments import call_arguments, describe_call
+from sampla.features._base import Features, Linearisation, OutputCurvature
 from sampla.features._differences import check_differences
 from sampla.features._kernels import Attention, OnceOnly, constant_padding, differentiable
+from sampla.features._lock import NETWORK_LOCK, LockedLinearisation, locked
 from sampla.features._modules import Alone, Call, Inside, describe_module, floating, watched
 from sampla.features._names import functional_state, is_compiled, slots
 from sampla.features._outputs import OutputName, pick_output
 from sampla.features._products import DOUBLE_REVERSE, FORWARD, Products, short_reason
 from sampla.features._reverse import ReverseAt
 from sampla.features._trial import failure_of, refuse_hopeless, shares_forward
-from sampla.features._turns import TURN, InTurn, in_turn
 from sampla.features._types import Types, coarse_results, lift, quantised, widened
 
 Result = TypeVar("Result")
@@ -85,7 +85,7 @@ class NetworkFeatures(Features):
         RuntimeError: if the network cannot be called on the inputs, or has no derivatives of the kind chosen.
     """
 
-    @in_turn
+    @locked
     def __init__(
         self,
         model: nn.Module,
@@ -113,19 +113,19 @@ class NetworkFeatures(Features):
         self._point = self._types.point({name: state.pop(name) for name in names})
         self._rest = {name: widened(t) for name, t in state.items()} if self.products.lifted else state
         self.layout = self._types.layout(self._point)
-        self.like = self._near.to(vectors_on or self.device)
+        self.like = self._on_device.to(vectors_on or self.device)
         if tangent:
             self.origin = self.layout.flatten({name: p[None] for name, p in self._point.items()})[0].to(self.like)
         self._native_rnn = self.device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules())
 
     @property
-    def _near(self) -> Tensor:
+    def _on_device(self) -> Tensor:
         """An empty tensor where the network is."""
         return next(iter(self._point.values())).new_empty(0)
 
     @property
     def device(self) -> torch.device:
-        return self._near.device
+        return self._on_device.device
 
     @property
     def types(self) -> Types:
@@ -137,7 +137,7 @@ class NetworkFeatures(Features):
         self.products = replace(self.products, lifted=True)
         self._rest = {name: widened(t) for name, t in self._rest.items()}
 
-    def limited(self, words: str) -> None:
+    def set_limit(self, words: str) -> None:
         """Keep what is to be said about the network's own type."""
         self.products = replace(self.products, limit=words)
 
@@ -152,7 +152,9 @@ class NetworkFeatures(Features):
 
     def linearise(self, inputs: Inputs) -> Linearisation:
         forward = self.products.mode == FORWARD
-        return InTurn(_NetworkAt(self, inputs) if forward else ReverseAt(self, inputs, self.products.stacked))
+        return LockedLinearisation(
+            _NetworkAt(self, inputs) if forward else ReverseAt(self, inputs, self.products.stacked)
+        )
 
     def call(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """f(point, inputs) in the type of the vectors, leaving the user's module as it is."""
@@ -183,7 +185,7 @@ class NetworkFeatures(Features):
         reduced = torch.autocast(device, dtype) if self._reduced else nullcontext()
         gradients = torch.enable_grad()  # which the network may take by its inputs, as of an energy
         with (
-            TURN,
+            NETWORK_LOCK,
             gradients,
             differentiable(self._native_rnn, self._compiled, self.products.mode == FORWARD),
             constant_padding(self._padding),
@@ -192,7 +194,7 @@ class NetworkFeatures(Features):
             result: Result = functional_call(self._inside, state, (work,), tie_weights=False)
         return result
 
-    def look(self, inputs: Inputs) -> None:
+    def check_eager_call(self, inputs: Inputs) -> None:
         """Refuse, before anything long is compiled, what one call in eager mode shows; what else fails is for others.
 
         Raises:
@@ -293,18 +295,18 @@ class NetworkFeatures(Features):
         ) from second
 
     def where_not_finite(self, inputs: Inputs, position: int) -> str:
-        if not self._spoiled(inputs):
+        if not self._not_finite(inputs):
             return ""
         count = num_inputs(inputs)
         if count is None:
-            return f"NaN or infinity appear first in what {self._spoiled(inputs)[0]}, for data from {position}. "
+            return f"NaN or infinity appear first in what {self._not_finite(inputs)[0]}, for data from {position}. "
         for row in range(count):
-            spoiled = self._spoiled(pick(inputs, [row]))
-            if spoiled:
-                return f"NaN or infinity appear first in what {spoiled[0]}, for datum {position + row}. "
+            not_finite = self._not_finite(pick(inputs, [row]))
+            if not_finite:
+                return f"NaN or infinity appear first in what {not_finite[0]}, for datum {position + row}. "
         return ""
 
-    def _spoiled(self, inputs: Inputs) -> list[str]:
+    def _not_finite(self, inputs: Inputs) -> list[str]:
         """What is not finite on the way through the network, in words; the first entry came first."""
         found: list[str] = []
 
@@ -359,10 +361,10 @@ class _NetworkAt(Linearisation):
         pushed: Tensor = push(tangents)
         return pushed.detach()
 
-    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
+    def product(self, vectors: Tensor, output_curvature: OutputCurvature) -> Tensor:
         """Reverse mode through the jvps, which are linear in v: one forward serves both products."""
         if not self._features.products.shared:
-            return super().product(vectors, bend)
+            return super().product(vectors, output_curvature)
         point, features = self._features.point, self._features
 
         def pushed(tangents: dict[str, Tensor]) -> Any:
@@ -371,7 +373,7 @@ class _NetworkAt(Linearisation):
 
         found: Any = vjp(pushed, features.layout.views(vectors), has_aux=True)
         outer, pull, outputs = found
-        (pulled,) = pull(bend(outputs.detach(), outer.detach()))
+        (pulled,) = pull(output_curvature(outputs.detach(), outer.detach()))
         return features.layout.flatten(pulled).detach()
 
     def vjp(self, cotangents: Tensor) -> Tensor:
@@ -386,7 +388,7 @@ def _explained(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     except (RuntimeError, TypeError, LookupError, ValueError, AttributeError, AssertionError) as error:
         if is_out_of_memory(error):  # smaller chunks may do
             raise
-        call_it = _CALL_IT.format(call=call_in_words(model, inputs))
+        call_it = _CALL_IT.format(call=describe_call(model, inputs))
         remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), call_it)
         raise RuntimeError(
             f"the network could not be called on inputs of shape and dtype {describe_inputs(inputs)}: {error}\n{remedy}"

@@ -182,7 +182,7 @@ class ExactFit:
     """Of X diag(A)^(-1/2), so that the prior is the identity."""
     prior_scale: Tensor
     """(D,) A^(-1/2)."""
-    found: Hyperparameters
+    hyperparameters: Hyperparameters
     mean: Tensor
     """(D, C) posterior mean of the coefficients."""
     effective_dimension: Tensor
@@ -194,7 +194,7 @@ class ExactFit:
     @property
     def shrinkage(self) -> Tensor:
         """(r, C) posterior over prior variance along each direction of the basis, 1 / (1 + lambda / v_c)."""
-        return 1 / (1 + self.spectrum.values[:, None] / self.found.variances)
+        return 1 / (1 + self.spectrum.values[:, None] / self.hyperparameters.variances)
 
 
 @dataclass(frozen=True)
@@ -285,14 +285,14 @@ def _axes_of(covariance: Tensor, outputs: int) -> tuple[Tensor, Tensor | None]:
     return values, vectors
 
 
-def _turned(values: Tensor, at: Hyperparameters) -> Tensor:
+def _in_noise_axes(values: Tensor, at: Hyperparameters) -> Tensor:
     return values if at.axes is None else values @ at.axes
 
 
 def _mean(spectrum: Spectrum, at: Hyperparameters) -> Tensor:
     """(r, C) coordinates of the mean in the basis, in the noise's axes: s t / (s^2 + v)."""
     root = spectrum.values.sqrt()[:, None]
-    return root * _turned(spectrum.targets, at) / (spectrum.values[:, None] + at.variances)
+    return root * _in_noise_axes(spectrum.targets, at) / (spectrum.values[:, None] + at.variances)
 
 
 def _determined(spectrum: Spectrum, at: Hyperparameters) -> Tensor:
@@ -321,7 +321,7 @@ def _updated(spectrum: Spectrum, at: Hyperparameters, mean: Tensor, gamma: Tenso
 
 
 def _updated_noise(spectrum: Spectrum, at: Hyperparameters, mean: Tensor, learn: Learn) -> tuple[Tensor, Tensor | None]:
-    missed = _turned(spectrum.targets, at) - spectrum.values.sqrt()[:, None] * mean
+    missed = _in_noise_axes(spectrum.targets, at) - spectrum.values.sqrt()[:, None] * mean
     determined = _determined(spectrum, at).sum(0)  # (C,)
     power = spectrum.targets.square().sum(0) + (spectrum.rest.diagonal() if spectrum.rest.ndim == 2 else spectrum.rest)
     floor = _SMALLEST * (power.mean() / learn.degrees).clamp_min(_SILENT)
@@ -347,7 +347,7 @@ def _log_evidence(spectrum: Spectrum, at: Hyperparameters, mean: Tensor, degrees
     rest = spectrum.rest
     turned = rest if at.axes is None else (at.axes.mT @ rest @ at.axes)
     diagonal = turned.diagonal() if turned.ndim == 2 else turned
-    missed = _turned(spectrum.targets, at) - spectrum.values.sqrt()[:, None] * mean
+    missed = _in_noise_axes(spectrum.targets, at) - spectrum.values.sqrt()[:, None] * mean
     residual = ((missed.square().sum(0) + diagonal) / at.variances).sum()
     volume = (spectrum.values[:, None] / at.variances).log1p().sum()
     constant = degrees * (len(at.variances) * log(2 * pi) + at.variances.log().sum())

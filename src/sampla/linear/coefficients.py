@@ -48,7 +48,7 @@ class ClosedForm(CoefficientPosterior):
         if not self._incomplete:
             outside = torch.zeros_like(outside)
         axes = outside[:, None] + inside.square() @ self.fit.shrinkage
-        turn = self.fit.found.axes
+        turn = self.fit.hyperparameters.axes
         return axes if turn is None else axes @ turn.square().mT
 
     def covariance(self, rows: Rows) -> Tensor:
@@ -58,12 +58,12 @@ class ClosedForm(CoefficientPosterior):
         if not self._incomplete:
             lost = torch.zeros_like(lost)
         axes = lost[:, :, None] + torch.einsum("nr,rc,mr->nmc", inside, self.fit.shrinkage, inside)
-        turn = self.fit.found.axes
+        turn = self.fit.hyperparameters.axes
         return axes if turn is None else axes @ turn.square().mT
 
     def draw(self, count: int, seed: int) -> Tensor:
-        basis, turn = self.fit.spectrum.basis, self.fit.found.axes
-        shape = (basis.shape[1], len(self.fit.found.variances))
+        basis, turn = self.fit.spectrum.basis, self.fit.hyperparameters.axes
+        shape = (basis.shape[1], len(self.fit.hyperparameters.variances))
         change = self.fit.shrinkage.sqrt() - 1  # (r, C)
         draws = []
         for xi in standard_normal(seed, PRIOR, range(count), 0, shape, basis):

@@ -39,14 +39,14 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _PartialMoments:
     """Mean and sum of squares around it, of a part of the data with so much weight."""
 
     total: float
     mean: Tensor
     spread: Tensor
 
-    def joined(self, other: "_Part") -> "_Part":
+    def joined(self, other: "_PartialMoments") -> "_PartialMoments":
         """Both parts together (Chan, Golub, LeVeque 1983: no cancellation)."""
         total = self.total + other.total
         if total == 0:
@@ -54,7 +54,7 @@ class _Part:
         apart = other.mean - self.mean
         mean = self.mean + apart * (other.total / total)
         spread = self.spread + other.spread + apart.square() * (self.total * other.total / total)
-        return _Part(total, mean, spread)
+        return _PartialMoments(total, mean, spread)
 
 
 def measure(source: Source) -> Moments:
@@ -63,8 +63,8 @@ def measure(source: Source) -> Moments:
     Raises:
         ValueError: for NaN or infinity, negative weights, weights that are all zero, or no rows.
     """
-    columns: _Part | None = None
-    targets: _Part | None = None
+    columns: _PartialMoments | None = None
+    targets: _PartialMoments | None = None
     rows, largest = 0, torch.zeros(source.num_columns, dtype=torch.float64, device=source.device)
     for chunk in source.chunks():
         _check(chunk)
@@ -102,7 +102,7 @@ def _weights(chunk: Chunk) -> Tensor:
     return torch.ones(rows.shape[0], dtype=torch.float64, device=device)
 
 
-def _of_rows(rows: Rows, weights: Tensor) -> tuple[_Part, Tensor]:
+def _of_rows(rows: Rows, weights: Tensor) -> tuple[_PartialMoments, Tensor]:
     """The part's moments, and (D,) the largest |x|."""
     if isinstance(rows, Tensor):
         return _of_dense(rows, weights), rows.abs().amax(0).double()
@@ -111,13 +111,13 @@ def _of_rows(rows: Rows, weights: Tensor) -> tuple[_Part, Tensor]:
     square = torch.from_numpy(rows.power(2).T @ flat)
     sizes, places = as_tensor(rows.data, "X").abs().double(), as_tensor(rows.indices, "X").long()
     most = torch.zeros(rows.shape[1], dtype=torch.float64).scatter_reduce(0, places, sizes, "amax")
-    return _Part(total, mean, (square - total * mean.square()).clamp_min(0)), most
+    return _PartialMoments(total, mean, (square - total * mean.square()).clamp_min(0)), most
 
 
-def _of_dense(rows: Tensor, weights: Tensor) -> _Part:
+def _of_dense(rows: Tensor, weights: Tensor) -> _PartialMoments:
     rows, total = rows.double(), float(weights.sum())
     mean = weights @ rows / max(total, 1e-300)
-    return _Part(total, mean, weights @ (rows - mean).square())
+    return _PartialMoments(total, mean, weights @ (rows - mean).square())
 
 
 def _check(chunk: Chunk) -> None:

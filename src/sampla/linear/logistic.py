@@ -23,7 +23,7 @@ from sampla.likelihoods import Bernoulli, Categorical, Likelihood
 from sampla.linear.columns import RowData, columns_of, measure
 from sampla.linear.inputs import array_source, checked_rows, chunk_source, class_targets, is_chunks, seed_of
 from sampla.linear.newton import closed_laplace
-from sampla.linear.settings import LinearReport, Settings, Way, in_users_units
+from sampla.linear.settings import LinearReport, Settings, SolverChoice, in_users_units
 from sampla.linear.sources import Source
 from sampla.model import LinearModel
 from sampla.posterior.predictive import Predictive
@@ -181,10 +181,10 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             run = self._exactly if exact else self._iteratively
             report = run(data, settings)
         limit = "at most" if exact else "above"
-        way = Way(
+        choice = SolverChoice(
             exact, "primal", f"P = {size:,} is {limit} {_EXACT_UP_TO:,}" if settings.solver == "auto" else "asked for"
         )
-        self.report_ = report.finished(moments.num_rows, source.num_columns, outputs, way, perf_counter() - start)
+        self.report_ = report.finished(moments.num_rows, source.num_columns, outputs, choice, perf_counter() - start)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -256,8 +256,8 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             data, self._columns, prior, self._likelihood, outputs, self._directions, settings.tol, settings.max_iter
         )
         samples = found.samples(settings.num_samples, seed_of(self.random_state))
-        self._keep(found.prior.precision, found.effective_dimension, found.mode, samples, found.steps)
-        self._keep_evidence(found.log_evidence)
+        self._set_fitted(found.prior.precision, found.effective_dimension, found.mode, samples, found.steps)
+        self._set_evidence(found.log_evidence)
         dimension = float(found.effective_dimension.sum())
         return LinearReport(found.passes, found.settled, found.steps, dimension, found.log_evidence)
 
@@ -273,8 +273,8 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             tolerance=settings.tol / 10, log_evidence=True, say=data.progress.enter,
         )  # fmt: skip
         assert found.mean is not None
-        self._keep(found.prior.precision, found.effective_dimension, found.mean, found.samples, len(found.trace))
-        self._keep_evidence(float("nan") if found.log_evidence is None else found.log_evidence.value)
+        self._set_fitted(found.prior.precision, found.effective_dimension, found.mean, found.samples, len(found.trace))
+        self._set_evidence(float("nan") if found.log_evidence is None else found.log_evidence.value)
         certificate = build_report(found, data, {}, None, perf_counter() - start, settings.tol / 10)
         return LinearReport.of_iterative(in_users_units(certificate, self._columns), self.log_marginal_likelihood_)
 
@@ -286,7 +286,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             self._columns.precision_unit,
         )
 
-    def _keep(self, precision: Tensor, gamma: Tensor, mode: Tensor, samples: Tensor, steps: int) -> None:
+    def _set_fitted(self, precision: Tensor, gamma: Tensor, mode: Tensor, samples: Tensor, steps: int) -> None:
         """What both ways find: alpha and gamma (G,), mode (P,), samples (K, P); the intercept's group goes."""
         groups = len(precision) - self.fit_intercept
         alpha = (precision[:groups].cpu() / self._columns.precision_unit.cpu()).numpy()
@@ -298,7 +298,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         self.coef_, self.intercept_ = coefficients[0], intercepts[0]
         self.n_iter_ = max(1, steps)
 
-    def _keep_evidence(self, evidence: float) -> None:
+    def _set_evidence(self, evidence: float) -> None:
         """The constants' prior is only there to be proper: models are compared with a flat density of one instead."""
         self.log_marginal_likelihood_ = evidence - len(self._directions) * 0.5 * log(_INTERCEPT / (2 * pi))
 

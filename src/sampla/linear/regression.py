@@ -20,7 +20,7 @@ from sampla.linear.coefficients import ClosedForm, CoefficientPosterior, Sampled
 from sampla.linear.columns import Columns, columns_of, measure
 from sampla.linear.inputs import array_source, checked_rows, chunk_source, is_chunks, numeric_targets, seed_of
 from sampla.linear.iterative import ColumnGroups, iterative_fit
-from sampla.linear.settings import LinearReport, Settings, Way, chosen_way, in_users_units
+from sampla.linear.settings import LinearReport, Settings, SolverChoice, choose_solver, in_users_units
 from sampla.linear.sources import Source, as_matrix
 from sampla.priors import Isotropic, Prior
 
@@ -135,17 +135,17 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
             standardize = self.standardize or self.prior == "g-prior"
             group = settings.group(source.num_columns).to(source.device)
             columns = columns_of(moments, self.fit_intercept, standardize, group)
-            way = chosen_way(settings, moments.num_rows, source.num_columns, outputs)
+            choice = choose_solver(settings, moments.num_rows, source.num_columns, outputs)
             power = moments.target_variance if self.fit_intercept else moments.target_square
             assert power is not None
-            settings.check_varying(power, way)
-            if way.exact:
-                report = self._exactly(source, columns, settings, way, progress)
+            settings.check_varying(power, choice)
+            if choice.exact:
+                report = self._exactly(source, columns, settings, choice, progress)
             else:
                 report = self._iteratively(source, columns, outputs, settings, progress)
-        self._keep_mean(columns, single)
+        self._set_mean(columns, single)
         self.report_ = report.finished(
-            moments.num_rows, source.num_columns, outputs, way, perf_counter() - start,
+            moments.num_rows, source.num_columns, outputs, choice, perf_counter() - start,
         )  # fmt: skip
         return self
 
@@ -235,10 +235,10 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         return array_source(rows, as_matrix(targets), sample_weight), targets.ndim == 1
 
     def _exactly(
-        self, source: Source, columns: Columns, settings: Settings, way: Way, progress: Progress
+        self, source: Source, columns: Columns, settings: Settings, choice: SolverChoice, progress: Progress
     ) -> LinearReport:
         full = settings.noise == "full" or (settings.covariance is not None and settings.covariance.ndim == 2)
-        decompose = dual_spectrum if way.world == "dual" else primal_spectrum
+        decompose = dual_spectrum if choice.world == "dual" else primal_spectrum
         spectrum = decompose(source, columns, full, progress)
         alpha, unit = columns.precision_unit, columns.target_unit
         learn = Learn(
@@ -249,8 +249,8 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         )  # fmt: skip
         fit = exact_em(spectrum, learn)
         self._posterior: CoefficientPosterior = ClosedForm(replace(fit, prior_scale=fit.prior_scale * unit), columns)
-        covariance = fit.found.covariance.cpu() * unit**2
-        self._keep(fit.found.precision / alpha, covariance, fit.effective_dimension, fit.mean * unit)
+        covariance = fit.hyperparameters.covariance.cpu() * unit**2
+        self._set_fitted(fit.hyperparameters.precision / alpha, covariance, fit.effective_dimension, fit.mean * unit)
         self.n_iter_ = max(1, len(fit.trace))
         self.log_marginal_likelihood_ = fit.log_evidence - self._volume(columns, fit.mean.shape[1])
         return LinearReport.of_exact(fit, spectrum.passes + 1, self.log_marginal_likelihood_)
@@ -277,7 +277,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         precision = found.model.likelihood.noise_precision.double().cpu()  # type: ignore[union-attr]
         covariance = torch.linalg.inv(precision) if precision.ndim == 2 else precision.reciprocal().expand(outputs)
         learnt = found.prior.precision / columns.precision_unit.to(found.prior.precision)
-        self._keep(learnt, covariance * unit**2, found.effective_dimension, fit.mean * unit)
+        self._set_fitted(learnt, covariance * unit**2, found.effective_dimension, fit.mean * unit)
         self.n_iter_ = max(1, len(found.trace))
         evidence = float("nan")
         if found.log_evidence is not None:
@@ -296,7 +296,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         unit = (columns.total - centred) * log(columns.target_unit)
         return outputs * (unit + (0.5 * log(columns.total) if centred else 0.0))
 
-    def _keep(self, precision: Tensor, covariance: Tensor, gamma: Tensor, mean: Tensor) -> None:
+    def _set_fitted(self, precision: Tensor, covariance: Tensor, gamma: Tensor, mean: Tensor) -> None:
         """What both ways find: alpha (G,), the noise covariance (C,) or (C, C), gamma (G,), the mean (D, C)."""
         several = len(precision) > 1
         self.prior_precision_ = precision.cpu().numpy() if several else float(precision[0])
@@ -310,7 +310,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
             self.noise_precision_ = covariance.reciprocal().numpy() if per_output else float(1 / covariance[0])
             self._noise_root, self._noise_variance = covariance.sqrt().diag().numpy(), covariance
 
-    def _keep_mean(self, columns: Columns, single: bool) -> None:
+    def _set_mean(self, columns: Columns, single: bool) -> None:
         """Coefficients and intercept in the units of X and y, and the variance that every prediction has."""
         mean = self._mean if columns.scale is None else self._mean / columns.scale.cpu()[:, None]
         intercept = torch.zeros(mean.shape[1], dtype=torch.float64)

@@ -25,7 +25,7 @@ _BASIS = 2**30
 
 
 @dataclass(frozen=True)
-class Way:
+class SolverChoice:
     """How a linear model is solved, and why."""
 
     exact: bool
@@ -104,11 +104,11 @@ class Settings:
             size, fix = self.noise_precision.shape[-1], "Give a number, a vector (C,) or a matrix (C, C)."
             require(size == outputs, f"a noise precision for {outputs} outputs", f"one for {size}", fix)
 
-    def check_varying(self, power: Tensor, way: Way) -> None:
+    def check_varying(self, power: Tensor, choice: SolverChoice) -> None:
         """Raise ValueError where noise is to be learnt from outputs (C,) without any, and not in closed form."""
         varied = bool((power > 0).any() if self.noise == "shared" else (power > 0).all())
         fix = "Give a noise_precision, or solver='exact', whose noise has a floor."
-        known = varied or way.exact or self.noise_precision is not None
+        known = varied or choice.exact or self.noise_precision is not None
         require(known, "targets that vary, to learn the noise from", "constants", fix)
 
 
@@ -121,7 +121,7 @@ def _solver(name: str) -> str:
     return name
 
 
-def chosen_way(settings: Settings, rows: int, columns: int, outputs: int) -> Way:
+def choose_solver(settings: Settings, rows: int, columns: int, outputs: int) -> SolverChoice:
     """Exact or matrix-free, primal or dual, by what each would cost.
 
     The exact way costs about 4 N D min(N, D) + 20 min(N, D)^3 operations once, for all outputs, whatever is learnt; the
@@ -134,7 +134,7 @@ def chosen_way(settings: Settings, rows: int, columns: int, outputs: int) -> Way
     small, held = min(rows, columns), 8 * min(rows, columns) * columns
     sizes = f"N = {rows:,}, P = D C = {columns:,} x {outputs:,}"
     if settings.solver == "block-cg":
-        return Way(False, "primal", f"asked for; {sizes}")
+        return SolverChoice(False, "primal", f"asked for; {sizes}")
     fits = small <= _LARGEST and held <= 4 * _BASIS
     if settings.solver == "exact":
         require(
@@ -143,13 +143,15 @@ def chosen_way(settings: Settings, rows: int, columns: int, outputs: int) -> Way
             f"{small:,}, and {held / 2**30:.1f} GiB ({sizes})",
             "Use solver='block-cg', which forms no matrix.",
         )
-        return Way(True, world, f"asked for; {sizes}")
+        return SolverChoice(True, world, f"asked for; {sizes}")
     many = outputs > _MANY or (outputs > 1 and (settings.noise != "shared" or settings.groups is not None))
     limit = _MEDIUM if many and settings.groups is None else _SMALL
     side = f"min(N, D) = {small:,} is"
     if small <= limit and held <= _BASIS:
-        return Way(True, world, f"{side} at most {limit:,}: one decomposition costs less than iterating; {sizes}")
-    return Way(False, "primal", f"{side} above {limit:,}, or its singular vectors above 1 GiB; {sizes}")
+        return SolverChoice(
+            True, world, f"{side} at most {limit:,}: one decomposition costs less than iterating; {sizes}"
+        )
+    return SolverChoice(False, "primal", f"{side} above {limit:,}, or its singular vectors above 1 GiB; {sizes}")
 
 
 @dataclass(frozen=True)
@@ -188,11 +190,11 @@ class LinearReport:
         fit = replace(fit, log_evidence=None if isnan(evidence) else evidence)
         return cls(fit.passes, settled, len(fit.trace), sum(fit.effective_dimension), evidence, fit)
 
-    def finished(self, rows: int, columns: int, outputs: int, way: Way, seconds: float) -> "LinearReport":
+    def finished(self, rows: int, columns: int, outputs: int, choice: SolverChoice, seconds: float) -> "LinearReport":
         """With sizes, the way and the time."""
         return replace(
             self, num_rows=rows, num_columns=columns, num_outputs=outputs,
-            solver="exact" if way.exact else "block-cg", world=way.world, why=way.why, seconds=seconds,
+            solver="exact" if choice.exact else "block-cg", world=choice.world, why=choice.why, seconds=seconds,
         )  # fmt: skip
 
     def __str__(self) -> str:

@@ -77,9 +77,9 @@ class ArraySource(Source):
 
     def chunks(self, rows: int | None = None) -> Iterator[Chunk]:
         for part in self._parts(rows or self._step):
-            piece = self._piece(part)
+            sliced = self._slice(part)
             yield (
-                as_rows(without_repeats(piece) if self._repeats else piece, self.dtype, self.device),
+                as_rows(without_repeats(sliced) if self._repeats else sliced, self.dtype, self.device),
                 None if self._targets is None else self._targets[part].to(self.dtype),
                 None if self._weights is None else self._weights[part].to(self.dtype),
             )
@@ -90,19 +90,19 @@ class ArraySource(Source):
 
     def _has_repeats(self) -> bool:
         """Whether a sparse matrix has places that come more than once, whose entries add up."""
-        return any(without_repeats(p).nnz < p.nnz for p in map(self._piece, self._parts(self._step)))
+        return any(without_repeats(p).nnz < p.nnz for p in map(self._slice, self._parts(self._step)))
 
-    def _piece(self, part: slice) -> Any:
+    def _slice(self, part: slice) -> Any:
         if not sparse.issparse(self._rows):
             return self._rows[part]
         matrix, ends = self._rows, self._rows.indptr[part.start : part.stop + 1]
         inside = slice(ends[0], ends[-1])
-        piece = sparse.csr_array((part.stop - part.start, self.num_columns), dtype=matrix.dtype)
+        sliced = sparse.csr_array((part.stop - part.start, self.num_columns), dtype=matrix.dtype)
         # SciPy's slices, and its constructor, would copy the entries.
-        piece.data, piece.indices, piece.indptr = matrix.data[inside], matrix.indices[inside], ends - ends[0]
+        sliced.data, sliced.indices, sliced.indptr = matrix.data[inside], matrix.indices[inside], ends - ends[0]
         # No repeats, or they are added up in a copy: without this SciPy would sort the user's own arrays in place.
-        piece.has_canonical_format = not self._repeats
-        return piece
+        sliced.has_canonical_format = not self._repeats
+        return sliced
 
 
 class FileSource(Source):
@@ -312,9 +312,9 @@ def as_scipy(rows: Any) -> Any:
     return make((rows.values().numpy(), *(place.numpy() for place in places)), shape)
 
 
-def without_repeats(piece: Any) -> Any:
+def without_repeats(sliced: Any) -> Any:
     """A copy of a matrix that is sparse by rows, in order and with entries of the same place added up."""
-    copied = piece.copy()
+    copied = sliced.copy()
     copied.sum_duplicates()
     return copied
 

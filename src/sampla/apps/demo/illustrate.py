@@ -77,7 +77,7 @@ def _example(evaluation: Evaluation, test: ImageSet, n: int, information: Tensor
 def _overview(evaluation: Evaluation, test: ImageSet) -> Picture:
     image = overview_figure(
         _reliability_curves(evaluation, test.labels, (NETWORK, MONTE_CARLO)),
-        [s.strength for s in _turned(evaluation)],
+        [s.strength for s in _rotated(evaluation)],
         _over_angles(evaluation, "nll", (NETWORK, MONTE_CARLO)),
         examples(evaluation, test, 4),
         title="Turned images", xlabel="rotation, degrees", ylabel="NLL, nats", xticks=range(0, 181, 45),
@@ -122,7 +122,7 @@ def _rotation(evaluation: Evaluation) -> Picture:
             evaluation, "joint_nll", tuple(m for m in evaluation.methods if m != PROBIT)
         ),
     }
-    x = [s.strength for s in _turned(evaluation)]
+    x = [s.strength for s in _rotated(evaluation)]
     image = curves_figure(x, panels, xlabel="rotation, degrees", ylabel="nats", xticks=range(0, 181, 30))
     return Picture("rotation", "What happens when the images are turned", caption, image)
 
@@ -135,12 +135,12 @@ def _em(report: FitReport) -> Picture:
     return Picture("em_trace", "How the prior was found", caption, em_figure(report.trace, report.prior_groups))
 
 
-def _turned(evaluation: Evaluation) -> list[SetScores]:
+def _rotated(evaluation: Evaluation) -> list[SetScores]:
     return [evaluation.clean, *evaluation.rotated]
 
 
 def _over_angles(evaluation: Evaluation, measure: str, methods: tuple[str, ...]) -> list[Series]:
-    sets = _turned(evaluation)
+    sets = _rotated(evaluation)
     return [Series(name, [getattr(s.methods[name], measure) for s in sets], COLOURS[name]) for name in methods]
 
 

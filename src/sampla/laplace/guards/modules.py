@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sampla.core.checks import require
-from sampla.features import in_turn, network_dtypes, plain_names
+from sampla.features import locked, network_dtypes, plain_names
 
 _DISTRIBUTED = (
     ("torch.distributed.tensor", "DTensor"),
@@ -17,7 +17,7 @@ _DISTRIBUTED = (
 """Where the types of weights that lie on several processes are found, once something has made such weights."""
 
 
-@in_turn
+@locked
 def check_modules(model: nn.Module, names: Collection[str]) -> None:
     """Refuse modules whose weights cannot be replaced for a product.
 
@@ -88,7 +88,7 @@ def _is_exported(module: nn.Module) -> bool:
     return isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)
 
 
-@in_turn
+@locked
 def only_device(model: nn.Module) -> torch.device:
     """The device of all weights and buffers.
 

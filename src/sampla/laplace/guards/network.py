@@ -30,7 +30,7 @@ def check_network(features: NetworkFeatures, batch: Batch) -> float | None:
     piece = next(batch.pieces(min(8, max(1, batch.size // 2))))
     if features.products.lifted:
         require_liftable(features, batch.inputs)
-    features.look(piece.inputs)
+    features.check_eager_call(piece.inputs)
     once, again = (features.evaluate(batch.inputs) for _ in range(2))
     same = once.shape == again.shape and torch.equal(once.nan_to_num(), again.nan_to_num())
     require(

@@ -74,7 +74,7 @@ def require_liftable(features: NetworkFeatures, inputs: Inputs) -> None:
             f"a difference of {off:.0%}",
             f"It overflows or loses all digits in {own_type}: convert it with model.float() and look at its outputs.",
         )
-    features.limited(
+    features.set_limit(
         f"network of {own_type}, linearised in float32; its own outputs are rounded by about {off:.1e} of their size"
     )
 

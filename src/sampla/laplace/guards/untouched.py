@@ -6,14 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from sampla.features import TURN
+from sampla.features import NETWORK_LOCK
 from sampla.laplace.guards.precision import without_autocast
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", *_BACKWARD_HOOKS)
 _users: dict[int, int] = {}
 """id of a module or parameter that is in use -> by how many; the first remembers how it was, the last puts it back."""
-_kept: dict[int, Callable[[], None]] = {}
+_restorers: dict[int, Callable[[], None]] = {}
 """id -> what puts it back."""
 
 
@@ -28,11 +28,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     held: list[nn.Module | nn.Parameter] = []
     try:
-        with TURN:
+        with NETWORK_LOCK:
             every: list[nn.Module | nn.Parameter] = [*model.modules(), *model.parameters()]
             for each in every:
                 if id(each) not in _users:
-                    _kept[id(each)] = _returned(each)
+                    _restorers[id(each)] = _restorer(each)
                 held.append(each)  # only what is counted is given back
                 _users[id(each)] = _users.get(id(each), 0) + 1
             for module in model.modules():
@@ -40,12 +40,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with torch.inference_mode(False):
             yield
     finally:
-        with TURN:
+        with NETWORK_LOCK:
             for each in held:
                 _users[id(each)] = _users.get(id(each), 1) - 1
                 if _users[id(each)] <= 0:
                     del _users[id(each)]
-                    _kept.pop(id(each), lambda: None)()
+                    _restorers.pop(id(each), lambda: None)()
 
 
 def _put_aside(module: nn.Module) -> None:
@@ -56,7 +56,7 @@ def _put_aside(module: nn.Module) -> None:
             getattr(module, kind).clear()
 
 
-def _returned(held: nn.Module | nn.Parameter) -> Callable[[], None]:
+def _restorer(held: nn.Module | nn.Parameter) -> Callable[[], None]:
     """What makes a module or a parameter what it is now."""
     if isinstance(held, nn.Parameter):
         requires_grad, grad = held.requires_grad, held.grad

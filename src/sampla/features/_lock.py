@@ -12,27 +12,27 @@ from typing import ParamSpec, TypeVar
 
 from torch import Tensor
 
-from sampla.features._base import Bend, Linearisation
+from sampla.features._base import Linearisation, OutputCurvature
 
-TURN = RLock()
+NETWORK_LOCK = RLock()
 """Held while a network is called or differentiated, and while its parameters are looked at."""
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
-def in_turn(function: Callable[Given, Result]) -> Callable[Given, Result]:
+def locked(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """The function, while no other thread has a network in its hands."""
 
     @wraps(function)
     def waiting(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-        with TURN:
+        with NETWORK_LOCK:
             return function(*args, **kwargs)
 
     return waiting
 
 
-class InTurn(Linearisation):
+class LockedLinearisation(Linearisation):
     """A linearisation whose products wait for those of other threads."""
 
     def __init__(self, inner: Linearisation) -> None:
@@ -40,17 +40,17 @@ class InTurn(Linearisation):
 
     @property
     def outputs(self) -> Tensor:
-        with TURN:
+        with NETWORK_LOCK:
             return self._inner.outputs
 
     def jvp(self, vectors: Tensor) -> Tensor:
-        with TURN:
+        with NETWORK_LOCK:
             return self._inner.jvp(vectors)
 
     def vjp(self, cotangents: Tensor) -> Tensor:
-        with TURN:
+        with NETWORK_LOCK:
             return self._inner.vjp(cotangents)
 
-    def product(self, vectors: Tensor, bend: Bend) -> Tensor:
-        with TURN:
-            return self._inner.product(vectors, bend)
+    def product(self, vectors: Tensor, output_curvature: OutputCurvature) -> Tensor:
+        with NETWORK_LOCK:
+            return self._inner.product(vectors, output_curvature)
