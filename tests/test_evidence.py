@@ -11,7 +11,7 @@ import dense
 import sampla
 from cases import FULL_NOISE, LIKELIHOODS, Problem, build_tiny
 from dense import Evidence, Hyper
-from sampla.inference import final
+from sampla.inference import e_step
 from sampla.inference.checkpointing import keep_state
 from sampla.inference.report import FitReport
 from sampla.laplace import linearised as front_door
@@ -117,7 +117,7 @@ def test_estimated_evidence_is_that_of_its_probes(tiny, name, prior, monkeypatch
     Off by what EM's last step leaves, as with the dense solver; the space grows until it is whole. A prior with
     several alphas is fixed here: EM in samples is tested with the dense solver.
     """
-    monkeypatch.setattr(final, "_SHARE", 0.0)
+    monkeypatch.setattr(e_step, "_SHARE", 0.0)
     problem = tiny[name]
     if prior == "layerwise":
         made = PRIORS[prior](precision=0.7, learn=False)

@@ -41,6 +41,7 @@ FLOORS = (
     ("which way a fit goes", "inference.route"),
     ("what the loop remembers", "inference.state"),
     ("exact traces", "inference.exact"),
+    ("what an E-step is", "inference.e_step"),
     ("the two ways of an E-step", "inference.krylov_step inference.sampled_step"),
     ("the final solve", "inference.final"),
     ("the loop", "inference.infer"),

@@ -38,7 +38,7 @@ def complain(kind: str, size: float, message: str) -> None:
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
+def without_complaints() -> Iterator[None]:
     """Drop what is complained of inside: of work whose end says nothing about the answer."""
     token = _complaints.set({})
     try:

@@ -21,9 +21,9 @@ from sampla.core import checkpoint
 from sampla.core.checks import require
 from sampla.core.chunks import Chunks
 from sampla.core.stack import Stack
-from sampla.inference.infer import EMState, EMStep, trace_rows
 from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import LogError
+from sampla.inference.state import EMState, EMStep, trace_rows
 from sampla.model import NoiseDraw
 from sampla.solvers import Memory, Mode, Start
 
@@ -33,12 +33,11 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 _FILE, _NOISE = "em-state.safetensors", "noise.safetensors"
-_VERSION = 2
+_VERSION = 3
 """Of what the two files hold."""
 _HARMLESS = "em_tolerance"
 """The part of an identity that may change: where it has become smaller, a loop that had settled goes on."""
 _SMALL = ("gram", "coupling", "start")
-_NUMBERS = ("noise_factor", "objective", "mode_error")
 _ERRORS = ("precision_error", "noise_error")
 
 
@@ -55,11 +54,13 @@ def keep_state(folder: str | Path | None, state: EMState, identity: dict[str, An
         "version": _VERSION,
         "products": state.model.ledger.products,
         "sweeps": state.model.data.sweeps,
-        "mode": _mode_facts(state.last_mode),
+        "curvature_exact": state.start is None or state.start.curvature_exact,
+        "mode": _mode_facts(state.mode),
         "trace": trace_rows(state.trace),
         "settled": state.settled,
+        "stuck": state.stuck,
         "noise_unknown": state.noise_unknown,
-        "numbers": {name: getattr(state, name) for name in _NUMBERS},
+        "noise_factor": state.noise_factor,
         "errors": {name: getattr(state, name) and asdict(getattr(state, name)) for name in _ERRORS},
         "chunks": state.model.chunks.facts(),
         "widths": None if state.space is None else state.space.widths,
@@ -185,9 +186,9 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
     model = state.model
     if "noise_precision" in tensors and model.likelihood.learns_noise:
         model = model.replaced(likelihood=model.likelihood.with_noise(tensors["noise_precision"]))
-    solution = None
+    start = None
     if "value" in tensors:
-        solution = Start(here("value"), here("curvature_value"))
+        start = Start(here("value"), here("curvature_value"), curvature_exact=facts["curvature_exact"])
     space = None
     if facts["widths"] is not None:
         basis = Stack([here(f"space.basis.{number}") for number in range(1 + len(facts["widths"]))])
@@ -196,21 +197,18 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
         space = replace(space, exact=facts.get("exact", 0))
     errors = {name: row and LogError(**row) for name, row in facts["errors"].items()}
     return EMState(
-        state.prior.with_precision(here("precision").to(torch.float64)), model, solution,
-        here("mode") if "mode" in tensors else None, _mode(facts["mode"], here),
-        [EMStep(**row) for row in facts["trace"]], settled, space, **{**facts["numbers"], **errors},
-        noise_unknown=facts.get("noise_unknown", ""),
+        state.prior.with_precision(here("precision").to(torch.float64)), model, start, _mode(facts["mode"], here),
+        [EMStep(**row) for row in facts["trace"]], settled, facts["stuck"], space, facts["noise_factor"],
+        noise_unknown=facts["noise_unknown"], **errors,
     )  # fmt: skip
 
 
 def _tensors_of(state: EMState) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    if state.solution is not None:
-        tensors |= {"value": state.solution.value, "curvature_value": state.solution.curvature_value}
+    if state.start is not None:
+        tensors |= {"value": state.start.value, "curvature_value": state.start.curvature_value}
     if state.mode is not None:
-        tensors["mode"] = state.mode
-    if state.last_mode is not None and state.last_mode.memory is not None:
-        tensors |= _mode_tensors(state.last_mode.memory)
+        tensors |= _mode_tensors(state.mode)
     if state.space is not None:
         tensors |= {f"space.{name}": getattr(state.space, name) for name in (*_SMALL, "following")}
         tensors |= {f"space.basis.{number}": part for number, part in enumerate(state.space.basis.parts)}
@@ -221,14 +219,17 @@ _MODE = ("objective", "error", "steps", "products", "converged", "bound")
 
 
 def _mode_facts(mode: Mode | None) -> dict[str, Any] | None:
-    if mode is None or mode.memory is None:
+    if mode is None:
         return None
-    return {"loss": mode.memory.loss, "pairs": len(mode.memory.pairs)} | {n: getattr(mode, n) for n in _MODE}
+    memory = None if mode.memory is None else {"loss": mode.memory.loss, "pairs": len(mode.memory.pairs)}
+    return {name: getattr(mode, name) for name in _MODE} | {"memory": memory}
 
 
-def _mode_tensors(memory: Memory) -> dict[str, Tensor]:
-    tensors = {"mode.precision": memory.precision, "mode.gradient": memory.gradient}
-    for number, (step, change) in enumerate(memory.pairs):
+def _mode_tensors(mode: Mode) -> dict[str, Tensor]:
+    if mode.memory is None:
+        return {"mode": mode.value}
+    tensors = {"mode": mode.value, "mode.precision": mode.memory.precision, "mode.gradient": mode.memory.gradient}
+    for number, (step, change) in enumerate(mode.memory.pairs):
         tensors |= {f"mode.step.{number}": step, f"mode.change.{number}": change}
     return tensors
 
@@ -237,6 +238,8 @@ def _mode(facts: dict[str, Any] | None, here: Callable[[str], Tensor]) -> Mode |
     """The last mode with all that its search has learnt: an EM that goes on does what it would have done."""
     if facts is None:
         return None
-    pairs = [(here(f"mode.step.{n}"), here(f"mode.change.{n}")) for n in range(facts["pairs"])]
-    memory = Memory.of(here("mode.precision"), facts["loss"], here("mode.gradient"), pairs)
+    known, memory = facts["memory"], None
+    if known is not None:
+        pairs = [(here(f"mode.step.{n}"), here(f"mode.change.{n}")) for n in range(known["pairs"])]
+        memory = Memory.of(here("mode.precision"), known["loss"], here("mode.gradient"), pairs)
     return Mode(here("mode"), **{name: facts[name] for name in _MODE}, memory=memory)

@@ -22,7 +22,7 @@ from sampla.core.blocks import CHUNK, gram
 from sampla.inference.krylov import KrylovSpace
 from sampla.inference.state import Task
 from sampla.model import LinearModel
-from sampla.solvers import RightHandSide, Solution, Status
+from sampla.solvers import Iterate, RightHandSide
 
 _DRAWS = 8
 """Fresh draws that tell whether the space is whole."""
@@ -83,18 +83,14 @@ class ExactPosterior:
         core = root @ inverse @ root.mT
         return inner, (core + core.mT) / 2
 
-    def solution(self, rhs: RightHandSide) -> Solution:
+    def samples(self, rhs: RightHandSide) -> Iterate:
         """H^-1 B, and the diagonal of H^-1 M."""
         value, rest = torch.zeros_like(rhs.data_part), rhs.total
         for _ in range(1 + _REFINEMENTS):
             value = value + self._inverse(rest)
             image = self._curvature(value)
             rest = rhs.total - image - self.precision * value
-        nothing = torch.zeros(len(value), dtype=torch.float64)
-        return Solution(
-            value, image, Status.CONVERGED, 0, 0.0, effective_dimension=self._determined(), errors=nothing,
-            curvature_exact=False,
-        )  # fmt: skip
+        return Iterate(value, image, effective_dimension=self._determined(), curvature_exact=False)
 
     def function_columns(self) -> Tensor:
         """(m, P) vectors z whose mean of phi z z' phi' is phi H^-1 phi', as that of posterior samples is on average.

@@ -242,6 +242,11 @@ class Settled:
     precision_error: LogError
     noise_error: LogError
 
+    @property
+    def truncation(self) -> float:
+        """What more iterations might still change of either."""
+        return max(self.precision_error.truncation, self.noise_error.truncation)
+
 
 def _errors(history: list[Hyper], ends: list[Hyper], without: list[Hyper], name: str, spread: float) -> LogError:
     """Truncation from the last iterations and the two quadratures, standard error by the jackknife over probes.

@@ -5,8 +5,8 @@ from typing import Any
 
 from sampla.core.data import Data
 from sampla.inference.evidence import LogEvidence, at_least_zero, dimension_by_layer
-from sampla.inference.infer import Inference, trace_rows
 from sampla.inference.quadrature import LogError
+from sampla.inference.state import Inference, trace_rows
 from sampla.solvers import Status
 
 _SMALL_CHANGE = 0.1

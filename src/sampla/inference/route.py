@@ -8,7 +8,7 @@ from typing import Any
 
 from sampla.core.checks import require
 from sampla.inference.settings import EM, CurvatureAt, Method
-from sampla.likelihoods import Gaussian, Likelihood
+from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior
 from sampla.solvers import Dense, Solver
@@ -109,6 +109,7 @@ def choose_route(
 
 
 def _shares_one_space(likelihood: Likelihood, prior: BoundPrior) -> bool:
-    """Whether H = f M + alpha with one M, whatever is learnt: one alpha, and scalar noise or none to learn."""
-    fixed = not likelihood.learns_noise or (isinstance(likelihood, Gaussian) and likelihood.structure == "scalar")
+    """Whether H = f M + alpha with one M, and EM's fixed point follows from it: one alpha, and no noise to learn, or a
+    scalar one of a quadratic likelihood, whose mean is in the space too."""
+    fixed = not likelihood.learns_noise or (likelihood.scalar_noise and likelihood.is_quadratic)
     return len(prior.names) == 1 and fixed

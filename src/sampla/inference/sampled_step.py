@@ -5,16 +5,14 @@ than block conjugate gradients. Every step solves for a few samples, warm-starte
 alpha comes from a secant through the last two steps.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from math import log
-from time import perf_counter
+from dataclasses import replace
+from math import log, nan
 
 import torch
 from torch import Tensor
 
-from sampla.core.noise import PRIOR, standard_normal
-from sampla.features import Features, OutputsAt
+from sampla.features import OutputsAt, ScaledFeatures
+from sampla.inference.e_step import EStep, FinalProblem, right_hand_side, target_part
 from sampla.inference.evidence import effective_dimension, updated_precision
 from sampla.inference.exact import ExactPosterior, grown_to_range
 from sampla.inference.krylov import KrylovSpace, krylov_space
@@ -32,193 +30,185 @@ from sampla.inference.mackay import (
 )
 from sampla.inference.quadrature import LogError
 from sampla.inference.state import EMState, EMStep, Task
-from sampla.likelihoods import Gaussian, Likelihood
+from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel, NoiseDraw
 from sampla.priors import BoundPrior
-from sampla.solvers import LinearSystem, Mode, RightHandSide, Solution, linear_mode, solve_balanced
+from sampla.solvers import Iterate, LinearSystem, Mode, RightHandSide, Solution, Start, linear_mode, solve_balanced
 from sampla.solvers._preconditioners import Jacobi
 
 _SLOWEST = 0.02
 """EM's update of the noise covers a part 1 - used of the way, at least this."""
 
 
-def prior_part(task: Task, diagonal: Tensor, num_samples: int) -> Tensor:
-    """(K, P) A theta0 = A^(1/2) xi of the right-hand sides."""
-    root = diagonal.sqrt()
-    return root * standard_normal(task.seed, PRIOR, range(num_samples), 0, tuple(root.shape), root)
+class SampledEStep(EStep):
+    """gamma and the mean from a few posterior samples, solved for at every step from where the last one ended.
 
+    The right-hand sides follow the likelihood and the mode; they are always those of the state last returned.
+    """
 
-def target_part(model: LinearModel) -> Tensor:
-    """(1, P) sum_n phi_n' B_n y_n; for a tangent with y_n - f_n + J_n w in place of y_n."""
-    return -model.loss_gradient(torch.zeros(1, model.num_parameters).to(model.features.like))[1]
+    def __init__(self, task: Task, model: LinearModel) -> None:
+        """Args: task: what stays the same over the steps. model: that the task's noise was drawn for."""
+        super().__init__(task)
+        self._first = model.likelihood
+        self._features = model.features
+        self._draw = task.draw
+        self._target: Tensor | None = None  # of the present likelihood, once it is known
+        self._exact = task.route.exact_traces and task.route.learns
+        self._factor = 1.0  # how many times looser this step may work
+        self._range: tuple[LinearModel, KrylovSpace] | None = None  # the whole range of M, and whose M that is
 
-
-@dataclass
-class SampledEM:
-    """The right-hand sides as they follow the likelihood and the mode, and the steps made with them."""
-
-    task: Task
-    draw: NoiseDraw
-    """Of the present likelihood and, if it moves, the present mode."""
-    first: Likelihood
-    """The likelihood that the task's draw belongs to."""
-    moving: Features | None
-    """The features, where B is to be taken at the linear mode and so moves with it."""
-    target: Tensor | None = None
-    """(1, P) of the present likelihood, once it is known."""
-    factor: float = 1.0
-    space: KrylovSpace | None = None
-    """The whole range of M, where E-steps are exact."""
-    space_of: LinearModel | None = None
-    """Whose M that is."""
-    exact: bool = False
-    """Whether they are: from the start in a small problem, or since the noise asked for it."""
-
-    def run(self, state: EMState, keep: Callable[[EMState], None]) -> EMState:
-        """EM steps until everything learnt has settled, or until the steps are used up."""
-        task = self.task
-        self.exact = task.route.exact_traces
-        stuck = False
-        while not state.settled and not stuck and len(state.trace) < task.em.max_steps:
-            state = self.step(state)
-            keep(state)
-            stuck = bool(state.noise_unknown) and state.trace[-1].change <= task.em.tolerance and self.factor == 1
-        self.factor = 1.0
-        return state
+    def start(self, state: EMState) -> EMState:
+        """With the right-hand sides of a loop that was stopped, if it is one."""
+        if self.task.route.moves_curvature and state.mode is not None:
+            moved = state.model.replaced(features=OutputsAt(self._features, state.mode.value))
+            state = replace(state, model=moved)
+            self._draw_for(state.model, self.task.em_samples)  # the start is stored with its M z at this mode
+            return state
+        if state.model.likelihood is self._first:
+            return state
+        return self._with_new_noise(state, None)
 
     def step(self, state: EMState) -> EMState:
-        """E-step, mode, M-step."""
-        task, em, number = self.task, self.task.em, len(state.trace) + 1
-        start, spent = perf_counter(), state.model.ledger.products
-        self.factor = tolerance_factor(state.last_change, em.tolerance)
-        state = self.at_mode(state, f"EM {number}: ")
+        task, em, label = self.task, self.task.em, state.label
+        self._factor = tolerance_factor(state.last_change, em.tolerance)
+        state = self._at_mode(state, label)
+        samples = self._samples(state, label)
+        theta, mode = self._mode(state, samples, label)
+        gamma, gamma_error = effective_dimension(samples, task.em_samples, state.prior)
+        alpha = updated_precision(state.prior, gamma, theta[0]) if state.prior.learn else state.prior.precision
+        unknown = self._noise_unknown(state, gamma, gamma_error)
+        if unknown and not self._exact and task.route.exact_if_needed:
+            self._exact = True
+            return self.step(state)
+        model, noise_change, unknown = self._updated_model(state, samples, theta, float(gamma.sum()), unknown)
+        change = max(change_that_matters(state.prior.precision, alpha, gamma), noise_change)
+        row = _row(state, samples, alpha, gamma, gamma_error, theta, mode, change)
+        trace, near = [*state.trace, row], self._factor == 1
+        settled = has_settled(em.tolerance, change) and near and not unknown
+        prior = state.prior.with_precision(alpha if settled else _proposed(trace, alpha))
+        if mode is not None:
+            shift = 0.5 * float(((prior.diagonal - state.prior.diagonal) * theta[0].square()).double().sum())
+            mode = replace(mode, objective=mode.objective + shift)
+            if model is not state.model:  # what is known of the loss is that of the old noise
+                mode = replace(mode, objective=nan, memory=None)
+        following = EMState(
+            prior, model, _kept(samples), mode, trace, settled,
+            stuck=bool(unknown) and change <= em.tolerance and near,
+            precision_error=_precision_error(trace, state.prior) if state.prior.learn else None,
+            noise_unknown=unknown,
+        )  # fmt: skip
+        return following if model is state.model else self._with_new_noise(following, state.model.likelihood)
+
+    def finish(self, state: EMState) -> FinalProblem:
+        """The last samples are the start of K; a space in coordinates in which A is the identity tells log det."""
+        task, self._factor = self.task, 1.0
+        state = self._at_mode(state, "final: ").without_memory()
+        if len(self._draw.data_part) < task.num_samples:
+            self._draw_for(state.model, task.num_samples)
+        rhs = self._right_hand_side(state, task.num_samples)
+        system = LinearSystem(state.model, state.prior.diagonal, self._draw.diagonal)
+        start = _extended(state.start, rhs)
+        state = self.with_mode(state).without_memory()
+        if not task.route.whitened_space:
+            return FinalProblem(state, system, rhs, start)
+        scale = system.precision.rsqrt()
+        white = _whitened(system, scale)
+        seen, unseen = (rhs.data_part[: rhs.num_samples] * scale).tensor_split([task.em_samples])
+        space = self.space_for_determinant(krylov_space(seen), white.model, 1.0, unseen)
+        determinant = self.determinant(space, 1.0)
+        determined = space.determined(1.0) if space.exact else None
+        if not task.route.solver_uses_space:
+            return FinalProblem(state, system, rhs, start, None, determinant, determined)
+        rhs = RightHandSide(rhs.data_part * scale, rhs.prior_part * scale, rhs.num_samples, rhs.seed)
+        white = replace(white, preconditioner=space.sketch().at(white.precision))
+        return FinalProblem(
+            state, white, rhs, _whitened_start(space, rhs, start, scale), scale, determinant, determined
+        )
+
+    def _right_hand_side(self, state: EMState, num_samples: int) -> RightHandSide:
+        if self._target is None:
+            self._target = target_part(state.model)
+        return right_hand_side(self.task, state.prior.diagonal, self._draw.data_part[:num_samples], self._target)
+
+    def _samples(self, state: EMState, label: str) -> Iterate:
+        """The samples: exact in a small problem, else by the solver, from the last step's."""
+        task, em = self.task, self.task.em
+        rhs = self._right_hand_side(state, task.em_samples)
+        if self._exact:
+            return self._exact_posterior(state, label).samples(rhs)
         tolerance = em.solve_tolerance
         if state.model.likelihood.is_quadratic and state.prior.learn:  # |mean|_A depends on weak directions too
             tolerance = min(tolerance, em.mode_tolerance)
-        solution = self._solution(state, tolerance * self.factor, f"EM {number}: ")
-        mode, found = self._mode(state, solution, f"EM {number}: ")
-        gamma, gamma_error = effective_dimension(solution, task.em_samples, state.prior)
-        updated = updated_precision(state.prior, gamma, mode[0]) if state.prior.learn else state.prior.precision
-        unknown = self._noise_unknown(state, gamma, gamma_error)
-        if unknown and not self.exact and task.route.exact_if_needed:
-            self.exact = True
-            return self.step(state)
-        model, noise_change, kept = self._noise_step(state, solution, mode, float(gamma.sum()), unknown)
-        unknown = unknown or kept
-        change = max(change_that_matters(state.prior.precision, updated, gamma), noise_change)
-        likelihood = state.model.likelihood
-        row = EMStep(
-            precision=state.prior.precision.tolist(),
-            updated_precision=updated.tolist(),
-            noise_precision=likelihood.noise_precision.tolist() if isinstance(likelihood, Gaussian) else None,  # type: ignore[union-attr]
-            effective_dimension=gamma.tolist(),
-            effective_dimension_error=gamma_error.tolist(),
-            mode_norm=float((state.prior.diagonal * mode[0].square()).sum()) ** 0.5,
-            change=change,
-            passes=solution.passes,
-            solve_error=solution.error,
-            solve_history=solution.history,
-            mode_error=solution.error if found is None else found.error,
-            seconds=perf_counter() - start,
-            products=state.model.ledger.products - spent,
-        )
-        trace = [*state.trace, row]
-        settled = has_settled(em.tolerance, change) and self.factor == 1 and not unknown
-        prior = state.prior.with_precision(updated if settled else _proposed(trace, updated))
-        shift = 0.5 * float(((prior.diagonal - state.prior.diagonal) * mode[0].square()).double().sum())
-        following = EMState(
-            prior, model, solution, mode, found, trace, settled,
-            precision_error=_precision_error(trace, state.prior) if state.prior.learn else None,
-            objective=None if found is None else found.objective + shift, mode_error=row.mode_error,
-            noise_unknown=unknown,
-        )  # fmt: skip
-        if model is not state.model:
-            self.renoise(following, before=state.model.likelihood)
-        return following
-
-    def right_hand_side(self, state: EMState, num_samples: int) -> RightHandSide:
-        """K samples, and for a quadratic likelihood the mean, as one block."""
-        data_part, prior = self.draw.data_part[:num_samples], prior_part(self.task, state.prior.diagonal, num_samples)
-        if state.model.likelihood.is_quadratic:
-            if self.target is None:
-                self.target = target_part(state.model)
-            data_part = torch.cat([data_part, self.target])
-            prior = torch.cat([prior, torch.zeros_like(prior[:1])])
-        return RightHandSide(data_part, prior, num_samples, self.task.seed)
-
-    def e_step(self, state: EMState, num_samples: int, tolerance: float, label: str) -> Solution:
-        """The block solve, from the last step's solution."""
-        task = self.task
         return solve_balanced(
-            task.solver, LinearSystem(state.model, state.prior.diagonal, self.draw.diagonal),
-            self.right_hand_side(state, num_samples), mean_size=task.mean_size(state.model.likelihood),
-            tolerance=tolerance, max_passes=task.max_passes, guess=state.solution,
-            say=lambda text: task.say(label + text),
+            task.solver, LinearSystem(state.model, state.prior.diagonal, self._draw.diagonal), rhs,
+            mean_size=task.target_size(state.model.likelihood), tolerance=tolerance * self._factor,
+            max_passes=task.max_passes, guess=state.start, say=lambda text: task.say(f"{label}samples, {text}"),
         )  # fmt: skip
 
-    def at_mode(self, state: EMState, label: str) -> EMState:
+    def _exact_posterior(self, state: EMState, label: str = "") -> ExactPosterior:
+        """The posterior in the whole range of M, which is found again when M changes by more than a factor."""
+        factor = state.model.likelihood.factor_over(self._first)
+        model = state.model if factor is None else state.model.replaced(likelihood=self._first)
+        draw = self._draw if factor is None else self.task.draw
+        if self._range is None or (factor is None and self._range[0] is not state.model):
+            start, unseen = draw.data_part.tensor_split([self.task.em_samples])
+            self._range = state.model, grown_to_range(self.task, model, krylov_space(start), unseen, label)
+        space = self._range[1]
+        return ExactPosterior(space if factor is None else space.times(factor), state.prior.diagonal)
+
+    def _at_mode(self, state: EMState, label: str) -> EMState:
         """Where B is taken at the linear mode: find the mode at the present alpha, and move B there."""
-        if self.moving is None:
+        if not self.task.route.moves_curvature:
             return state
-        model = state.model.replaced(features=self.moving)
-        found = self._linear_mode(model, state, label)
-        moved = replace(
-            state, mode=found.value, last_mode=found, objective=found.objective, mode_error=found.error,
-            model=model.replaced(features=OutputsAt(self.moving, found.value)),
-        )  # fmt: skip
-        self.redraw(moved)
-        return moved
+        model = state.model.replaced(features=self._features)
+        mode = self._linear_mode(model, state, label)
+        moved = replace(state, mode=mode, model=model.replaced(features=OutputsAt(self._features, mode.value)))
+        return self._redrawn(moved)
 
-    def taken_up(self, state: EMState, mode: Tensor) -> EMState:
-        """A restored state with B at its mode again, and the right-hand sides that the stopped loop had there."""
-        assert self.moving is not None
-        state = replace(state, model=state.model.replaced(features=OutputsAt(self.moving, mode)))
-        self.redraw(replace(state, solution=None))
-        return state
-
-    def renoise(self, state: EMState, before: Likelihood | None = None) -> None:
-        """Right-hand sides for a changed noise: scalar noise only scales them, any other needs a new pass.
-
-        Args:
-            state: its likelihood is the new one.
-            before: the likelihood that the state's solution belongs to; None if it is the new one already.
-        """
-        ratio = scalar_ratio(state.model.likelihood, self.first)
-        if ratio is None:
-            return self.redraw(state)
-        draw = self.task.draw
-        self.draw, self.target = NoiseDraw(draw.data_part * ratio**0.5, draw.diagonal * ratio), None
-        if before is not None and state.solution is not None:
-            change = scalar_ratio(state.model.likelihood, before)
-            assert change is not None
-            curvature_value = state.solution.curvature_value * change
-            state.solution = replace(state.solution, curvature_value=curvature_value, reusable=None)
-        return None
-
-    def redraw(self, state: EMState, num_samples: int | None = None) -> None:
-        """The right-hand sides again after B has changed, from the same standard normals; EM needs few of them."""
-        count = num_samples or self.task.em_samples
-        self.draw, self.target = state.model.draw_noise(self.task.seed, count), None
-        if num_samples is not None:
-            return
-        if state.solution is not None:  # its M z belongs to the old noise: keep z only as far as it can be checked
-            state.solution = replace(
-                state.solution, curvature_value=state.model.curvature_product(state.solution.value), reusable=None
-            )
-
-    def _mode(self, state: EMState, solution: Solution, label: str) -> tuple[Tensor, Mode | None]:
+    def _mode(self, state: EMState, samples: Iterate, label: str) -> tuple[Tensor, Mode | None]:
+        """(1, P) the mode, or the mean, which is a column behind the samples."""
         if state.model.likelihood.is_quadratic:
-            return solution.value[-1:], None
-        found = self._linear_mode(state.model, state, label) if self.moving is None else state.last_mode
+            return samples.value[-1:], None
+        found = state.mode if self.task.route.moves_curvature else self._linear_mode(state.model, state, label)
         assert found is not None
         return found.value, found
 
     def _linear_mode(self, model: LinearModel, state: EMState, label: str) -> Mode:
         return linear_mode(
-            model, state.prior.diagonal, Jacobi(self.draw.diagonal + state.prior.diagonal),
-            guess=state.last_mode or state.mode, tolerance=self.task.em.mode_tolerance * self.factor,
-            say=lambda text: self.task.say(label + text),
+            model, state.prior.diagonal, Jacobi(self._draw.diagonal + state.prior.diagonal), guess=state.mode,
+            tolerance=self.task.em.mode_tolerance * self._factor, say=lambda text: self.task.say(label + text),
         )  # fmt: skip
+
+    def _with_new_noise(self, state: EMState, before: Likelihood | None) -> EMState:
+        """With right-hand sides of the state's likelihood: scalar noise only scales them, any other needs a new pass.
+
+        Args:
+            state: its likelihood is the new one.
+            before: the likelihood that the state's samples belong to; None if it is the new one already.
+        """
+        ratio = state.model.likelihood.factor_over(self._first)
+        if ratio is None:
+            return self._redrawn(state)
+        draw = self.task.draw
+        self._draw, self._target = NoiseDraw(draw.data_part * ratio**0.5, draw.diagonal * ratio), None
+        if before is None or state.start is None:
+            return state
+        change = state.model.likelihood.factor_over(before)
+        assert change is not None
+        start = replace(state.start, curvature_value=state.start.curvature_value * change, reusable=None)
+        return replace(state, start=start)
+
+    def _redrawn(self, state: EMState) -> EMState:
+        """With right-hand sides of a B that has changed, and the samples' own M z of it."""
+        self._draw_for(state.model, self.task.em_samples)
+        if state.start is None:
+            return state
+        image = state.model.curvature_product(state.start.value)
+        return replace(state, start=replace(state.start, curvature_value=image, reusable=None))
+
+    def _draw_for(self, model: LinearModel, count: int) -> None:
+        """The right-hand sides again, from the same standard normals; EM needs few of them."""
+        self._draw, self._target = model.draw_noise(self.task.seed, count), None
 
     def _noise_unknown(self, state: EMState, gamma: Tensor, gamma_error: Tensor) -> str:
         """Why N C - gamma cannot tell the noise; empty if it can, or need not."""
@@ -227,21 +217,21 @@ class SampledEM:
         error = float(gamma_error.square().sum().sqrt())
         return why_noise_is_unknown(self.task.survey.entries, float(gamma.sum()), error)
 
-    def _noise_step(
-        self, state: EMState, solution: Solution, mode: Tensor, gamma: float, unknown: str
+    def _updated_model(
+        self, state: EMState, samples: Iterate, mode: Tensor, gamma: float, unknown: str
     ) -> tuple[LinearModel, float, str]:
         """The model with its next noise, by how much that changes, and why it is kept where it cannot be told."""
         likelihood, entries = state.model.likelihood, self.task.survey.entries
-        if not (isinstance(likelihood, Gaussian) and likelihood.learns_noise) or unknown:
+        if not likelihood.learns_noise or unknown:
             return state.model, 0.0, unknown
-        exact = self.exact and likelihood.structure != "scalar"
-        columns = self._exactly(state).function_columns() if exact else solution.value[: self.task.em_samples]
+        exact = self._exact and not likelihood.scalar_noise
+        columns = self._exact_posterior(state).function_columns() if exact else samples.value[: self.task.em_samples]
         residual, function = state.model.noise_moments(mode, columns)
         target = self.task.survey.target
         assert target is not None
         if bool(is_rounding(residual, target, mode.dtype).any()):
             return state.model, 0.0, ALL_MET
-        used = 0.0 if likelihood.structure == "scalar" else likelihood.used_up(function, entries)
+        used = 0.0 if likelihood.scalar_noise else likelihood.used_up(function, entries)
         if exact and used > 1 - LEAST_LEFT:
             return state.model, 0.0, why_noise_is_unknown(entries, entries * used, 0.0)
         updated = likelihood.updated(residual, function, gamma, entries, exact)
@@ -253,23 +243,33 @@ class SampledEM:
         ahead = 1.0 if exact else 1 / max(1 - used, _SLOWEST)  # EM's own update goes so small a part of the way
         return state.model.replaced(likelihood=updated), relative_change(old, new) * ahead, ""
 
-    def _solution(self, state: EMState, tolerance: float, label: str) -> Solution:
-        """The E-step: exact in a small problem, else by the solver."""
-        if not self.exact:
-            return self.e_step(state, self.task.em_samples, tolerance, label + "samples, ")
-        return self._exactly(state, label).solution(self.right_hand_side(state, self.task.em_samples))
 
-    def _exactly(self, state: EMState, label: str = "") -> ExactPosterior:
-        """The posterior in the whole range of M, which is found again when M changes by more than a factor."""
-        factor = scalar_ratio(state.model.likelihood, self.first)
-        model = state.model if factor is None else state.model.replaced(likelihood=self.first)
-        draw = self.draw if factor is None else self.task.draw
-        if self.space is None or (factor is None and self.space_of is not state.model):
-            start, unseen = draw.data_part.tensor_split([self.task.em_samples])
-            self.space = grown_to_range(self.task, model, krylov_space(start), unseen, label)
-            self.space_of = state.model
-        space = self.space if factor is None else self.space.times(factor)
-        return ExactPosterior(space, state.prior.diagonal)
+def _row(
+    state: EMState, samples: Iterate, alpha: Tensor, gamma: Tensor, gamma_error: Tensor, theta: Tensor,
+    mode: Mode | None, change: float,
+) -> EMStep:  # fmt: skip
+    noise, solve = state.model.likelihood.noise_precision, samples if isinstance(samples, Solution) else None
+    error = 0.0 if solve is None else solve.error  # exact samples are not solved for
+    return EMStep(
+        precision=state.prior.precision.tolist(),
+        updated_precision=alpha.tolist(),
+        noise_precision=None if noise is None else noise.tolist(),
+        effective_dimension=gamma.tolist(),
+        effective_dimension_error=gamma_error.tolist(),
+        mode_norm=float((state.prior.diagonal * theta[0].square()).sum()) ** 0.5,
+        change=change,
+        passes=0 if solve is None else solve.passes,
+        mode_error=error if mode is None else mode.error,
+        solve_error=error,
+        solve_history=[] if solve is None else solve.history,
+    )
+
+
+def _kept(samples: Iterate) -> Start:
+    """What the next solve starts from."""
+    return Start(
+        samples.value, samples.curvature_value, curvature_exact=samples.curvature_exact, reusable=samples.reusable
+    )
 
 
 def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
@@ -302,10 +302,32 @@ def _precision_error(trace: list[EMStep], prior: BoundPrior) -> LogError | None:
     return LogError(max(errors), last.change) if errors else None
 
 
-def scalar_ratio(new: Likelihood, old: Likelihood) -> float | None:
-    """new / old noise precision if both are scalar."""
-    if not (isinstance(new, Gaussian) and isinstance(old, Gaussian)) or new.structure != "scalar":
+def _extended(start: Start | None, rhs: RightHandSide) -> Start | None:
+    """EM's few samples as the start of K: zero for the samples that EM did not have."""
+    if start is None:
         return None
-    assert new.noise_precision is not None
-    assert old.noise_precision is not None
-    return float(new.noise_precision / old.noise_precision)
+    means = len(rhs.data_part) - rhs.num_samples
+    known = len(start.value) - means
+
+    def placed(rows: Tensor) -> Tensor:
+        block = torch.zeros_like(rhs.data_part)
+        block[:known] = rows[:known]
+        block[rhs.num_samples :] = rows[known:]
+        return block
+
+    return replace(start, value=placed(start.value), curvature_value=placed(start.curvature_value))
+
+
+def _whitened(system: LinearSystem, scale: Tensor) -> LinearSystem:
+    """The same in the coordinates theta / scale, in which A is the identity."""
+    model = system.model.replaced(features=ScaledFeatures(system.model.features, scale))
+    return LinearSystem(model, torch.ones_like(scale), system.diagonal * scale.square())
+
+
+def _whitened_start(space: KrylovSpace, rhs: RightHandSide, known: Start | None, scale: Tensor) -> Start:
+    """The best start in the space, and EM's own samples where it had them."""
+    value, image = space.galerkin(rhs.total, torch.ones_like(scale))
+    if known is not None:
+        rows = known.value.any(dim=1)
+        value[rows], image[rows] = known.value[rows] / scale, known.curvature_value[rows] * scale
+    return Start(value, image)

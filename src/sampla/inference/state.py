@@ -1,7 +1,7 @@
-"""What the loop over hyperparameters is asked, what it remembers between its steps, and what it leaves behind."""
+"""What stays the same over a fit, what the loop over hyperparameters remembers, and what it leaves behind."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import LogError
 from sampla.inference.route import Route
 from sampla.inference.settings import EM
-from sampla.likelihoods import Gaussian, Likelihood
+from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel, NoiseDraw, Survey
 from sampla.priors import BoundPrior
 from sampla.solvers import Mode, Solution, Solver, Start
@@ -42,47 +42,56 @@ class EMStep:
     """Largest |log ratio| of updated to used precisions, over groups in which the data determine anything."""
     passes: int
     """Products per right-hand side: of the solve, or of the growing Krylov space."""
-    solve_error: float
-    """Estimated function-space error of the samples; or how far alpha may still move if the Krylov space grows."""
-    solve_history: list[float]
-    """Error estimate after each pass of the E-step."""
     mode_error: float
-    seconds: float
+    """Estimated relative error of the mode; zero where it is as exact as the Krylov space."""
+    solve_error: float | None = None
+    """Estimated function-space error of the samples; None where none are solved for."""
+    solve_history: list[float] = field(default_factory=list)
+    """Error estimate after each pass of the samples' solve."""
+    truncation: float | None = None
+    """How far alpha and the noise may still move if the Krylov space grows; None where there is none."""
+    seconds: float = 0.0
     products: float = 0.0
     """All products with M and gradients of this step."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class EMState:
     """All that an interrupted loop needs to go on as if nothing had happened."""
 
     prior: BoundPrior
     model: LinearModel
-    solution: Start | None = None
-    """The last solve's, or what was kept of it: where the next one starts. At the end, the final solve's."""
-    mode: Tensor | None = None
-    last_mode: Mode | None = None
-    """The mode with what its search has learnt; a loop that was interrupted goes on without it."""
+    start: Start | None = None
+    """The samples of the last E-step, from which the next solve starts."""
+    mode: Mode | None = None
+    """The linear mode last found, where the likelihood is not quadratic, with the objective that it has at the present
+    prior; NaN where the noise has changed since, and with it the loss."""
     trace: list[EMStep] = field(default_factory=list)
     settled: bool = False
+    stuck: bool = False
+    """Whether further steps would bring nothing: the Krylov space may not grow, or the noise stays unknown."""
     space: KrylovSpace | None = None
     """Of M as it was at the first noise precision."""
     noise_factor: float = 1.0
     """Present noise precision over the first, where the Krylov space serves every noise precision."""
-    objective: float | None = None
-    """-log p(y | mode) + |mode|_A^2 / 2 at the present mode."""
-    mode_error: float = float("nan")
     precision_error: LogError | None = None
     noise_error: LogError | None = None
     noise_unknown: str = ""
     """Why the noise precision was kept where it should have been learnt; empty if it was learnt."""
-    unsettled: str = ""
-    """What keeps EM from having settled, in words; empty as long as it goes on, and if it has."""
 
     @property
     def last_change(self) -> float:
         """By how much the last step changed the hyperparameters; one before the first."""
         return self.trace[-1].change if self.trace else 1.0
+
+    @property
+    def label(self) -> str:
+        """What the next step calls itself where progress is reported."""
+        return f"EM {len(self.trace) + 1}: "
+
+    def without_memory(self) -> "EMState":
+        """Without what the search for modes has learnt, which is large: no mode is to be found any more."""
+        return self if self.mode is None else replace(self, mode=replace(self.mode, memory=None))
 
 
 @dataclass(frozen=True)
@@ -106,11 +115,9 @@ class Task:
         """How many right-hand sides EM works with."""
         return min(self.em.num_samples, self.num_samples)
 
-    def mean_size(self, likelihood: Likelihood) -> float:
-        """|phi mean|_B^2 of a Gaussian likelihood is at most about this: the targets' own."""
-        if not isinstance(likelihood, Gaussian) or self.survey.target is None:
-            return 0.0
-        return likelihood.weighted(self.survey.target)
+    def target_size(self, likelihood: Likelihood) -> float:
+        """sum_n y_n' B_n y_n of a Gaussian likelihood: |phi mean|_B^2 is at most about this. Zero for others."""
+        return 0.0 if self.survey.target is None else likelihood.weighted(self.survey.target)
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,7 @@ def what_is_open(task: Task, state: EMState) -> str:
             f"parameters=[...]{exactly}, or more data"
         )
     moves = last.change > task.em.tolerance
-    truncation = 0.0 if space is None else last.solve_error
+    truncation = last.truncation or 0.0
     if space is not None and truncation > task.em.tolerance / 2 and not (last.mode_error and moves):
         wide = f"the Krylov space of {len(space.basis)} vectors"
         if space.complete:

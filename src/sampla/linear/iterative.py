@@ -1,17 +1,18 @@
 """The matrix-free way: block conjugate gradients and one Krylov space of M, by the library's own loop."""
 
-from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
+from sampla.core.checks import one_of_each
 from sampla.core.params import ParameterLayout
 from sampla.core.progress import Progress
-from sampla.inference.infer import EM, EMState, Inference, infer
+from sampla.inference.infer import e_step_of, finished, maximised, prepared, with_samples
 from sampla.inference.report import FitReport, build_report
+from sampla.inference.settings import EM
+from sampla.inference.state import Inference
 from sampla.likelihoods import Gaussian
 from sampla.linear.columns import Columns, RowData, centred
 from sampla.linear.sources import Source
@@ -33,35 +34,6 @@ class IterativeFit:
     """(K, D, C)."""
     inference: Inference
     report: FitReport
-
-
-class _Stuck(Exception):  # noqa: N818  (no error: it ends EM where samples go on)
-    """The Krylov space may not grow, or EM has used up its steps, and alpha has not settled."""
-
-    def __init__(self, state: EMState) -> None:
-        super().__init__()
-        self.state = state
-
-
-class _Watch:
-    """Looks at every state of EM with a Krylov space, and raises _Stuck where more steps will not help."""
-
-    def __init__(self, most: int) -> None:
-        self._rows, self._most = 0, most
-
-    def first(self, state: EMState) -> EMState:
-        """Before the first step; the state as it is."""
-        self._rows = 0 if state.space is None else len(state.space.basis)
-        return state
-
-    def step(self, state: EMState) -> None:
-        """After each step; where EM works with samples anyway there is nothing to look for."""
-        if state.space is None:
-            return
-        rows = len(state.space.basis)
-        if not state.settled and (rows == self._rows or len(state.trace) >= self._most):
-            raise _Stuck(state)
-        self._rows = rows
 
 
 class ColumnGroups(Prior):
@@ -107,22 +79,20 @@ def iterative_fit(
     start = perf_counter()
     data = RowData(source, centred(columns), progress)
     model = LinearModel(columns.design(source, outputs), noise, data)
-
-    run = partial(
-        infer, solver=BlockCG(), num_samples=num_samples, seed=seed, tolerance=tolerance, say=progress.enter
-    )  # fmt: skip
-    with_samples = replace(em, method="samples")
     if uneven(columns.power):
-        found = run(model, prior, em=with_samples)
-    else:
-        watch = _Watch(em.max_steps)
-        try:
-            found = run(model, prior, em=em, restore=watch.first, keep=watch.step)
-        except _Stuck as stuck:
-            state = stuck.state
-            if isinstance(state.model.likelihood, Gaussian) and noise.learns_noise:
-                model = model.replaced(likelihood=state.model.likelihood.scaled(state.noise_factor))
-            found = run(model, _continued(prior, state.prior), em=with_samples)
+        em = replace(em, method="samples")
+    progress.enter("checking the data")
+    task, state = prepared(
+        model, model.survey(), prior, BlockCG(), num_samples=num_samples, seed=seed, em=em, tolerance=tolerance,
+        say=progress.enter,
+    )  # fmt: skip
+    with one_of_each(stacklevel=4):
+        e_step = e_step_of(task, state)
+        state = maximised(e_step, state)
+        if task.route.method == "krylov" and not state.settled:
+            e_step, state = with_samples(e_step, state)
+            state = maximised(e_step, state)
+        found = finished(e_step, state)
     report = build_report(found, data, {}, None, perf_counter() - start, tolerance)
     assert found.mean is not None
     shape = (source.num_columns, outputs)
@@ -133,11 +103,3 @@ def uneven(power: Tensor) -> bool:
     """Whether the columns' sizes, and so the eigenvalues of M, are too far apart for one unscaled Krylov space."""
     alive = power[power > 0]
     return len(alive) > 0 and float(alive.max()) > _UNEVEN * float(alive.median())
-
-
-def _continued(prior: Prior, found: BoundPrior) -> Prior:
-    """The same prior, to be learnt from the alpha that was found last."""
-    again = copy(prior)
-    if prior.learn:
-        again.precision = float(found.precision[0])
-    return again

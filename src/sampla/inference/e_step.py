@@ -1,0 +1,139 @@
+"""What an E-step is, and what the two of them share.
+
+An E-step tells what the posterior at the present hyperparameters determines: gamma and the mode, of which MacKay's
+updates are made (mackay.py). There are two: one Krylov space of M for all hyperparameters (krylov_step.py), and a few
+posterior samples at each step (sampled_step.py). The loop (infer.py) runs either by the methods ``start``, ``step`` and
+``finish``.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from math import isnan
+
+import torch
+from torch import Tensor
+
+from sampla.core.noise import PRIOR, standard_normal
+from sampla.inference.exact import grown_to_range
+from sampla.inference.krylov import KrylovSpace
+from sampla.inference.quadrature import Estimate, estimated, log_determinant
+from sampla.inference.state import EMState, Task
+from sampla.model import LinearModel
+from sampla.solvers import LinearSystem, RightHandSide, Start, linear_mode
+from sampla.solvers._preconditioners import Jacobi, Preconditioner
+
+FEWEST_ITERATIONS = 3
+"""Iterations of a Krylov space before the change of an estimate says anything about its error."""
+_SHARE = 0.5
+"""Truncation error of the log determinant allowed, in standard errors."""
+
+
+@dataclass(frozen=True)
+class FinalProblem:
+    """What the final solve is given by an E-step, once the hyperparameters are known."""
+
+    state: EMState
+    """With the model of the final noise."""
+    system: LinearSystem
+    rhs: RightHandSide
+    """K samples, and for a quadratic likelihood the mean behind them."""
+    start: Start | None
+    """Where the solve starts; None: at zero."""
+    scale: Tensor | None = None
+    """(P,) unit of the coordinates of system, right-hand side and start; None: they are those of the model."""
+    determinant: Estimate | None = None
+    """log det(I + A^-1 M), where a Krylov space tells it."""
+    effective_dimension: Tensor | None = None
+    """(P,) diagonal of H^-1 M, where a Krylov space holds the whole range of M."""
+
+
+class EStep(ABC):
+    """One way to learn what the data determine at the present hyperparameters, for one fit."""
+
+    def __init__(self, task: Task) -> None:
+        """Args: task: what stays the same over the steps."""
+        self.task = task
+
+    @abstractmethod
+    def start(self, state: EMState) -> EMState:
+        """The state before the first step, or that of a loop which was stopped, ready for the next step."""
+
+    @abstractmethod
+    def step(self, state: EMState) -> EMState:
+        """One EM step: E-step, mode, and MacKay's updates, with one row more in the trace."""
+
+    @abstractmethod
+    def finish(self, state: EMState) -> FinalProblem:
+        """What the final solve of K samples needs, with all that EM has learnt about M."""
+
+    def with_mode(self, state: EMState) -> EMState:
+        """The state with a linear mode, if the evidence needs one that nothing else has needed yet."""
+        known = state.mode is not None and not isnan(state.mode.objective)
+        if not self.task.route.log_evidence or state.model.likelihood.is_quadratic or known:
+            return state
+        mode = linear_mode(
+            state.model, state.prior.diagonal, self.preconditioner(state), guess=state.mode,
+            tolerance=self.task.em.mode_tolerance, say=lambda text: self.task.say("evidence: " + text),
+        )  # fmt: skip
+        return replace(state, mode=mode)
+
+    def preconditioner(self, state: EMState) -> Preconditioner:
+        """What is near the Hessian at the mode: the Krylov space once there is one, the diagonal before."""
+        if state.space is None or state.space.iterations == 0:
+            return Jacobi(self.task.draw.diagonal + state.prior.diagonal)
+        return state.space.sketch().at(state.prior.diagonal)
+
+    def space_for_determinant(
+        self, space: KrylovSpace, model: LinearModel, ratio: float, unseen: Tensor
+    ) -> KrylovSpace:
+        """The space, grown until the log determinant depends less on its iterations than on its probes.
+
+        Where the problem is small it is grown to the whole range of M.
+
+        Args:
+            space: of M, from ``task.em_samples`` draws of N(0, M) as first start vectors.
+            model: in whose coordinates M is meant.
+            ratio: alpha over the noise's factor.
+            unseen: (k, P), k >= 0, draws from N(0, M) that the space has not seen.
+        """
+        task = self.task
+        if not space.exact and task.route.exact_traces:
+            return grown_to_range(task, model, space, unseen, "log evidence: ")
+        while not space.complete and len(space.basis) + len(space.following) <= task.route.max_rows:
+            if space.iterations >= FEWEST_ITERATIONS:
+                found = estimated(space, task.em_samples, log_determinant, ratio)
+                if found.truncation <= _SHARE * found.standard_error:
+                    break
+            task.say(f"log evidence: Krylov space of {len(space.basis) + len(space.following)} vectors")
+            space = space.grown(model)
+        return space
+
+    def determinant(self, space: KrylovSpace | None, ratio: float) -> Estimate | None:
+        """log det(I + M / ratio), where the evidence needs it and there is a space."""
+        if space is None or not self.task.route.log_evidence:
+            return None
+        return estimated(space, self.task.em_samples, log_determinant, ratio)
+
+
+def right_hand_side(task: Task, precision: Tensor, data_part: Tensor, target: Tensor | None) -> RightHandSide:
+    """Posterior samples, and the mean of a quadratic likelihood behind them, as one block (docs/method.md, section 2).
+
+    Args:
+        task: whose seed the prior's noise has.
+        precision: (P,) the diagonal of A.
+        data_part: (k, P) sum_n phi_n' S_n xi_n of k samples.
+        target: (1, P) sum_n phi_n' B_n y_n, or None.
+    """
+    count, root = len(data_part), precision.sqrt()
+    if target is not None:
+        data_part = torch.cat([data_part, target])
+    prior_part = torch.zeros_like(data_part)  # A theta0 = A^(1/2) xi; the mean has none
+    prior_part[:count] = root * standard_normal(task.seed, PRIOR, range(count), 0, tuple(root.shape), root)
+    return RightHandSide(data_part, prior_part, count, task.seed)
+
+
+def target_part(model: LinearModel) -> Tensor | None:
+    """(1, P) sum_n phi_n' B_n y_n of a quadratic likelihood; for a tangent with y_n - f_n + J_n w in place of y_n."""
+    if not model.likelihood.is_quadratic:
+        return None
+    return -model.loss_gradient(torch.zeros(1, model.num_parameters).to(model.features.like))[1]
