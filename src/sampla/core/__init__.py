@@ -1,1 +1,1 @@
-"""What everything stands on: data, parameters, blocks of vectors, memory, noise, files. No statistics."""
+"""The lowest floor: data, parameters, blocks of vectors, memory, noise and files. It contains no statistics."""

@@ -1,4 +1,4 @@
-"""What front doors are given by name, made into what it stands for."""
+"""Turns names that users give, such as "block-cg", into objects, and checks ``chunks``."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def check_chunks(chunks: Any) -> None:
 
 
 def named(given: Any, known: dict[str, Any], kind: type) -> Any:
-    """An object of the given kind as it is; a name as an object with its defaults.
+    """Return an object of the given kind as it is, or make one with default settings from its name.
 
     Raises:
         ValueError: for an unknown name.

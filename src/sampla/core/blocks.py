@@ -52,7 +52,7 @@ def _double(block: Tensor | Stack, span: slice) -> Tensor:
 
 
 def transformed_in_place(matrix: Tensor, rows: Tensor) -> Tensor:
-    """matrix (K, K) times rows (K, P), in place and returned: a block less than the product would need."""
+    """Multiply rows (K, P) by a matrix (K, K) in place, and return them; this needs no second block."""
     width = max(1, CHUNK // max(1, len(rows)))
     for start in range(0, rows.shape[1], width):
         span = slice(start, start + width)

@@ -39,7 +39,7 @@ def complain(kind: str, size: float, message: str) -> None:
 
 @contextmanager
 def without_complaints() -> Iterator[None]:
-    """Drop what is complained of inside: of work whose end says nothing about the answer."""
+    """Issue no ConvergenceWarning for what runs inside: work whose accuracy does not limit that of the answer."""
     token = _complaints.set({})
     try:
         yield
@@ -49,7 +49,7 @@ def without_complaints() -> Iterator[None]:
 
 @contextmanager
 def one_of_each(stacklevel: int) -> Iterator[None]:
-    """Keep what is complained of inside, and issue the worst of each kind with a count, at the end.
+    """Collect the ConvergenceWarnings raised inside and issue the worst of each kind, with a count, at the end.
 
     Inside another, that one does. An exception passes, and nothing is issued.
     """

@@ -26,7 +26,7 @@ _NOTHING_LEFT = (
 
 @dataclass
 class Chunks:
-    """Shared by all models of a fit.
+    """How many data and vectors go through the features at once; one object serves all models of a fit.
 
     Args:
         entries: data times vectors in flight.
@@ -47,7 +47,7 @@ class Chunks:
     """Entries and columns that memory allows, once it has run out."""
 
     def rows(self, count: int) -> int:
-        """Data at once for products with so many vectors."""
+        """Return how many data go through at once for products with ``count`` vectors."""
         return max(1, self.entries // max(1, min(count, self._together)))
 
     def ranges(self, count: int) -> list[range]:
@@ -61,7 +61,7 @@ class Chunks:
         return min(self.columns, self.entries)
 
     def possible(self, rows: int, columns: int) -> tuple[int, int]:
-        """What memory allows of so many data and vectors."""
+        """Return how many of these data and vectors memory allows at once."""
         if self._most is None:
             return rows, columns
         entries, most = self._most
@@ -69,7 +69,7 @@ class Chunks:
         return min(rows, max(1, entries // columns)), columns
 
     def halve(self, rows: int, columns: int, error: str) -> None:
-        """So many data and vectors did not fit: allow half, of whichever are more.
+        """Halve what is allowed, data or vectors, whichever are more, because so many did not fit into memory.
 
         Raises:
             OutOfChunksError: (a MemoryError) if it was one datum and one vector.
@@ -84,7 +84,7 @@ class Chunks:
             self.say(f"memory ran out: going on with {rows} data x {columns} vectors at a time")
 
     def settle(self, entries: int, columns: int, source: str) -> None:
-        """Prefer these from now on, as far as memory allows."""
+        """Use these sizes from now on, as far as memory allows."""
         if self._most is not None:
             entries, columns = min(entries, self._most[0]), min(columns, self._most[1])
         self.entries, self.columns, self.source = entries, columns, source
@@ -95,7 +95,7 @@ class Chunks:
             self.entries = min(self.entries, max(1, _OUTPUTS // max(1, outputs)))
 
     def facts(self) -> dict[str, Any]:
-        """JSON, for reports and checkpoints."""
+        """Return the sizes as JSON, for reports and checkpoints."""
         return {
             "entries": self.entries,
             "columns": self.columns,

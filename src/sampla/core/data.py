@@ -43,7 +43,7 @@ _LABELS = ("labels", "label", "targets", "target", "y")
 
 @dataclass(frozen=True)
 class Batch:
-    """A run of data: n of them, from ``position`` (0-based, in loader order)."""
+    """n consecutive data of a pass; the first has number ``position``, from 0, in the loader's order."""
 
     inputs: Inputs
     targets: Tensor

@@ -1,4 +1,4 @@
-"""What a network may be given, and how its data are told apart.
+"""The inputs that a network may have, and how they are cut into single data.
 
 Tensors (alone, in a tuple or in a mapping) are cut along their first axis, a list has one object for each datum, and
 any other object belongs to its batch as a whole.
@@ -30,7 +30,7 @@ _WHOLE = (
 
 
 def as_inputs(given: Any, where: str) -> Inputs:
-    """Inputs in the form in which everything here takes them; NumPy arrays become tensors.
+    """Convert inputs into the form that all modules take; NumPy arrays become tensors.
 
     Raises:
         TypeError: if they are nothing that a network can be called with.
@@ -94,7 +94,7 @@ def map_inputs(function: Callable[[Any], Any], inputs: Inputs) -> Inputs:
 
 
 def pick(inputs: Inputs, rows: slice | list[int]) -> Inputs:
-    """Some of the data, in this order. What is whole cannot be cut."""
+    """Select data by a slice or a list of rows, in that order. An ``Opaque`` object cannot be cut."""
     assert not isinstance(inputs, Opaque), "the caller keeps a whole batch together"
     if isinstance(inputs, list):
         return inputs[rows] if isinstance(rows, slice) else [inputs[row] for row in rows]
@@ -111,7 +111,7 @@ def num_inputs(inputs: Inputs) -> int | None:
 
 
 def moved(inputs: Inputs, device: torch.device) -> Inputs:
-    """The same on a device; the user's own objects stay as they are."""
+    """Return the inputs on a device; objects of the user's own classes are moved as copies."""
     if isinstance(inputs, Opaque):
         return Opaque(_applied("to", inputs.content, device))
     if isinstance(inputs, list):
@@ -120,7 +120,7 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def detached(inputs: Inputs) -> Inputs:
-    """The same in tensors and objects of its own, to which a network may do what it likes."""
+    """Return tensors and objects detached from the caller's graph, for which a network may ask for gradients."""
     if isinstance(inputs, Opaque):
         return Opaque(_applied("detach", inputs.content))
     if isinstance(inputs, list):

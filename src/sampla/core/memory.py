@@ -37,11 +37,11 @@ def memory_explained(remedy: str) -> Iterator[None]:
 
 
 class OutOfChunksError(MemoryError):
-    """Nothing is left to halve; the message says what to change."""
+    """One datum and one vector do not fit into memory; the message says what to change."""
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on a device; None where nobody tells."""
+    """Return the bytes of free memory of a device; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = [_available(), *(_left(Path(limit), Path(used)) for limit, used in _CGROUPS)]

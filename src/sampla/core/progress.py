@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Says which stage a fit is in and how far the present pass over the data has come."""
+    """Shows the stage of a fit and the progress of the present pass over the data."""
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
@@ -21,12 +21,12 @@ class Progress:
         self.stage = stage
 
     def sweep(self, items: Iterable[Item], total: int | None) -> Iterator[Item]:
-        """Pass the items through, drawing a bar named after the stage."""
+        """Yield the items and draw a progress bar named after the stage."""
         yield from tqdm(
             items, total=total, desc=self.stage, disable=not self.enabled, delay=2, leave=False, dynamic_ncols=True
         )
 
     def say(self, text: str) -> None:
-        """One line above the bar."""
+        """Print one line above the bar."""
         if self.enabled:
             tqdm.write(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Which sums of squared derivatives are nothing but rounding.
+"""Detects tensors whose squared derivatives are rounding errors only.
 
 A derivative that is zero in exact arithmetic (of the bias of an attention's keys, of a convolution's bias before an
 instance normalisation) comes out as some multiple of the rounding error, whatever the tensor's own size. How large that
@@ -32,7 +32,7 @@ def nudged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Rounding:
-    """What rounding alone makes of the diagonal of M, tensor by tensor, measured beside the pass that estimates it.
+    """Estimates what rounding errors contribute to the diagonal of M, for each parameter tensor, in the noise pass.
 
     Args:
         like: (K, P) of the pass.
@@ -49,7 +49,7 @@ class Rounding:
         self._epsilon = epsilon
 
     def add(self, cotangents: Tensor, pull: Callable[[Tensor], Tensor]) -> None:
-        """Take the derivatives of a piece of a block again.
+        """Compute the derivatives of some data of a block a second time, rounded differently.
 
         Args:
             cotangents: (len(rows), n, *out).
@@ -69,12 +69,12 @@ class Rounding:
 
     @property
     def rows(self) -> range:
-        """Which rows of the present block are to be taken again: those of a few blocks, few."""
+        """The rows of the present block that are computed a second time; most blocks have none."""
         return range(len(self._again) if self._blocks & (self._blocks - 1) == 0 else 0)
 
     @property
     def columns(self) -> float:
-        """Vectors pulled back again over the whole pass: the cost of the measurement."""
+        """The number of additional vector-Jacobian products in the pass, which is the cost of this estimate."""
         return len(self._again) * self._seen / max(1, self._blocks)
 
     def silence(self, diagonal: Tensor, total: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Many vectors of P held in parts, so that more can be added without copying the ones that are there."""
+"""A matrix of many vectors held as a list of blocks, so that rows can be added without a copy."""
 
 from collections.abc import Sequence
 

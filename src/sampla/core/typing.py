@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Opaque:
-    """One object for all data of a batch, such as a batch of graphs: the network takes it whole, it is never cut."""
+    """A batch that is one object, such as a batch of graphs; it is never cut, the network takes it as it is."""
 
     content: Any
 

@@ -1,4 +1,4 @@
-"""How the network is called with inputs of each kind, in deed and in words."""
+"""How the network is called with inputs of each kind, and the same as text for messages."""
 
 from collections.abc import Mapping
 from inspect import Signature, signature

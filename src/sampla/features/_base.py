@@ -1,4 +1,4 @@
-"""What every feature map offers, and the identity that makes it trustworthy."""
+"""The interface of feature maps, and the check that their two products are adjoint."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -32,11 +32,11 @@ class Linearisation(ABC):
         """phi' u for K cotangents, summed over the batch: (K, n, *out) -> (K, P)."""
 
     def linear_outputs(self, theta: Tensor, origin: Tensor | None) -> Tensor:
-        """What the linear model says: (K, P) -> (K, n, *out), with ``Features.origin`` of the map this came from."""
+        """Return the linear model's outputs at theta: (K, P) -> (K, n, *out); ``origin`` is that of the features."""
         return self.jvp(theta) if origin is None else self.outputs + self.jvp(theta - origin.to(theta))
 
     def product(self, vectors: Tensor, output_curvature: OutputCurvature) -> Tensor:
-        """phi' bend(outputs, phi v) for K vectors, (K, P) -> (K, P): where the two can share work they do.
+        """Return phi' B phi v for K vectors, (K, P) -> (K, P); jvp and vjp share work where they can.
 
         Args:
             vectors: v.
@@ -45,7 +45,7 @@ class Linearisation(ABC):
         return self.vjp(output_curvature(self.outputs, self.jvp(vectors)))
 
     def rounded_otherwise(self) -> "Linearisation":
-        """The same phi, up to rounding errors that are others: to see by products how large they are."""
+        """Return the same phi with different rounding errors, so that comparing products shows how large these are."""
         return self
 
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
@@ -109,11 +109,11 @@ class Features(ABC):
         return self
 
     def other_way(self) -> "Features | None":
-        """The same features with their products computed otherwise, which may be faster; None if there is no such."""
+        """Return these features with products computed in another way, which may be faster; None if there is none."""
         return None
 
     def go(self, way: "Features") -> None:
-        """Compute products from now on as this does, which ``other_way`` gave."""
+        """Compute products from now on as these features do, which ``other_way`` returned."""
         raise NotImplementedError(f"{type(self).__name__} knows one way only, got {type(way).__name__}")
 
 

@@ -1,4 +1,4 @@
-"""Whether phi v is the change of the outputs: two evaluations of the network against its derivative."""
+"""Checks phi v against a finite difference of the network's outputs."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -33,7 +33,7 @@ class Differentiated(Protocol):
 
 
 def check_differences(features: Differentiated, inputs: Inputs) -> None:
-    """phi v against a difference of outputs: in double reverse mode both products come from one backward.
+    """Compare phi v with a central difference of outputs; in double reverse mode the adjoint check cannot fail.
 
     Raises:
         ValueError: if they differ by more than curvature, kinks and rounding explain.

@@ -1,4 +1,4 @@
-"""What stands in the way of derivatives inside torch's own kernels, put aside while a network runs."""
+"""Replaces torch's kernels that have no derivatives, or costly ones, while a network runs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -71,7 +71,7 @@ def _contiguous_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any,
 
 @contextmanager
 def differentiable(native_rnn: bool, compiled: bool, fold: bool) -> Iterator[None]:
-    """Fused kernels put aside that have no derivatives: attention, encoder layers and cuDNN's recurrent layers.
+    """Switch off fused kernels that have no derivatives: attention, encoder layers and cuDNN's recurrent layers.
 
     Three operations are replaced as ``_Substituted`` says. Compiled modules run in eager mode: torch.func goes through
     them so in any case, and a second backward cannot go through them otherwise.
@@ -97,7 +97,7 @@ def differentiable(native_rnn: bool, compiled: bool, fold: bool) -> Iterator[Non
 
 @contextmanager
 def constant_padding(embeddings: Sequence[tuple[nn.Embedding, Tensor]]) -> Iterator[None]:
-    """The row of padding_idx is no parameter: its backward says so, and in forward mode this does."""
+    """Keep the row of padding_idx constant in forward mode, as torch does in backward."""
 
     def fixed(row: Tensor) -> Callable[..., Tensor]:
         def hook(module: Any, args: tuple[Tensor], output: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Products with networks take turns: what torch needs for them belongs to the process, not to a thread.
+"""One lock for all products with networks, because torch keeps what they need per process, not per thread.
 
 The levels of forward-mode derivatives, the parameters that torch.func.functional_call puts into a module, and the
 kernels that are put aside meanwhile are seen by every thread. Two threads at once would give wrong numbers, zeros among
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def locked(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """The function, while no other thread has a network in its hands."""
+    """Decorate a function so that it holds the lock while it runs."""
 
     @wraps(function)
     def waiting(*args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -33,7 +33,7 @@ def locked(function: Callable[Given, Result]) -> Callable[Given, Result]:
 
 
 class LockedLinearisation(Linearisation):
-    """A linearisation whose products wait for those of other threads."""
+    """A linearisation whose products hold the lock."""
 
     def __init__(self, inner: Linearisation) -> None:
         self._inner = inner

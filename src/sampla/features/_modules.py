@@ -1,4 +1,4 @@
-"""Which module of a network does it: watching the calls of all modules without leaving a trace."""
+"""Records the calls of all modules of a network, to name the one that fails; leaves no hooks behind."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

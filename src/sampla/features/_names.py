@@ -1,4 +1,4 @@
-"""The names of a network's tensors, whatever is wrapped around it, and what tells its weights from others."""
+"""Names of a network's tensors without those of wrappers, and the fingerprint of its weights."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The columns: what a first pass says of them, what is taken off them, and the rows as the model reads them."""
+"""Moments of the columns from a first pass, centring and scaling, and the rows as ``LinearModel`` reads them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -58,7 +58,7 @@ class _PartialMoments:
 
 
 def measure(source: Source) -> Moments:
-    """One pass.
+    """Compute the weighted moments of columns and targets in one pass.
 
     Raises:
         ValueError: for NaN or infinity, negative weights, weights that are all zero, or no rows.
@@ -142,7 +142,7 @@ def _check_range(largest: Tensor, dtype: torch.dtype) -> None:
 
 @dataclass(frozen=True)
 class Columns:
-    """What is taken off the columns before the model sees them, in float64."""
+    """Means that are subtracted from the columns and scales that they are divided by, in float64."""
 
     centre: Tensor | None
     """(D,) the means, where an intercept is taken out; None: nothing."""
@@ -240,6 +240,6 @@ class RowData(Data):
 
 
 def centred(columns: Columns) -> Callable[[Tensor], Tensor]:
-    """Targets without their mean, in their unit."""
+    """Return a function that subtracts the targets' mean and divides by their unit."""
     centre, unit = columns.target_centre, columns.target_unit
     return lambda targets: (targets if centre is None else targets - centre.to(targets)) / unit

@@ -1,4 +1,4 @@
-"""From what scikit-learn's users pass to fit and predict, to a source of rows, with scikit-learn's own checks."""
+"""Checks what is passed to fit and predict, with scikit-learn's own functions, and makes sources of rows."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a user asks of a linear model, the way to solve it that sizes suggest, and the report of what was done."""
+"""The settings of a linear model, checked; the choice of its solver by sizes; and the report of a fit."""
 
 from dataclasses import dataclass, replace
 from math import isnan
@@ -156,7 +156,7 @@ def choose_solver(settings: Settings, rows: int, columns: int, outputs: int) -> 
 
 @dataclass(frozen=True)
 class LinearReport:
-    """Everything ``report_`` knows; ``print`` it for the words."""
+    """The report of a fit, ``report_``; ``print`` shows it as text."""
 
     passes: float
     """Readings of all rows (exact), or products with M for each sample (matrix-free)."""
@@ -166,7 +166,7 @@ class LinearReport:
     effective_dimension: float
     log_evidence: float
     fit: FitReport | None = None
-    """The certificate of the matrix-free way; None where everything is exact."""
+    """The certificate of the matrix-free solver; None where everything is exact."""
     num_rows: int = 0
     num_columns: int = 0
     num_outputs: int = 0
@@ -175,7 +175,7 @@ class LinearReport:
     world: str = ""
     """"primal" or "dual"."""
     why: str = ""
-    """Why this way was chosen."""
+    """Why this solver was chosen."""
     seconds: float = 0.0
 
     @classmethod
@@ -185,13 +185,13 @@ class LinearReport:
 
     @classmethod
     def of_iterative(cls, fit: FitReport, evidence: float) -> "LinearReport":
-        """From the matrix-free way's certificate."""
+        """Make the report from the certificate of the matrix-free solver."""
         settled = fit.settled and fit.solve_error <= fit.tolerance
         fit = replace(fit, log_evidence=None if isnan(evidence) else evidence)
         return cls(fit.passes, settled, len(fit.trace), sum(fit.effective_dimension), evidence, fit)
 
     def finished(self, rows: int, columns: int, outputs: int, choice: SolverChoice, seconds: float) -> "LinearReport":
-        """With sizes, the way and the time."""
+        """Return the report with sizes, the choice of the solver and the time."""
         return replace(
             self, num_rows=rows, num_columns=columns, num_outputs=outputs,
             solver="exact" if choice.exact else "block-cg", world=choice.world, why=choice.why, seconds=seconds,

@@ -1,4 +1,4 @@
-"""What a user hands over as (X, y), read as chunks of rows: nothing is ever copied whole.
+"""Sources of rows: (X, y) of any kind, read in chunks and never copied as a whole.
 
 A chunk is (rows, targets, weights): rows dense (n, D) or sparse by rows, targets (n, C) or None, weights (n,) or None,
 in one floating-point dtype and on one device.

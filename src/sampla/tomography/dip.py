@@ -33,7 +33,7 @@ _LEAST_NOISE = 1e-3
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast.
+    """Number of steps and learning rates of the training.
 
     Args:
         steps: of Adam, at most.
@@ -59,7 +59,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Training:
-    """What happened."""
+    """The record of a training."""
 
     misfits: list[float]
     """|T f - y| / (sqrt(m) sigma) before each step."""
@@ -70,7 +70,7 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """How many there were."""
+        """Number of steps that were made."""
         return len(self.misfits)
 
 

@@ -1,4 +1,4 @@
-"""Where the rays run: parallel or fan beam in two dimensions, flat detector."""
+"""The geometry of a scan: parallel or fan beam in two dimensions with a flat detector."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""What a fit will need, before it starts: vectors, memory, and how far EM's Krylov space may grow."""
+"""Memory that a fit will need, computed before it starts, and the largest Krylov space that it allows."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""How good a reconstruction and its error bars are, against a reference image."""
+"""Scores of a reconstruction and its error bars against a reference image."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +50,7 @@ def psnr_ssim(image: Tensor, reference: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class ImageScores:
-    """Of one reconstruction with error bars."""
+    """Scores of one reconstruction with error bars."""
 
     psnr: float
     ssim: float
@@ -63,7 +63,7 @@ class ImageScores:
 
 
 def score(predictive: ImagePredictive, reference: Tensor) -> ImageScores:
-    """Everything that a reference image (H, W) can tell about a predictive."""
+    """Compute all scores of a predictive against a reference image (H, W)."""
     psnr, ssim = psnr_ssim(predictive.mean, reference)
     error = (reference.to(predictive.mean) - predictive.mean).abs().flatten().cpu().numpy()
     spread = predictive.std.flatten().cpu().numpy()

@@ -13,7 +13,7 @@ from torch import Tensor
 import sampla
 from sampla.apps.ct.data import Scan
 from sampla.apps.ct.illustrate import calibration_figure, images_figure, samples_panels
-from sampla.apps.ct.words import page
+from sampla.apps.ct.report import page
 from sampla.apps.page import Picture, write_html
 from sampla.core import checkpoint
 from sampla.tomography import (

@@ -25,8 +25,8 @@ from sampla.apps.demo.data import DemoData, digits, mnist
 from sampla.apps.demo.evaluate import ANGLES, NOISE_STDS, OOD_ANGLE, Evaluation, evaluate
 from sampla.apps.demo.illustrate import pictures
 from sampla.apps.demo.networks import count_parameters, network_for
+from sampla.apps.demo.report import page, results_markdown
 from sampla.apps.demo.training import RECIPES, Recipe, Training, train
-from sampla.apps.demo.words import page, results_markdown
 from sampla.apps.page import write_html
 from sampla.core import checkpoint
 

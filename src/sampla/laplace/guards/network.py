@@ -1,4 +1,4 @@
-"""What must be true of the user's network on its first batch."""
+"""Checks of the user's network on its first batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,7 +154,7 @@ def _compared(features: NetworkFeatures, found: Tensor, expected: Tensor, near: 
 
 @contextmanager
 def located(features: NetworkFeatures, data: Data) -> Iterator[None]:
-    """Say of a solve that met NaN which module and datum they come from, where outputs are finite all the same."""
+    """Add to an ArithmeticError the module and the datum in which NaN or infinity appear first."""
     try:
         yield
     except ArithmeticError as error:

@@ -1,4 +1,4 @@
-"""The network comes back as it was."""
+"""Restores the user's network after a call: modes, hooks, gradients, parameters and buffers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The words of `sampla ct`: the HTML page, filled from the summary of a run."""
+"""The report of `sampla ct`: the text of the HTML page, filled from the summary of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

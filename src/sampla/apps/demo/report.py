@@ -1,4 +1,4 @@
-"""The demo's words: the HTML page's text and results.md, both filled from the summary of a run."""
+"""The demo's report: the text of the HTML page, and results.md, both filled from the summary of a run."""
 
 from math import hypot
 from typing import Any
