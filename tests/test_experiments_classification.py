@@ -230,7 +230,7 @@ def test_temperature_finds_by_how_much_logits_are_too_large():
     task = Task(network, (), Data(made, made, made, {}), _settings())
     fitted = methods.temperature(task)
     assert fitted.facts["temperature"] == pytest.approx(3, rel=0.1)
-    probs = fitted.predict(made.inputs)[""].probs
+    probs = fitted.predict(made.images)[""].probs
     expected = (3 * true.flatten(1) / fitted.facts["temperature"]).softmax(-1)
     torch.testing.assert_close(probs, expected)
 
@@ -307,7 +307,7 @@ def test_cifar_reader_decodes_the_wanted_strips(tmp_path):
     chosen = torch.tensor([950, 3, 199, 200, 444, 3])
     found = cifar(tmp_path, "cifar10", "train", chosen)
     expected = torch.from_numpy(np.concatenate(originals)[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
-    torch.testing.assert_close(found.inputs, expected, rtol=0, atol=0)
+    torch.testing.assert_close(found.images, expected, rtol=0, atol=0)
     assert found.labels.tolist() == [4, 0, 0, 1, 2, 0]
 
 
@@ -340,7 +340,7 @@ def _experiment():
         optimiser = torch.optim.Adam(network.parameters(), 0.05)
         for _ in range(30):
             optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(network(images.train.inputs), images.train.labels).backward()
+            torch.nn.functional.cross_entropy(network(images.train.images), images.train.labels).backward()
             optimiser.step()
         return network.eval(), {"parameters": 123}
 

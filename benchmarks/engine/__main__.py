@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from experiments.common.command import command, say
-from experiments.common.page import BENCHMARKS, table, write_page
+from experiments.common.page import BENCHMARKS, ROOT, table, write_page
 from experiments.common.process import apart
 from experiments.common.store import Store
 from experiments.common.timing import interleaved
@@ -51,8 +51,8 @@ def main() -> None:
             for count in samples:
                 say(str(store.once(f"time/{name}/{count}", partial(timed, name, count, seconds))))
     if asked.jax is not None:
-        call = [str(asked.jax), str(Path(__file__).with_name("in_jax.py")), str(seconds), *map(str, samples)]
-        for row in json.loads(subprocess.run(call, stdout=subprocess.PIPE, check=True).stdout):
+        call = [str(asked.jax), "-m", "benchmarks.engine.in_jax", str(seconds), *map(str, samples)]
+        for row in json.loads(subprocess.run(call, stdout=subprocess.PIPE, cwd=ROOT, check=True).stdout):
             store.put(f"jax/{row['network']}/{row['samples']}", row, ours=False)
     write_page(store.path.with_suffix(".md"), "benchmarks/engine/engine.md.j2", **page(store))
 

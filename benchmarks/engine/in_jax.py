@@ -1,6 +1,6 @@
 """The published formulation in JAX, on three of the networks of networks.py; benchmarks.engine runs it.
 
-    PYTHON benchmarks/engine/in_jax.py SECONDS K [K ...]
+    PYTHON -m benchmarks.engine.in_jax SECONDS K [K ...]
 
 PYTHON is that of an environment with JAX and nothing else. One thread; everything is compiled before it is timed, and a
 network's own forward and backward takes turns with its products. Prints one JSON list.
@@ -10,8 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from statistics import median
-from time import perf_counter
+from math import prod
 from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -19,6 +18,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # after the flags, which it reads once
 import jax.numpy as jnp
+from experiments.common.timing import interleaved  # of the standard library alone
 from jax import lax
 
 AT_ONCE = 8
@@ -32,15 +32,8 @@ class Drawn:
         self.point: Point = {}
 
     def __call__(self, name: str, *shape: int) -> None:
-        key, inputs = jax.random.key(len(self.point)), max(1, shape[0] if len(shape) == 2 else _size(shape[1:]))
+        key, inputs = jax.random.key(len(self.point)), shape[0] if len(shape) == 2 else prod(shape[1:])
         self.point[name] = jax.random.normal(key, shape) / inputs**0.5
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
 
 
 def convolved(x: Any, kernel: Any, stride: int = 1, padding: str | list[tuple[int, int]] = "VALID") -> Any:
@@ -101,12 +94,8 @@ def vit_small() -> tuple[Callable[[Point, Any], Any], Point, Any]:
     draw, width, heads = Drawn(), 384, 6
     draw("patches", 3 * 16 * 16, width)
     for n in range(12):
-        for name, shape in {
-            "q": (width, 3 * width),
-            "o": (width, width),
-            "u": (width, 1536),
-            "d": (1536, width),
-        }.items():
+        shapes = {"q": (width, 3 * width), "o": (width, width), "u": (width, 1536), "d": (1536, width)}
+        for name, shape in shapes.items():
             draw(f"{n}{name}", *shape)
             draw.point[f"{n}{name}b"] = jnp.zeros(shape[1])
     draw("head", width, 100)
@@ -157,23 +146,16 @@ def timed(name: str, count: int, seconds: float) -> dict[str, Any]:
 
     parts = [min(AT_ONCE, count - done) for done in range(0, count, AT_ONCE)]
     vectors = [{k: jnp.ones((part, *v.shape)) for k, v in point.items()} for part in parts]
-    contestants: dict[str, Callable[[], Any]] = {
-        "own": lambda: ordinary(point, x),
-        "product": lambda: [product(one, point, x) for one in vectors],
+    contestants = {
+        "own": lambda: jax.block_until_ready(ordinary(point, x)),
+        "product": lambda: jax.block_until_ready([product(one, point, x) for one in vectors]),
     }
-    times: dict[str, list[float]] = {key: [] for key in contestants}
-    for run in contestants.values():  # compiles
-        jax.block_until_ready(run())
-    start = perf_counter()
-    while len(times["own"]) < 2 or (perf_counter() - start < seconds and len(times["own"]) < 50):
-        for key, run in contestants.items():
-            begun = perf_counter()
-            jax.block_until_ready(run())
-            times[key].append(perf_counter() - begun)
-    own = median(times["own"])
+    interleaved(contestants, least=1, most=1)  # compiles
+    found = interleaved(contestants, seconds)
     return {
         "network": name, "samples": count, "parameters": int(sum(v.size for v in point.values())),
-        "forward + backward": own, "published": median(times["product"]) / count / own, "jax": jax.__version__,
+        "forward + backward": found["own"], "published": found["product"] / count / found["own"],
+        "jax": jax.__version__,
     }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def split(root: Path, settings: Settings, name: str, held_out_of: str, held_out_
         cifar(root, name, "train", orders["train"][: settings.images]),
         cifar(root, name, held_out_of, held_out),
         cifar(root, name, "test", orders["test"][: settings.test]),
-        {other.replace("cifar", "CIFAR-"): cifar(root, other, "test", count=settings.foreign, seed=seed).inputs},
+        {other.replace("cifar", "CIFAR-"): cifar(root, other, "test", count=settings.foreign, seed=seed).images},
     )
 
 

@@ -45,7 +45,7 @@ def main() -> None:
         network.train()
         total = 0.0
         for rows in torch.randperm(len(train), generator=generator).split(_BATCH):
-            inputs, labels = augmented(train.inputs[rows], generator).to(device), train.labels[rows].to(device)
+            inputs, labels = augmented(train.images[rows], generator).to(device), train.labels[rows].to(device)
             optimiser.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=asked.bfloat16):
                 outputs = network(inputs)

@@ -44,7 +44,7 @@ def network_alone(task: Task) -> Fitted:
 def temperature(task: Task) -> Fitted:
     """Logits divided by the number that is best on held-out images (Guo et al. 2017)."""
     held_out = task.data.held_out
-    outputs, log_t = logits(task.network, held_out.inputs), torch.zeros((), requires_grad=True)
+    outputs, log_t = logits(task.network, held_out.images), torch.zeros((), requires_grad=True)
     optimiser = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -97,7 +97,7 @@ def sampled(
         factor = 1.0
         if scaled:
             few = task.data.held_out.rows(slice(500))  # as many as ELLA's prior is chosen on
-            factor = la.predict(few.inputs, num_draws=settings.draws).best_scale(few.labels)
+            factor = la.predict(few.images, num_draws=settings.draws).best_scale(few.labels)
             facts["scale"] = factor
         return Fitted(lambda x: of_predictive(la.predict(x, num_draws=settings.draws).scaled(factor)), facts)
 

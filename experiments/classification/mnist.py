@@ -44,8 +44,8 @@ def trained(images: Data, settings: Settings, checkpoint: Path | None, member: i
     """One member of the ensemble, trained as in ``sampla demo``; the first is the network itself."""
     seed = settings.seed + member
     torch.manual_seed(seed)
-    network, seen = networks.lenet(images.train.inputs), data.ImageSet(images.train.inputs, images.train.labels)
-    done = train(network, seen, RECIPES["mnist"], seed, progress=False)
+    network = networks.lenet(images.train.images)
+    done = train(network, images.train, RECIPES["mnist"], seed, progress=False)
     return network, {
         "parameters": networks.count_parameters(network), "training loss": done.loss,
         "training accuracy": done.accuracy,

@@ -112,7 +112,7 @@ def full_if_it_fits(task: Task, most_bytes: float, most_seconds: float) -> dict[
 
 def _loader(task: Task, batch: int, held_out: int = 0) -> DataLoader[Any]:
     images = task.data.held_out.rows(slice(held_out)) if held_out else task.data.train
-    return DataLoader(TensorDataset(images.inputs, images.labels), batch_size=batch)
+    return DataLoader(TensorDataset(images.images, images.labels), batch_size=batch)
 
 
 def _names(network: nn.Module, size: int) -> list[str]:

@@ -143,7 +143,7 @@ def fitted_and_predicted(experiment: Experiment, task: Task, key: str) -> tuple[
     arrays: dict[str, np.ndarray] = {}
     for name, images in scored_sets(task.data, experiment.shifts(settings), settings.shifted):
         start = process_time()
-        answers = fitted.predict(images.inputs)
+        answers = fitted.predict(images.images)
         if name == CLEAN:
             found["predict_seconds"] = 1000 * (process_time() - start) / len(images)
         arrays |= _arrays(name, answers, images.labels)
@@ -151,7 +151,7 @@ def fitted_and_predicted(experiment: Experiment, task: Task, key: str) -> tuple[
         arrays |= _arrays(FOREIGN + name, fitted.predict(inputs), None)
     found["peak_bytes"] = peak_memory()
     if fitted.own is not None and settings.own_predictions:  # a library's own predictions of the clean images
-        answers = {way: Prediction(probs) for way, probs in fitted.own(task.data.test.inputs).items()}
+        answers = {way: Prediction(probs) for way, probs in fitted.own(task.data.test.images).items()}
         arrays |= _arrays(CLEAN, answers, task.data.test.labels)
     return found, arrays
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated
+from sampla.apps.demo.data import ImageSet
 
 _STRIP, _FILES = 100, 5
 """Images in one strip; files of CIFAR's training images."""
@@ -23,25 +24,12 @@ CLEAN = "clean"
 _PARTS = ("train", "held_out", "test")
 
 
-@dataclass(frozen=True)
-class Images:
-    """Images with their labels."""
-
-    inputs: Tensor
-    """(n, channels, side, side) float32 in [0, 1]."""
-    labels: Tensor
-    """(n,) int64."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
+class Images(ImageSet):
+    """Images (n, channels, side, side) with their labels (n,)."""
 
     def rows(self, chosen: Tensor | slice) -> "Images":
         """Some of them."""
-        return Images(self.inputs[chosen], self.labels[chosen])
-
-    def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
-        """A re-iterable loader, in order."""
-        return list(zip(self.inputs.split(size), self.labels.split(size), strict=True))
+        return Images(self.images[chosen], self.labels[chosen])
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ class Data:
         found = {f"foreign/{name}": _bytes(inputs) for name, inputs in self.foreign.items()}
         for name in _PARTS:
             images: Images = getattr(self, name)
-            found |= {f"{name}/inputs": _bytes(images.inputs), f"{name}/labels": images.labels}
+            found |= {f"{name}/inputs": _bytes(images.images), f"{name}/labels": images.labels}
         return found
 
     @classmethod
@@ -108,7 +96,7 @@ def scored_sets(data: Data, shifts: tuple[Shift, ...], shifted: int) -> Iterator
     few = data.test.rows(slice(shifted))
     for shift in shifts:
         for strength in shift.strengths:
-            changed = shift.change(few.inputs.numpy(), strength)
+            changed = shift.change(few.images.numpy(), strength)
             yield shift.name(strength), Images(torch.from_numpy(np.ascontiguousarray(changed, np.float32)), few.labels)
 
 
@@ -123,8 +111,7 @@ def cifar(root: Path, name: str, part: str, chosen: Tensor | None = None, count:
         count: how many, if they are not given.
         seed: of their choice.
     """
-    sources = _cifar_files(root, name, part)
-    labels = cifar_labels(root, name, part)
+    sources, labels = _cifar_files(root, name, part), cifar_labels(root, name, part)
     if chosen is None:
         chosen = some(torch.arange(len(labels)), count, seed)
     rows, found = chosen.numpy(), np.empty((len(chosen), 32, 32, 3), np.uint8)

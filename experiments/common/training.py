@@ -48,7 +48,7 @@ def swag_samples(network: nn.Module, train: Images, recipe: Swag, count: int, se
         low_rank = torch.randn(len(deviations), generator=generator) @ deviations / (2 * (len(deviations) - 1)) ** 0.5
         sample = deepcopy(network)
         vector_to_parameters(mean + diagonal + low_rank, sample.parameters())
-        update_bn(train.inputs.split(recipe.batch), sample.train())  # BatchNorm's averages, over one pass
+        update_bn(train.images.split(recipe.batch), sample.train())  # BatchNorm's averages, over one pass
         drawn.append(sample.eval())
     return drawn
 
@@ -67,7 +67,7 @@ def _run(network: nn.Module, train: Images, recipe: Swag, generator: torch.Gener
         if len(order) < recipe.batch:
             order = torch.randperm(len(train), generator=generator)
         rows, order = order[: recipe.batch], order[recipe.batch :]
-        inputs = augmented(train.inputs[rows], generator) if recipe.augment else train.inputs[rows]
+        inputs = augmented(train.images[rows], generator) if recipe.augment else train.images[rows]
         optimiser.zero_grad()
         cross_entropy(network(inputs), train.labels[rows]).backward()
         optimiser.step()
@@ -95,5 +95,5 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 def loss_and_accuracy(network: nn.Module, images: Images, batch: int = 500) -> tuple[float, float]:
     """Mean cross-entropy and share of right answers, wherever the network is; it is left in evaluation mode."""
     device = next(network.parameters()).device
-    outputs = torch.cat([network.eval()(part.to(device)).cpu() for part in images.inputs.split(batch)])
+    outputs = torch.cat([network.eval()(part.to(device)).cpu() for part in images.images.split(batch)])
     return float(cross_entropy(outputs, images.labels)), float((outputs.argmax(-1) == images.labels).double().mean())

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from skimage.measure import block_reduce
 
 from sampla.apps.ct import Scan, from_counts
 from sampla.tomography import Geometry
@@ -25,7 +26,7 @@ def _phantom(root: Path, name: str, views: int, factor: int) -> Scan:
     with np.load(root / "ct" / f"htc2022_{name}.npz") as data:
         every = slice(0, 720, 720 // views)
         sinogram = _binned(data["sinogram"][every], factor)
-        reference = _blocks(data["recon_fbp"] / data["eff_pixel_mm"], factor)
+        reference = _means(data["recon_fbp"] / data["eff_pixel_mm"], (factor, factor))
         geometry = _geometry(data, data["angles_deg"][every], reference.shape, sinogram.shape[1], factor)
     seen = _seen(reference, geometry)
     return Scan(f"HTC2022 {name}, {views} of 720 views", torch.from_numpy(sinogram).float(), geometry, None, seen)
@@ -36,7 +37,7 @@ def _pepper(root: Path, dose: str, factor: int) -> Scan:
         every = slice(0, 360, 360 // PEPPER_VIEWS)
         counts = _binned(data[f"counts_{dose}"][every].astype(float), factor)
         sinogram, spread = from_counts(counts, data[f"I0_{dose}"][every])
-        reference = _blocks(data["recon_fbp_high"], factor)
+        reference = _means(data["recon_fbp_high"], (factor, factor))
         angles = data["angles_deg"][every] + _POSE[dose]
         geometry = _geometry(data, angles, reference.shape, sinogram.shape[1], factor)
     name = f"bell pepper, {dose} dose, {PEPPER_VIEWS} of 360 views"
@@ -46,14 +47,13 @@ def _pepper(root: Path, dose: str, factor: int) -> Scan:
 def _binned(rows: np.ndarray, factor: int) -> np.ndarray:
     """Means over so many bins, from the middle of the detector."""
     left = rows.shape[1] % factor // 2
-    whole = rows[:, left : left + rows.shape[1] // factor * factor]
-    return whole.reshape(len(rows), -1, factor).mean(2)
+    return _means(rows[:, left:], (1, factor))
 
 
-def _blocks(image: np.ndarray, factor: int) -> np.ndarray:
-    """Means over blocks of pixels."""
-    height, width = (n // factor for n in image.shape)
-    return image[: height * factor, : width * factor].reshape(height, factor, width, factor).mean((1, 3))
+def _means(image: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """Over blocks of pixels; what is left over is dropped."""
+    height, width = (n // side * side for n, side in zip(image.shape, block, strict=True))
+    return block_reduce(image[:height, :width], block, np.mean)
 
 
 def _seen(image: np.ndarray, geometry: Geometry) -> torch.Tensor:
