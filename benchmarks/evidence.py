@@ -28,6 +28,7 @@ from experiments.common.page import BENCHMARKS, grid, table, write_page
 from scipy.optimize import minimize
 from scipy.stats import spearmanr
 from sklearn.datasets import load_diabetes, load_digits, make_friedman1
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 DEFINITIONS = ("surrogate", "tangent", "weights")
@@ -99,12 +100,8 @@ def split(name: str, seed: int) -> Split:
     x, y = make(seed)
     order = np.random.default_rng(seed).permutation(len(x))
     train, held = order[:count], order[count : count + 500]
-    center, scale = x[train].mean(0), x[train].std(0) + (x[train].std(0) == 0)
-    mean, std = y[train].mean(), y[train].std()
-    parts = ((x[i] - center) / scale for i in (train, held))
-    first, second = (torch.from_numpy(part).double() for part in parts)
-    targets = (torch.from_numpy((y[i] - mean) / std).double()[:, None] for i in (train, held))
-    return Split(first, next(targets), second, next(targets))
+    scaled = [StandardScaler().fit(v[train]).transform(v[rows]) for rows in (train, held) for v in (x, y[:, None])]
+    return Split(*(torch.from_numpy(part).double() for part in scaled))
 
 
 def build(recipe: Recipe, inputs: int) -> nn.Sequential:

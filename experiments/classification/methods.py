@@ -3,11 +3,13 @@
 A method is a function Task -> Fitted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import exp
 from typing import Any
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -38,38 +40,29 @@ class Fitted:
 
 def network_alone(task: Task) -> Fitted:
     """Its softmax."""
-    return Fitted(lambda x: {MAIN: of_logits(logits(task.network, x)[None])})
+    return voting([task.network])
 
 
 def temperature(task: Task) -> Fitted:
     """Logits divided by the number that is best on held-out images (Guo et al. 2017)."""
-    held_out = task.data.held_out
-    outputs, log_t = logits(task.network, held_out.images), torch.zeros((), requires_grad=True)
-    optimiser = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        value = cross_entropy(outputs / log_t.exp(), held_out.labels)
-        value.backward()
-        return value
-
-    optimiser.step(loss)
-    found = float(log_t.detach().exp())
+    outputs, labels = logits(task.network, task.data.held_out.images).double(), task.data.held_out.labels
+    found = exp(minimize_scalar(lambda log_t: float(cross_entropy(outputs / exp(log_t), labels))).x)
     return Fitted(lambda x: {MAIN: of_logits(logits(task.network, x)[None] / found)}, {"temperature": found})
 
 
 def ensemble(task: Task) -> Fitted:
     """Networks that were trained from other initial weights (Lakshminarayanan et al. 2017), the network one of them."""
-    return Fitted(
-        lambda x: {MAIN: of_logits(torch.stack([logits(member, x) for member in task.members]))},
-        {"members": len(task.members)},
-    )
+    return replace(voting(task.members), facts={"members": len(task.members)})
 
 
 def swag(task: Task) -> Fitted:
     """Weights drawn from a Gaussian fitted to a run of SGD (Maddox et al. 2019), BatchNorm's averages found anew."""
     settings = task.settings
-    networks = swag_samples(task.network, task.data.train, settings.swag, settings.samples, settings.seed)
+    return voting(swag_samples(task.network, task.data.train, settings.swag, settings.samples, settings.seed))
+
+
+def voting(networks: Sequence[nn.Module]) -> Fitted:
+    """Their probabilities, averaged."""
     return Fitted(lambda x: {MAIN: of_logits(torch.stack([logits(network, x) for network in networks]))})
 
 

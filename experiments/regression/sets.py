@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import pdist
 from sklearn.kernel_approximation import RBFSampler
+from sklearn.preprocessing import StandardScaler, scale
 
 SETS = ("boston", "concrete", "energy", "kin8nm", "naval", "power-plant", "protein", "wine-red", "yacht")
 SPLITS = {name: 5 if name == "protein" else 20 for name in SETS}
@@ -53,12 +54,12 @@ class DataSet:
         """The given split, standardised."""
         train, test = (self._file[f"split_{number:02d}_{part}"].astype(np.int64) for part in ("train", "test"))
         level, unit = self.y[train].mean(), float(self.y[train].std())
-        inputs, targets = (self.x - self.x[train].mean(0)) / _spread(self.x[train]), (self.y - level) / unit
+        inputs, targets = StandardScaler().fit(self.x[train]).transform(self.x), (self.y - level) / unit
         return Split(inputs[train], targets[train], inputs[test], targets[test], unit, number)
 
     def standardised(self) -> tuple[np.ndarray, np.ndarray]:
         """All rows, columns and targets centred and of unit variance."""
-        return (self.x - self.x.mean(0)) / _spread(self.x), (self.y - self.y.mean()) / self.y.std()
+        return scale(self.x), scale(self.y)
 
 
 def median_distance(x: np.ndarray, seed: int) -> float:
@@ -72,9 +73,3 @@ def random_features(split: Split) -> Split:
     length = median_distance(split.x, split.number)
     sampler = RBFSampler(gamma=0.5 / length**2, n_components=FEATURES, random_state=split.number).fit(split.x)
     return replace(split, x=sampler.transform(split.x), test_x=sampler.transform(split.test_x))
-
-
-def _spread(columns: np.ndarray) -> np.ndarray:
-    """Standard deviations, one for constant columns."""
-    spread = columns.std(0)
-    return np.where(spread > 1e-12 * np.abs(columns).max(0), spread, 1.0)
