@@ -1,6 +1,10 @@
 """Pages of experiments and benchmarks: each is what its store and its template give, to the digit; all modules load."""
 
+import ast
 import importlib
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -81,6 +85,26 @@ def test_every_script_has_the_same_words_for_the_same_things(module, monkeypatch
     printed = capsys.readouterr().out
     assert "--out" in printed
     assert "--threads" in printed
+
+
+def test_every_import_of_a_script_is_installed_by_an_extra():
+    """`experiments`, with the peers of requirements.txt; JAX is in an environment of its own."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    peers = (ROOT / "experiments" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    needed = [*project["dependencies"], *extras["apps"], *extras["tomography"], *extras["experiments"], *peers]
+    installed = {re.split(r"[=>\[]", line)[0] for line in needed}
+    assert "sampla[apps,tomography]" in extras["experiments"]
+    named = {"sklearn": "scikit-learn", "skimage": "scikit-image", "PIL": "pillow", "laplace": "laplace-torch"}
+    imported = set()
+    for module in MODULES:
+        for node in ast.walk(ast.parse(_source(module))):
+            if isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+    imported -= sys.stdlib_module_names | {"jax", "sampla", "experiments", "benchmarks", "tests"}
+    assert {named.get(name, name) for name in imported} <= installed
 
 
 def test_no_script_changes_the_path():
