@@ -17,6 +17,10 @@ FLOORS = (
     # Top floor last. A folder stands for all its modules; "" is the package's own __init__, the public names.
     ("no statistics", "core"),
     (
+        "core: alone, under the others",
+        "core.interrupts",
+    ),
+    (
         "core: alone",
         "core.allocator core.stack core.memory core.typing core.checks core.params core.progress core.rounding",
     ),
@@ -51,7 +55,10 @@ FLOORS = (
     ("linear models: regression in closed form", "linear.closed_form"),
     ("linear models: the other ways to answer", "linear.coefficients linear.newton linear.iterative"),
     ("linear models: what scikit-learn passes, what is asked, what a fit says", "linear.inputs linear.settings"),
-    ("what is asked of the types in it", "laplace.guards.precision"),
+    (
+        "what is asked of the types in it; attributes of its modules",
+        "laplace.guards.precision laplace.guards.attributes",
+    ),
     ("what is asked of the user's network", "laplace.guards"),
     ("front doors", "laplace.linearised linear.regression linear.logistic"),
     ("trained networks", "laplace"),

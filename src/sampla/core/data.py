@@ -18,6 +18,7 @@ from torch import Tensor
 from sampla.core.checks import require
 from sampla.core.hashes import Counted, datum_hashes, mix, padding_sides, wrap
 from sampla.core.inputs import as_inputs, as_tensor, brought, input_tensors, moved, num_inputs, pick
+from sampla.core.interrupts import Interruptible
 from sampla.core.progress import Progress
 from sampla.core.typing import Inputs, Loader, Opaque
 
@@ -237,7 +238,7 @@ class CheckedLoader(Data):
 
     def first(self) -> Batch:
         """A first batch, read ahead of the first pass, which must then hold its data."""
-        item = next(iter(self._loader), None)
+        item = next(iter(Interruptible(self._loader)), None)
         require(item is not None, "a loader with at least one batch", "an empty one", _EMPTY)
         batch = _as_batch(item, 0, 0, self._device, self._unpack)
         self._ahead = self._hashes(batch)

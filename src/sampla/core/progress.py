@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from sampla.core.interrupts import Interruptible
+
 Item = TypeVar("Item")
 
 
@@ -23,7 +25,13 @@ class Progress:
     def sweep(self, items: Iterable[Item], total: int | None) -> Iterator[Item]:
         """Yield the items and draw a progress bar named after the stage."""
         yield from tqdm(
-            items, total=total, desc=self.stage, disable=not self.enabled, delay=2, leave=False, dynamic_ncols=True
+            Interruptible(items),
+            total=total,
+            desc=self.stage,
+            disable=not self.enabled,
+            delay=2,
+            leave=False,
+            dynamic_ncols=True,
         )
 
     def say(self, text: str) -> None:

@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from torch import Tensor
 
+from sampla.core.interrupts import raise_deferred
 from sampla.features._base import Linearisation, OutputCurvature
 
 NETWORK_LOCK = RLock()
@@ -41,16 +42,24 @@ class LockedLinearisation(Linearisation):
     @property
     def outputs(self) -> Tensor:
         with NETWORK_LOCK:
-            return self._inner.outputs
+            result = self._inner.outputs
+        raise_deferred()
+        return result
 
     def jvp(self, vectors: Tensor) -> Tensor:
         with NETWORK_LOCK:
-            return self._inner.jvp(vectors)
+            result = self._inner.jvp(vectors)
+        raise_deferred()
+        return result
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         with NETWORK_LOCK:
-            return self._inner.vjp(cotangents)
+            result = self._inner.vjp(cotangents)
+        raise_deferred()
+        return result
 
     def product(self, vectors: Tensor, output_curvature: OutputCurvature) -> Tensor:
         with NETWORK_LOCK:
-            return self._inner.product(vectors, output_curvature)
+            result = self._inner.product(vectors, output_curvature)
+        raise_deferred()
+        return result

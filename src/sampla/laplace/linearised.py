@@ -14,6 +14,7 @@ from sampla.core.checkpoint import plain
 from sampla.core.checks import device_here, require, require_count, require_fraction, require_known
 from sampla.core.chunks import Chunks
 from sampla.core.data import CheckedLoader, Unpack, unpacking
+from sampla.core.interrupts import deferred_interrupts
 from sampla.core.memory import memory_explained
 from sampla.core.progress import Progress
 from sampla.core.typing import Loader
@@ -189,7 +190,10 @@ class LinearisedLaplace:
                 train mode, with active dropout or with wrong derivatives. The network and earlier results stay.
         """
         start = perf_counter()
-        with apart(self.model, said=True) as ambient, freed_memory_kept(), memory_explained(_REMEDY), held(checkpoint):
+        with (
+            deferred_interrupts(), apart(self.model, said=True) as ambient,
+            freed_memory_kept(), memory_explained(_REMEDY), held(checkpoint),
+        ):  # fmt: skip
             features, data, adjoint = self._opened(loader, unpacking(labels, unpack))
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(checkpoint))
             identity = cache(lambda: self._identity(features, data))  # once a fit: it hashes the whole network
@@ -202,26 +206,16 @@ class LinearisedLaplace:
                     restore=lambda state: restore_state(checkpoint, state, identity()),
                     keep=lambda state: keep_state(checkpoint, state, identity()),
                 )  # fmt: skip
-        report = build_report(
-            inference,
-            data,
-            self.excluded,
-            adjoint,
-            perf_counter() - start,
-            self.tolerance,
-            self._product_words(features) + ("; torch.autocast around the fit put aside" if ambient else ""),
-        )
-        if report.seconds > 2:
-            self._progress.say(report.summary)
-        self._inference, self._report = inference, report
-        self._posterior = Posterior(
-            features,
-            inference.model.likelihood,
-            inference.samples,
-            report.to_dict(),
-            identity()["network"],
-            network_dtypes(self.model),
-        )
+            words = self._product_words(features) + ("; torch.autocast around the fit put aside" if ambient else "")
+            seconds = perf_counter() - start
+            report = build_report(inference, data, self.excluded, adjoint, seconds, self.tolerance, words)
+            posterior = Posterior(
+                features, inference.model.likelihood, inference.samples, report.to_dict(), identity()["network"],
+                network_dtypes(self.model),
+            )  # fmt: skip
+            if report.seconds > 2:
+                self._progress.say(report.summary)
+            self._inference, self._report, self._posterior = inference, report, posterior
         return self
 
     def plan(self, loader: Loader, *, labels: str | None = None, unpack: Unpack | None = None) -> MemoryPlan:
@@ -229,7 +223,7 @@ class LinearisedLaplace:
 
         Args: as for ``fit``.
         """
-        with apart(self.model, said=True), freed_memory_kept():
+        with deferred_interrupts(), apart(self.model, said=True), freed_memory_kept():
             features, data, _ = self._opened(loader, unpacking(labels, unpack))
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(None))
             return plan_memory(
@@ -246,7 +240,7 @@ class LinearisedLaplace:
             num_draws: draws of a Monte Carlo average.
         """
         posterior = self._fitted()
-        with apart(self.model), freed_memory_kept():
+        with deferred_interrupts(), apart(self.model), freed_memory_kept():
             check_evaluation_mode(self.model)
             return posterior.predict(x, method, num_draws)
 
@@ -311,7 +305,8 @@ class LinearisedLaplace:
             RuntimeError: before fit.
             OSError: if it cannot be written; an older file at ``path`` stays.
         """
-        self._fitted().save(path)
+        with deferred_interrupts():
+            self._fitted().save(path)
 
     @classmethod
     def load(
@@ -334,7 +329,7 @@ class LinearisedLaplace:
             ValueError: if the file is damaged, foreign, or belongs to another network or other weights.
         """
         place = None if vectors_on is None else device_here(vectors_on, "vectors_on")
-        with torch.inference_mode(False):
+        with deferred_interrupts(), torch.inference_mode(False):
             posterior = load_posterior(path, model, likelihood, place)
         loaded = cls(
             model, posterior.likelihood, parameters=list(posterior.layout.names), num_samples=len(posterior.samples),

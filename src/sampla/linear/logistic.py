@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sampla.core.allocator import freed_memory_kept
 from sampla.core.checks import require, require_known
+from sampla.core.interrupts import deferred_interrupts
 from sampla.core.params import ParameterLayout
 from sampla.core.progress import Progress
 from sampla.inference.infer import infer
@@ -165,7 +166,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             "Check the labels.",
         )
         outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
-        with freed_memory_kept():
+        with deferred_interrupts(), freed_memory_kept():
             progress.enter("moments")
             moments = measure(source)
             settings.check_sizes(source.num_columns, outputs, moments.total)

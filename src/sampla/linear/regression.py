@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sampla.core.allocator import freed_memory_kept
+from sampla.core.interrupts import deferred_interrupts
 from sampla.core.progress import Progress
 from sampla.inference.settings import EM
 from sampla.likelihoods import Gaussian
@@ -126,7 +127,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         settings = Settings.checked(self, self.noise, self.noise_precision)
         progress = Progress(self.progress)
         source, single = self._opened(X, y, sample_weight)
-        with freed_memory_kept():
+        with deferred_interrupts(), freed_memory_kept():
             progress.enter("moments")
             moments = measure(source)
             assert moments.target_mean is not None
@@ -169,12 +170,13 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         source = array_source(checked_rows(self, X, reset=False), device=self._columns.power.device)
         means, spreads, progress = [], [], Progress(self.progress)
         progress.enter("predictions")
-        for rows, _, _ in progress.sweep(source.chunks(source.num_rows if return_cov else None), None):
-            means.append(self._mean_of(rows))
-            if return_std:
-                spreads.append((self._posterior.variance(rows).cpu().numpy() + self._own_variance).clip(0) ** 0.5)
-            elif return_cov:
-                spreads.append(self._covariance_of(rows))
+        with deferred_interrupts():
+            for rows, _, _ in progress.sweep(source.chunks(source.num_rows if return_cov else None), None):
+                means.append(self._mean_of(rows))
+                if return_std:
+                    spreads.append((self._posterior.variance(rows).cpu().numpy() + self._own_variance).clip(0) ** 0.5)
+                elif return_cov:
+                    spreads.append(self._covariance_of(rows))
         mean = self._shaped(np.concatenate(means))
         if return_cov:
             return mean, spreads[0][:, :, 0] if self._single else spreads[0]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sampla.core.checks import require
 from sampla.core.inputs import as_tensor as dense_tensor
+from sampla.core.interrupts import Interruptible, raise_deferred
 from sampla.features import Rows
 
 Chunk: TypeAlias = tuple[Rows, Tensor | None, Tensor | None]
@@ -77,6 +78,7 @@ class ArraySource(Source):
 
     def chunks(self, rows: int | None = None) -> Iterator[Chunk]:
         for part in self._parts(rows or self._step):
+            raise_deferred()
             sliced = self._slice(part)
             yield (
                 as_rows(without_repeats(sliced) if self._repeats else sliced, self.dtype, self.device),
@@ -214,7 +216,7 @@ class ChunkSource(Source):
         )
 
     def _converted(self, columns: int | None) -> Iterator[Chunk]:
-        for index, item in enumerate(self._chunks):
+        for index, item in enumerate(Interruptible(self._chunks)):
             if not (isinstance(item, (tuple, list)) and len(item) in (2, 3)):
                 raise TypeError(f"chunk {index}: expected (X, Y) or (X, Y, weights), got {type(item).__name__}.")
             rows, targets = as_scipy(item[0]), item[1]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sampla.core.allocator import freed_memory_kept
 from sampla.core.checks import require, require_finite
 from sampla.core.inputs import as_tensor
+from sampla.core.interrupts import deferred_interrupts
 from sampla.core.noise import PROBE, standard_normal
 from sampla.core.params import ParameterLayout
 from sampla.core.progress import Progress
@@ -174,7 +175,7 @@ class LinearisedDIP:
         given = fixed_input(operator.image_shape, self.seed).to(operator.like)
         with torch.no_grad():
             check_image(self.network(given), operator)
-        with freed_memory_kept():
+        with deferred_interrupts(), freed_memory_kept():
             training = train(self.network, given, operator, measurements, noise, self.recipe, self._progress)
             names, excluded = select_parameters(self.network, None)
             features = ProjectedFeatures(NetworkFeatures(self.network, names), operator, given)
@@ -191,14 +192,14 @@ class LinearisedDIP:
                 model, prior, self.solver, num_samples=self.num_samples, seed=self.seed, em=planned.em,
                 tolerance=self.tolerance, max_passes=self.max_passes, say=self._progress.enter,
             )  # fmt: skip
-        report = build_report(
-            inference, inference.model.data, excluded, adjoint, perf_counter() - start, self.tolerance
-        )
-        sigma = float(report.noise_precision) ** -0.5 * prepared.scale
-        pixel = sigma * pixel_share(operator)
-        self.training_, self.report_, self.plan_, self.prior_ = training, report, planned, inference.prior
-        self.noise_std_ = sigma
-        self.posterior_ = ImagePosterior(features, inference.samples, prepared.scale, pixel)
+            report = build_report(
+                inference, inference.model.data, excluded, adjoint, perf_counter() - start, self.tolerance
+            )
+            sigma = float(report.noise_precision) ** -0.5 * prepared.scale
+            pixel = sigma * pixel_share(operator)
+            self.training_, self.report_, self.plan_, self.prior_ = training, report, planned, inference.prior
+            self.noise_std_ = sigma
+            self.posterior_ = ImagePosterior(features, inference.samples, prepared.scale, pixel)
         return self
 
     @property

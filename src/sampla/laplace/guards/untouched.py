@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from sampla.features import NETWORK_LOCK
+from sampla.laplace.guards.attributes import attributes_of
 from sampla.laplace.guards.precision import without_autocast
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
@@ -24,7 +26,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     Forward hooks stay active, since they may be part of the function (weight normalisation); backward hooks are about
     the user's own training, and torch.func cannot run them: they are put aside meanwhile. Modules compiled by torch.jit
     keep their tensors and hooks where nothing here reaches them. Derivatives can be taken inside, also where the caller
-    is in torch.inference_mode. On several threads the last one to end puts everything back.
+    is in torch.inference_mode. On several threads the last one to end puts everything back. Tensors that forward keeps
+    in attributes are put back too; what it keeps elsewhere (global lists, a hook's own dictionary) is not known here.
     """
     held: list[nn.Module | nn.Parameter] = []
     try:
@@ -69,13 +72,18 @@ def _restorer(held: nn.Module | nn.Parameter) -> Callable[[], None]:
 
         return parameter_back
     training, scripted = held.training, isinstance(held, torch.jit.ScriptModule)
-    parameters, buffers = ({}, {}) if scripted else (dict(held._parameters), dict(held._buffers))
+    every: tuple[dict[str, Any], ...] = () if scripted else (held._parameters, held._buffers)
+    tensors = [(own, dict(own)) for own in every]
+    attributes = None if scripted else attributes_of(held)
     hooks = {} if scripted else {kind: dict(getattr(held, kind)) for kind in _HOOKS}
 
     def module_back() -> None:
-        if not scripted:
-            held._parameters.update(parameters)
-            held._buffers.update(buffers)
+        for own, entries in tensors:
+            if any(name not in entries for name in own):
+                own.clear()
+            own.update(entries)
+        if attributes is not None:
+            attributes()
         for kind, before in hooks.items():
             getattr(held, kind).clear()
             getattr(held, kind).update(before)
