@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sampla.core.noise import DATA, standard_normal
-from sampla.features import Linearisation
+from sampla.features import Linearisation, displaced, predicted
 from sampla.likelihoods import Likelihood
 
 
@@ -65,8 +65,7 @@ class LinearBatch:
         losses: list[Tensor] = []
 
         def slope(outputs: Tensor, pushed: Tensor) -> Tensor:
-            pushed = pushed if self.origin is None else outputs + pushed
-            at = pushed.detach().requires_grad_()
+            at = predicted(outputs, pushed, self.origin).detach().requires_grad_()
             with torch.enable_grad():
                 each = self.likelihood.log_prob(at[0], self.targets)
                 loss = -(each if self.weights is None else each * self.weights.to(each)).sum()
@@ -74,13 +73,11 @@ class LinearBatch:
             losses.append(loss.detach())
             return cotangent
 
-        moved = theta if self.origin is None else theta - self.origin.to(theta)
-        gradient = self.features.product(moved, slope)
+        gradient = self.features.product(displaced(theta, self.origin), slope)
         return losses[-1], gradient
 
     def newton_product(self, theta: Tensor, vector: Tensor) -> Tensor:
         """sum_n phi_n' B(phi_n theta) phi_n v over the batch: (1, P), (1, P) -> (1, P)."""
-        moved = theta if self.origin is None else theta - self.origin.to(theta)
-        at, pushed = self.features.jvp(torch.cat([moved, vector])).split(1)
-        at = at if self.origin is None else self.features.outputs + at
-        return self.features.vjp(self.weighted(self.likelihood.curvature_product(at[0], pushed)))
+        moved, pushed = self.features.jvp(torch.cat([displaced(theta, self.origin), vector])).split(1)
+        at = predicted(self.features.outputs, moved, self.origin)[0]
+        return self.features.vjp(self.weighted(self.likelihood.curvature_product(at, pushed)))

@@ -17,7 +17,7 @@ from sampla.core.inputs import describe_inputs, input_tensors
 from sampla.core.progress import Progress
 from sampla.core.rounding import Rounding
 from sampla.core.typing import Loader
-from sampla.features import Chunked, Features, Linearisation
+from sampla.features import Chunked, Features, Linearisation, displaced, predicted
 from sampla.likelihoods import Likelihood
 from sampla.likelihoods.checks import ProbabilityWatch, check_counted, check_curvature, check_settings
 from sampla.linear_batch import LinearBatch
@@ -196,8 +196,10 @@ class LinearModel:
 
     def _prior_mean(self, here: Linearisation) -> Tensor:
         """What the linear model says at theta = 0: zero, or f - J w for a tangent."""
-        origin, outputs = self.features.origin, here.outputs
-        return torch.zeros_like(outputs) if origin is None else outputs - here.jvp(self._near(origin)[None])[0]
+        origin = self.features.origin
+        if origin is None:
+            return torch.zeros_like(here.outputs)
+        return here.linear_outputs(torch.zeros_like(self._near(origin))[None], origin)[0]
 
     def _whole_pieces(self) -> Iterator[Batch]:
         """One pass over the data alone, in pieces for one vector."""
@@ -301,13 +303,13 @@ class LinearModel:
     def noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Second moments of the residuals at the linear model's mean, and of phi z over K samples, for the M-step."""
         origin = self.features.origin
-        columns = self._near(torch.cat([mean if origin is None else mean - origin, samples]))
+        columns = self._near(torch.cat([displaced(mean, origin), samples]))
         residual = function = torch.zeros((), dtype=torch.float64, device=columns.device)
         for batch in self._pieces(self.chunks.rows(len(columns)), noisy=False):
             ranges = self.chunks.ranges(len(columns))
             pushed = torch.cat([batch.features.jvp(columns[part.start : part.stop]) for part in ranges])
-            found = pushed[:1] if origin is None else batch.features.outputs + pushed[:1]
-            left = self.likelihood.residuals(found[0], batch.targets)
+            found = predicted(batch.features.outputs, pushed[:1], origin)[0]
+            left = self.likelihood.residuals(found, batch.targets)
             assert left is not None, "a likelihood whose noise is learnt has residuals"
             residual = residual + self.likelihood.second_moment(batch.weighted(left[None], 0.5))
             function = function + self.likelihood.second_moment(batch.weighted(pushed[1:], 0.5))

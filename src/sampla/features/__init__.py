@@ -1,6 +1,6 @@
 """Feature maps phi: anything that can say phi v (jvp) and phi' u (vjp) for one batch of inputs."""
 
-from sampla.features._base import Features, Linearisation, adjoint_error, check_adjoint
+from sampla.features._base import Features, Linearisation, adjoint_error, check_adjoint, displaced, predicted
 from sampla.features._lock import NETWORK_LOCK, locked
 from sampla.features._names import (
     functional_state,
@@ -33,6 +33,7 @@ __all__ = [
     "Selection",
     "adjoint_error",
     "check_adjoint",
+    "displaced",
     "functional_state",
     "has_fingerprint",
     "locked",
@@ -40,5 +41,6 @@ __all__ = [
     "network_fingerprint",
     "plain_names",
     "plain_parameters",
+    "predicted",
     "select_parameters",
 ]

@@ -33,7 +33,7 @@ class Linearisation(ABC):
 
     def linear_outputs(self, theta: Tensor, origin: Tensor | None) -> Tensor:
         """Return the linear model's outputs at theta: (K, P) -> (K, n, *out); ``origin`` is that of the features."""
-        return self.jvp(theta) if origin is None else self.outputs + self.jvp(theta - origin.to(theta))
+        return predicted(self.outputs, self.jvp(displaced(theta, origin)), origin)
 
     def product(self, vectors: Tensor, output_curvature: OutputCurvature) -> Tensor:
         """Return phi' B phi v for K vectors, (K, P) -> (K, P); jvp and vjp share work where they can.
@@ -51,6 +51,16 @@ class Linearisation(ABC):
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         """sum_n (phi_n' u_n)^2, entry by entry, the mean over K cotangents: (K, n, *out) -> (P,)."""
         raise NotImplementedError(f"{type(self).__name__} does not square the gradient of each datum")
+
+
+def displaced(theta: Tensor, origin: Tensor | None) -> Tensor:
+    """Return what the linear model pushes forward: theta, or for a tangent theta - w (docs/method.md, section 8)."""
+    return theta if origin is None else theta - origin.to(theta)
+
+
+def predicted(outputs: Tensor, pushed: Tensor, origin: Tensor | None) -> Tensor:
+    """Return its outputs (K, n, *out), given that: phi theta, or for a tangent f + phi (theta - w)."""
+    return pushed if origin is None else outputs + pushed
 
 
 class Features(ABC):
