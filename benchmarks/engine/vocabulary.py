@@ -60,7 +60,7 @@ def measured(vocabulary: int, seconds: float) -> dict[str, Any]:
     features = NetworkFeatures(network, select_parameters(network)[0])
     features.settle(tokens[:1])
     other, likelihood = features.other_way(), Categorical()
-    assert isinstance(other, NetworkFeatures)
+    assert other is not None, "forward mode knows two ways"
     vectors = torch.randn(K, features.layout.total)
     ways = {("one forward" if way.products.shared else "two"): way for way in (features, other)}
     contestants: dict[str, Callable[[], Any]] = {

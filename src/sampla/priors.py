@@ -7,7 +7,7 @@ in which the prior precision of parameter i is just alpha of its group.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -203,15 +203,15 @@ def _checked(precision: Precision) -> float | list[float] | dict[str, float] | N
     """The same in plain Python, every number positive."""
     if isinstance(precision, Mapping):
         return {name: _positive(value, f" for group {name!r}") for name, value in precision.items()}
-    several = precision.ndim > 0 if isinstance(precision, Tensor) else isinstance(precision, Iterable)
-    if several and not isinstance(precision, str):
-        return [_positive(value) for value in precision]  # type: ignore[union-attr]
+    single = isinstance(precision, str) or (isinstance(precision, Tensor) and precision.ndim == 0)
+    if isinstance(precision, Iterable) and not single:
+        return [_positive(value) for value in precision]
     return None if precision is None else _positive(precision)
 
 
-def _positive(precision: object, where: str = "") -> float:
+def _positive(precision: Any, where: str = "") -> float:
     try:
-        value = float(precision)  # type: ignore[arg-type]
+        value = float(precision)
     except (TypeError, ValueError):
         value = float("nan")
     fix = "Give 1 / prior variance."

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -118,11 +118,11 @@ class Features(ABC):
         """The same features with products in reduced precision, where these were asked for; else themselves."""
         return self
 
-    def other_way(self) -> "Features | None":
+    def other_way(self) -> Self | None:
         """Return these features with products computed in another way, which may be faster; None if there is none."""
         return None
 
-    def go(self, way: "Features") -> None:
+    def go(self, way: Self) -> None:
         """Compute products from now on as these features do, which ``other_way`` returned."""
         raise NotImplementedError(f"{type(self).__name__} knows one way only, got {type(way).__name__}")
 

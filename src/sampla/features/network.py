@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -262,7 +262,7 @@ class NetworkFeatures(Features):
                 f"{self.device.type}, got: {failure} Leave autocast out for this network or this device."
             ) from failure
 
-    def other_way(self) -> Features | None:
+    def other_way(self) -> Self | None:
         """In forward mode: one forward for both products, or one for each (``settle`` has seen that both work)."""
         if self.products.mode != FORWARD or not self.products.both:
             return None
@@ -270,8 +270,7 @@ class NetworkFeatures(Features):
         other.products = replace(self.products, shared=not self.products.shared)
         return other
 
-    def go(self, way: Features) -> None:
-        assert isinstance(way, NetworkFeatures)
+    def go(self, way: Self) -> None:
         self.products = way.products
 
     def _reverse_products(self, inputs: Inputs, failure: Exception) -> Products:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sampla.core.checks import ConvergenceWarning
 from sampla.core.progress import Progress
+from sampla.features import Rows
 from sampla.inference.mackay import (
     change_that_matters,
     degrees_left,
@@ -131,9 +132,9 @@ def standardised(rows: Tensor, columns: Columns) -> Tensor:
     return rows if columns.scale is None else rows / columns.scale
 
 
-def dense(rows: object) -> Tensor:
+def dense(rows: Rows) -> Tensor:
     """A chunk's rows as a dense tensor."""
-    return rows if isinstance(rows, Tensor) else torch.from_numpy(rows.toarray())  # type: ignore[attr-defined]
+    return rows if isinstance(rows, Tensor) else torch.from_numpy(rows.toarray())
 
 
 def _prepared(chunk: Chunk, columns: Columns) -> tuple[Tensor, Tensor]:

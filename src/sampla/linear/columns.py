@@ -160,6 +160,11 @@ class Columns:
     """In which the targets are measured."""
 
     @property
+    def means(self) -> tuple[Tensor, Tensor] | None:
+        """(D,) of the columns and (C,) of the targets, where an intercept is taken out."""
+        return None if self.centre is None or self.target_centre is None else (self.centre, self.target_centre)
+
+    @property
     def precision_unit(self) -> Tensor:
         """(G,) the model's alpha over the user's: the model's theta is the user's, times unit over target_unit."""
         return self.target_unit**2 / self.unit.square()
@@ -230,13 +235,19 @@ class RowData(Data):
         return self._count
 
     def __iter__(self) -> Iterator[Batch]:
-        position, number = 0, 0
+        position = 0
+        for rows, targets, weights in self.chunks():
+            yield Batch((rows,), targets, position, rows.shape[0], weights)
+            position += rows.shape[0]
+
+    def chunks(self) -> Iterator[tuple[Rows, Tensor, Tensor | None]]:
+        """One pass: rows (n, D), targets (n, C) as the likelihood sees them, weights (n,) or None."""
+        count, number = 0, 0
         for rows, targets, weights in self.progress.sweep(self._source.chunks(), self._chunks):
-            assert targets is not None
-            size = rows.shape[0]
-            yield Batch((rows,), self._targets(targets), position, size, weights)
-            position, number = position + size, number + 1
-        self._count, self._chunks, self.sweeps = position, number, self.sweeps + 1
+            assert targets is not None, "a model is fitted to rows with targets"
+            yield rows, self._targets(targets), weights
+            count, number = count + rows.shape[0], number + 1
+        self._count, self._chunks, self.sweeps = count, number, self.sweeps + 1
 
 
 def centred(columns: Columns) -> Callable[[Tensor], Tensor]:

@@ -119,14 +119,11 @@ class _Objective:
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Standardised rows with a column of ones, targets, weights; float64."""
         self.passes += 1
-        for batch in self._data:
-            assert isinstance(batch.inputs, tuple)
-            (stored,) = batch.inputs
+        for stored, targets, weights in self._data.chunks():
             rows = standardised(dense(stored), self._columns)
             if len(self._constants):
                 rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
-            weights = torch.ones_like(rows[:, 0]) if batch.weights is None else batch.weights.double()
-            yield rows, batch.targets, weights
+            yield rows, targets, torch.ones_like(rows[:, 0]) if weights is None else weights.double()
 
 
 def closed_laplace(

@@ -16,7 +16,8 @@ from sampla.core.interrupts import deferred_interrupts
 from sampla.core.progress import Progress
 from sampla.inference.settings import EM
 from sampla.likelihoods import Gaussian
-from sampla.linear.closed_form import Learn, dual_spectrum, exact_em, primal_spectrum
+from sampla.likelihoods.gaussian import Structure
+from sampla.linear.closed_form import Learn, Noise, dual_spectrum, exact_em, primal_spectrum
 from sampla.linear.coefficients import ClosedForm, CoefficientPosterior, Sampled
 from sampla.linear.columns import Columns, columns_of, measure
 from sampla.linear.inputs import array_source, checked_rows, chunk_source, is_chunks, numeric_targets, seed_of
@@ -25,7 +26,8 @@ from sampla.linear.settings import LinearReport, Settings, SolverChoice, choose_
 from sampla.linear.sources import Source, as_matrix
 from sampla.priors import Isotropic, Prior
 
-_STRUCTURES = {"shared": "scalar", "diagonal": "diagonal", "full": "full"}
+_STRUCTURES: dict[Noise, Structure] = {"shared": "scalar", "diagonal": "diagonal", "full": "full"}
+"""What the estimator calls the structure of the noise -> what the likelihood calls it."""
 
 
 class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
@@ -219,9 +221,9 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         columns = self._columns
         coefficients = draws if columns.scale is None else draws / columns.scale.cpu().numpy()
         intercepts = np.zeros(draws.shape[:2])
-        if columns.centre is not None:
+        if columns.means is not None:
             own = np.random.default_rng(seed).standard_normal(draws.shape[:2]) @ self._noise_root.T
-            centre, level = columns.centre.cpu().numpy(), columns.target_centre.cpu().numpy()  # type: ignore[union-attr]
+            centre, level = (mean.cpu().numpy() for mean in columns.means)
             intercepts = level + own / columns.total**0.5 - coefficients @ centre
         if self._single:
             return coefficients[:, 0], intercepts[:, 0]
@@ -261,7 +263,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         self, source: Source, columns: Columns, outputs: int, settings: Settings, progress: Progress
     ) -> LinearReport:
         unit, given, alpha = columns.target_unit, settings.noise_precision, settings.precision
-        noise = Gaussian(None if given is None else given * unit**2, _STRUCTURES[settings.noise])  # type: ignore[arg-type]
+        noise = Gaussian(None if given is None else given * unit**2, _STRUCTURES[settings.noise])
         prior: Prior = Isotropic(alpha and alpha * float(columns.precision_unit[0]), learn=alpha is None)
         if settings.groups is not None:
             prior = ColumnGroups(settings.group(source.num_columns), alpha, columns.precision_unit)
@@ -276,7 +278,9 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         )  # fmt: skip
         self._posterior = Sampled(fit.samples * unit, columns.design(source, outputs))
         found = fit.inference
-        precision = found.model.likelihood.noise_precision.double().cpu()  # type: ignore[union-attr]
+        precision = found.model.likelihood.noise_precision
+        assert precision is not None, "a Gaussian likelihood has a noise precision after a fit"
+        precision = precision.double().cpu()
         covariance = torch.linalg.inv(precision) if precision.ndim == 2 else precision.reciprocal().expand(outputs)
         learnt = found.prior.precision / columns.precision_unit.to(found.prior.precision)
         self._set_fitted(learnt, covariance * unit**2, found.effective_dimension, fit.mean * unit)
@@ -317,9 +321,9 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         mean = self._mean if columns.scale is None else self._mean / columns.scale.cpu()[:, None]
         intercept = torch.zeros(mean.shape[1], dtype=torch.float64)
         own = self._noise_variance.numpy().copy()
-        if columns.centre is not None:
-            assert columns.target_centre is not None
-            intercept = columns.target_centre.cpu() - columns.centre.cpu() @ mean
+        if columns.means is not None:
+            centre, level = (each.cpu() for each in columns.means)
+            intercept = level - centre @ mean
             own = own + own / columns.total
         self._columns, self._single, self._own_variance = columns, single, own
         self.coef_ = mean[:, 0].numpy() if single else mean.mT.contiguous().numpy()

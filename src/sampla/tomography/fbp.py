@@ -22,8 +22,7 @@ def filtered_back_projection(sinogram: np.ndarray, geometry: Geometry) -> np.nda
     """
     geometry.check_sinogram(sinogram.shape)
     require_finite(torch.from_numpy(np.asarray(sinogram, dtype=float)), "measurements", "Leave out dead bins.")
-    magnification = 1.0 if not geometry.is_fan else geometry.source_detector / geometry.source_origin  # type: ignore[operator]
-    width = geometry.bin_width / magnification
+    width = geometry.bin_width / geometry.magnification
     places = (np.arange(geometry.num_bins) - (geometry.num_bins - 1) / 2) * width
     weighted = np.asarray(sinogram, dtype=float)
     if geometry.source_origin is not None:

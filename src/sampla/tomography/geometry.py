@@ -75,6 +75,13 @@ class Geometry:
         return len(self.angles)
 
     @property
+    def magnification(self) -> float:
+        """Size at the detector over size at the centre of rotation; 1 for parallel rays."""
+        if self.source_origin is None or self.source_detector is None:
+            return 1.0
+        return self.source_detector / self.source_origin
+
+    @property
     def is_fan(self) -> bool:
         """Whether the rays come from one point."""
         return self.source_origin is not None
