@@ -8,7 +8,6 @@ posterior samples at each step (sampled_step.py). The loop (infer.py) runs eithe
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from math import isnan
 
 import torch
 from torch import Tensor
@@ -67,13 +66,17 @@ class EStep(ABC):
         """What the final solve of K samples needs, with all that EM has learnt about M."""
 
     def with_mode(self, state: EMState) -> EMState:
-        """The state with a linear mode, if the evidence needs one that nothing else has needed yet."""
-        known = state.mode is not None and not isnan(state.mode.objective)
-        if not self.task.route.log_evidence or state.model.likelihood.is_quadratic or known:
+        """The state with the linear mode at its hyperparameters, and with an error that has been measured.
+
+        EM's last mode belongs to the alpha before the last update; where none has been found, one is only if the
+        evidence needs it.
+        """
+        wanted = state.mode is not None or self.task.route.log_evidence
+        if state.model.likelihood.is_quadratic or not wanted:
             return state
         mode = linear_mode(
             state.model, state.prior.diagonal, self.preconditioner(state), guess=state.mode,
-            tolerance=self.task.em.mode_tolerance, say=lambda text: self.task.say("evidence: " + text),
+            tolerance=self.task.em.mode_tolerance, check=True, say=lambda text: self.task.say("final mode: " + text),
         )  # fmt: skip
         return replace(state, mode=mode)
 

@@ -115,8 +115,6 @@ def _excess(state: EMState, solution: Solution, mean: Tensor, error: float, movi
     size = float((state.prior.diagonal * mean.square()).double().sum())
     if state.model.likelihood.is_quadratic:
         size += float(mean.double() @ solution.curvature_value[-1].double())
-    elif state.trace:  # alpha has moved since the mode was found
-        error = (error**2 + state.trace[-1].change ** 2 / 2) ** 0.5
     return error**2 * size / 2 + error * moving / 2
 
 

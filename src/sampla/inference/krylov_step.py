@@ -67,7 +67,7 @@ class KrylovEStep(EStep):
         ratio, precision = float(state.prior.precision[0]) / factor, state.prior.diagonal
         if task.route.log_evidence and space is not None:
             space = self.space_for_determinant(space, state.model, ratio, unseen_draws(task))
-            state = self.with_mode(replace(state, space=space))
+        state = self.with_mode(replace(state, space=space))
         model = state.model
         if factor != 1:
             model = model.replaced(likelihood=model.likelihood.scaled(factor))
@@ -133,10 +133,9 @@ class KrylovEStep(EStep):
         proposed = min(max(found.hyper.ratio, used / _FURTHEST_DOWN), used * _FURTHEST_UP)
         change, truncation = abs(log(proposed / used)), found.precision_error.truncation
         row = self._row(state, space, found, change, truncation, (used * size) ** 0.5, mode.error)
-        objective = mode.objective + (proposed - used) / 2 * size
         return replace(
             state, prior=state.prior.with_precision(torch.full_like(state.prior.precision, proposed)), space=space,
-            mode=replace(mode, objective=objective), trace=[*state.trace, row],
+            mode=mode, trace=[*state.trace, row],
             settled=has_settled(self.task.em.tolerance, change, truncation) and mode.error <= self._finest,
             precision_error=LogError(found.precision_error.standard_error, truncation + 2 * mode.error),
         )  # fmt: skip

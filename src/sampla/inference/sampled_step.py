@@ -6,7 +6,7 @@ alpha comes from a secant through the last two steps.
 """
 
 from dataclasses import replace
-from math import log, nan
+from math import log
 
 import torch
 from torch import Tensor
@@ -86,11 +86,8 @@ class SampledEStep(EStep):
         trace, near = [*state.trace, row], self._factor == 1
         settled = has_settled(em.tolerance, change) and near and not unknown
         prior = state.prior.with_precision(alpha if settled else _proposed(trace, alpha))
-        if mode is not None:
-            shift = 0.5 * float(((prior.diagonal - state.prior.diagonal) * theta[0].square()).double().sum())
-            mode = replace(mode, objective=mode.objective + shift)
-            if model is not state.model:  # what is known of the loss is that of the old noise
-                mode = replace(mode, objective=nan, memory=None)
+        if mode is not None and model is not state.model:  # what is known of the loss is that of the old noise
+            mode = replace(mode, memory=None)
         following = EMState(
             prior, model, _kept(samples), mode, trace, settled,
             stuck=bool(unknown) and change <= em.tolerance and near,
@@ -102,13 +99,15 @@ class SampledEStep(EStep):
     def finish(self, state: EMState) -> FinalProblem:
         """The last samples are the start of K; a space in coordinates in which A is the identity tells log det."""
         task, self._factor = self.task, 1.0
-        state = self._at_mode(state, "final: ").without_memory()
+        state = self._at_mode(state, "final: ", check=True)
         if len(self._draw.data_part) < task.num_samples:
             self._draw_for(state.model, task.num_samples)
         rhs = self._right_hand_side(state, task.num_samples)
         system = LinearSystem(state.model, state.prior.diagonal, self._draw.diagonal)
         start = _extended(state.start, rhs)
-        state = self.with_mode(state).without_memory()
+        if not task.route.moves_curvature:
+            state = self.with_mode(state)
+        state = state.without_memory()
         if not task.route.whitened_space:
             return FinalProblem(state, system, rhs, start)
         scale = system.precision.rsqrt()
@@ -156,12 +155,12 @@ class SampledEStep(EStep):
         space = self._range[1]
         return ExactPosterior(space if factor is None else space.times(factor), state.prior.diagonal)
 
-    def _at_mode(self, state: EMState, label: str) -> EMState:
+    def _at_mode(self, state: EMState, label: str, check: bool = False) -> EMState:
         """Where B is taken at the linear mode: find the mode at the present alpha, and move B there."""
         if not self.task.route.moves_curvature:
             return state
         model = state.model.replaced(features=self._features)
-        mode = self._linear_mode(model, state, label)
+        mode = self._linear_mode(model, state, label, check)
         moved = replace(state, mode=mode, model=model.replaced(features=OutputsAt(self._features, mode.value)))
         return self._redrawn(moved)
 
@@ -173,10 +172,11 @@ class SampledEStep(EStep):
         assert found is not None
         return found.value, found
 
-    def _linear_mode(self, model: LinearModel, state: EMState, label: str) -> Mode:
+    def _linear_mode(self, model: LinearModel, state: EMState, label: str, check: bool = False) -> Mode:
         return linear_mode(
             model, state.prior.diagonal, Jacobi(self._draw.diagonal + state.prior.diagonal), guess=state.mode,
-            tolerance=self.task.em.mode_tolerance * self._factor, say=lambda text: self.task.say(label + text),
+            tolerance=self.task.em.mode_tolerance * self._factor, check=check,
+            say=lambda text: self.task.say(label + text),
         )  # fmt: skip
 
     def _with_new_noise(self, state: EMState, before: Likelihood | None) -> EMState:

@@ -64,8 +64,8 @@ class EMState:
     start: Start | None = None
     """The samples of the last E-step, from which the next solve starts."""
     mode: Mode | None = None
-    """The linear mode last found, where the likelihood is not quadratic, with the objective that it has at the present
-    prior; NaN where the noise has changed since, and with it the loss."""
+    """The linear mode last found, where the likelihood is not quadratic: that of the hyperparameters before the last
+    update."""
     trace: list[EMStep] = field(default_factory=list)
     settled: bool = False
     stuck: bool = False
