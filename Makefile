@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device lint figures benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device soak lint figures benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -16,6 +16,10 @@ test: $(INSTALLED)
 # Fits on a second device, which is compiled first (a C++ compiler and ninja): finds what is on the wrong device.
 test-second-device: $(INSTALLED)
 	PATH=$(abspath $(BIN)):$$PATH SAMPLA_SECOND_DEVICE=1 $(BIN)/pytest tests/test_second_device.py
+
+# docs/reliability.md: kills, flipped bits, interrupts and threads, a quarter of an hour on one core. PARTS=kills does one.
+soak: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m reliability $(addprefix --only ,$(PARTS))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import interrupts
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sampla
 from helpers import laplace
+from reliability import interrupts
 from sampla.core import interrupts as moments
 from sampla.core.interrupts import Interruptible, deferred_interrupts, interruptible, raise_deferred
 
