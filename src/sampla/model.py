@@ -191,8 +191,11 @@ class LinearModel:
 
     def _check_curvature(self, outputs: Tensor, targets: Tensor) -> None:
         """Once the likelihood has all it needs; a noise precision that is to be learnt has no value yet."""
-        if self.likelihood.noise_is_known:
-            check_curvature(self.likelihood, outputs, targets)
+        likelihood = self.likelihood
+        if not likelihood.noise_is_known and likelihood.scalar_noise:  # any value will do to see that B follows it
+            likelihood = likelihood.with_noise(torch.ones((), dtype=torch.float64))
+        if likelihood.noise_is_known:
+            check_curvature(likelihood, outputs, targets)
 
     def _prior_mean(self, here: Linearisation) -> Tensor:
         """What the linear model says at theta = 0: zero, or f - J w for a tangent."""
@@ -314,7 +317,7 @@ class LinearModel:
             residual = residual + self.likelihood.second_moment(batch.weighted(left[None], 0.5))
             function = function + self.likelihood.second_moment(batch.weighted(pushed[1:], 0.5))
         self.ledger.products += len(columns) / 2
-        return residual, function / len(samples)
+        return residual, function / max(len(samples), 1)
 
 
 def _usual_rows(columns: int) -> int:

@@ -46,7 +46,7 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
         if determinant is not None or state.noise_factor != 1:
             loss, _ = state.model.loss_gradient(solution.value[count:])
             objective = loss + 0.5 * float((state.prior.diagonal * mean.square()).double().sum())
-            noise_error = _checked_noise(task, state, loss)
+            noise_error = _checked_noise(task, state, loss, solution.value[count:])
     evidence = None
     if determinant is not None and objective is not None:
         assert mean is not None
@@ -118,18 +118,20 @@ def _excess(state: EMState, solution: Solution, mean: Tensor, error: float, movi
     return error**2 * size / 2 + error * moving / 2
 
 
-def _checked_noise(task: Task, state: EMState, loss: float) -> LogError | None:
+def _checked_noise(task: Task, state: EMState, loss: float, mean: Tensor) -> LogError | None:
     """The noise precision read off the Krylov space against MacKay's update at the mean itself."""
     likelihood, known = state.model.likelihood, state.noise_error
     learnt = likelihood.learns_noise and likelihood.scalar_noise
     if not learnt or known is None or state.space is None:
         return known
-    assert likelihood.noise_precision is not None
     entries = task.survey.entries
     ratio = float(state.prior.precision[0]) / state.noise_factor
     determined = estimated(state.space, task.em_samples, gamma, ratio).value
-    outputs = task.survey.outputs
-    residual = 2 * loss - outputs * log(2 * pi) + outputs * float(likelihood.noise_precision.log())
+    outputs, of_one = task.survey.outputs, likelihood.log_determinant(mean.new_zeros(1, 1))
+    if of_one is None:  # log p may have been given up to a constant
+        residual = likelihood.weighted(state.model.noise_moments(mean, mean[:0])[0])
+    else:
+        residual = 2 * loss - outputs * log(2 * pi) + outputs * of_one
     drift = abs(log(updated_noise(entries, determined, residual)))
     if drift > 2 * task.em.tolerance and not state.noise_unknown and (state.settled or not state.space.exact):
         remedy = "use float64, or give the noise" if state.space.exact else "raise EM(max_rows=...), or use float64"

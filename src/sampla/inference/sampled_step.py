@@ -146,7 +146,8 @@ class SampledEStep(EStep):
 
     def _exact_posterior(self, state: EMState, label: str = "") -> ExactPosterior:
         """The posterior in the whole range of M, which is found again when M changes by more than a factor."""
-        factor = state.model.likelihood.factor_over(self._first)
+        moves = self.task.route.moves_curvature  # then a factor is not all that changes
+        factor = None if moves else state.model.likelihood.factor_over(self._first)
         model = state.model if factor is None else state.model.replaced(likelihood=self._first)
         draw = self._draw if factor is None else self.task.draw
         if self._range is None or (factor is None and self._range[0] is not state.model):

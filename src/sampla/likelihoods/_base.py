@@ -106,7 +106,7 @@ class Likelihood(ABC):
         return not self.learns_noise or self.noise_precision is not None
 
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """(n, *out) what the outputs leave of the targets, of covariance B^-1 up to ``noise_precision``.
+        """(n, *out) what the outputs leave of the targets, in units in which it has covariance 1 / ``noise_precision``.
 
         That is y - f for Gaussian noise, Pearson's (y - mu) / sqrt(V(mu)) for counts with mean mu and variance
         V(mu) / noise_precision. None: the likelihood has no dispersion to measure.

@@ -15,6 +15,10 @@ _DATA = 32
 """Data of the first batch on which the curvature is tried."""
 _LARGEST = 2.0
 """Outputs are shrunk to this for that: where probabilities have reached 0 and 1 all curvature is rounding."""
+_TO_LEARN = ("residuals", "with_noise")
+"""Methods without which no noise precision can be learnt."""
+_FACTOR = 4.0
+"""By which a noise precision is multiplied to see that B and log_prob follow it."""
 _PROBABILITIES = (
     "the network's outputs look like probabilities ({what}): it seems to end in {layer}. {kind} wants the logits: of "
     "probabilities it takes {function} once more, so that predictions stay near {middle} and error bars mean nothing. "
@@ -26,16 +30,17 @@ def check_settings(likelihood: Likelihood) -> None:
     """Refuse a likelihood whose noise EM would have to learn and cannot, or which no file could hold.
 
     Raises:
-        ValueError: for learns_noise on anything but sampla's own Gaussian.
+        ValueError: for learns_noise on a likelihood without the methods that EM learns a noise precision by.
         TypeError: for a ``config`` of more than numbers, text, lists and mappings.
     """
     plain(likelihood.config(), f"{type(likelihood).__name__}.config()")
+    missing = [name for name in _TO_LEARN if getattr(type(likelihood), name) is getattr(Likelihood, name)]
     require(
-        not likelihood.learns_noise or type(likelihood) is Gaussian,
-        "learns_noise=True on sampla.Gaussian itself only",
-        f"it on {type(likelihood).__name__}",
-        "EM has no update for another likelihood's parameters, and goes on from a subclass with a plain Gaussian: give "
-        "their values (noise_precision=..., learn=False), or use sampla.Gaussian.",
+        not likelihood.learns_noise or not missing,
+        f"{' and '.join(_TO_LEARN)} of a likelihood with learns_noise=True",
+        f"{type(likelihood).__name__} without {' and '.join(missing)}",
+        "EM learns noise_precision, a factor of B, from the residuals (docs/extending.md): write them, or leave "
+        "learns_noise out.",
     )
 
 
@@ -116,6 +121,8 @@ def check_curvature(likelihood: Likelihood, outputs: Tensor, targets: Tensor) ->
     )
     if likelihood.is_quadratic and type(likelihood) is not Gaussian:
         _check_quadratic(likelihood, at, targets[:_DATA], u[0], bent[0], close)
+    if likelihood.learns_noise and type(likelihood) is not Gaussian:
+        _check_noise(likelihood, at, targets[:_DATA], u, bent, close)
     _check_class_axis(likelihood, at)
 
 
@@ -123,10 +130,7 @@ def _check_quadratic(
     likelihood: Likelihood, at: Tensor, targets: Tensor, u: Tensor, bent: Tensor, close: float
 ) -> None:
     def slope(outputs: Tensor) -> Tensor:
-        leaf = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(likelihood.log_prob(leaf, targets).sum(), leaf)
-        return gradient
+        return _slope(lambda f: likelihood.log_prob(f, targets).sum(), outputs)
 
     size = float(targets.abs().max().clamp_min(1))  # next to which the steps are to be seen
     u, bent = size * u, size * bent
@@ -138,6 +142,62 @@ def _check_quadratic(
         f"one whose gradient changes by something else than -B u (a relative difference of {error:.1g})",
         "Leave is_quadratic out, or correct curvature_product.",
     )
+
+
+def _check_noise(likelihood: Likelihood, at: Tensor, targets: Tensor, u: Tensor, bent: Tensor, close: float) -> None:
+    """Refuse a noise precision that B and log_prob do not follow, or residuals that are not those of log_prob."""
+    name, precision, left = type(likelihood).__name__, likelihood.noise_precision, likelihood.residuals(at, targets)
+    assert precision is not None
+    shape = None if left is None else tuple(left.shape)
+    require(
+        shape == tuple(at.shape), f"{name}.residuals of shape {tuple(at.shape)}", f"{shape}", "One for each output."
+    )
+    other = likelihood.with_noise(precision * _FACTOR)
+    known = other.noise_precision
+    require(
+        type(other) is type(likelihood) and other.learns_noise and known is not None
+        and torch.equal(known.double().cpu(), (precision * _FACTOR).double().cpu()),
+        f"a {name} with learns_noise=True and the noise_precision given from {name}.with_noise",
+        f"a {type(other).__name__} with learns_noise={other.learns_noise} and noise_precision {known}",
+        "EM goes on with what it returns.",
+    )  # fmt: skip
+
+    def slope(of: Likelihood) -> Tensor:
+        return _slope(lambda f: of.log_prob(f, targets).sum(), at)
+
+    def off(found: Tensor, expected: Tensor) -> float:
+        return float((found - expected).double().norm()) / max(float(expected.double().norm()), 1e-30)
+
+    require(
+        max(off(other.curvature_product(at, u), _FACTOR * bent), off(slope(other), _FACTOR * slope(likelihood)))
+        <= 10 * close,
+        f"{name}.curvature_product and the gradient of {name}.log_prob proportional to noise_precision",
+        f"others after with_noise({_FACTOR:g} noise_precision)",
+        "Multiply both by noise_precision; log_prob may have other terms that do not depend on the outputs.",
+    )
+    if likelihood.is_quadratic:
+
+        def misfit(outputs: Tensor) -> Tensor:
+            values = likelihood.residuals(outputs, targets)
+            assert values is not None
+            scalar = likelihood.scalar_noise
+            bent = values * precision if scalar else likelihood.curvature_product(outputs, values[None])[0]
+            return -0.5 * (bent * values).sum()
+
+        require(
+            off(_slope(misfit, at), slope(likelihood)) <= 10 * close,
+            f"a log_prob of -noise_precision |r|^2 / 2 with r from {name}.residuals, since {name}.is_quadratic is True",
+            "one with another gradient",
+            "Give y - f, times a root of what B has beside noise_precision.",
+        )
+
+
+def _slope(function: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
+    """The gradient of a function of the outputs."""
+    leaf = outputs.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(function(leaf), leaf)
+    return gradient
 
 
 def _check_class_axis(likelihood: Likelihood, at: Tensor) -> None:

@@ -183,7 +183,7 @@ class Gaussian(Likelihood):
     def config(self) -> dict[str, Any]:
         precision = None if self.noise_precision is None else self.noise_precision.tolist()
         return {
-            "name": "Gaussian", "noise_precision": precision, "learn": self.learns_noise, "structure": self.structure,
+            **super().config(), "noise_precision": precision, "learn": self.learns_noise, "structure": self.structure,
         }  # fmt: skip
 
     def _take(self, noise_precision: float | Tensor) -> None:
