@@ -79,12 +79,12 @@ def build(name: str) -> Built:
 def test_products_are_those_of_the_dense_jacobian_and_adjoint(name: str) -> None:
     built = build(name)
     before = snapshot(built.model)
-    products = built.features.settle(built.case.inputs)
+    products = built.features.choose_products(built.case.inputs)
     assert_unchanged(built.model, before)
     assert built.case.mode in (products.mode, "any")
     assert products.math_attention == built.case.attention
     assert products.stacked == built.case.stacked
-    assert built.case.where in products.words
+    assert built.case.where in products.description
     at = built.features.linearise(built.case.inputs)
     assert check_adjoint(at, built.features.layout.total) < 1e-13
     u, v = randn(3, *at.outputs.shape, seed=1), randn(3, built.features.layout.total)
@@ -98,7 +98,7 @@ def test_products_are_those_of_the_dense_jacobian_and_adjoint(name: str) -> None
 @every_case
 def test_a_product_with_m_in_pieces(name: str) -> None:
     built = build(name)
-    built.features.settle(built.case.inputs)
+    built.features.choose_products(built.case.inputs)
     model = linear_model(built.features, sampla.Categorical(), batches(built.case.inputs, built.targets, 3))
     v = randn(2, model.num_parameters, seed=2)
     torch.testing.assert_close(model.curvature_product(v), v @ built.curvature)
@@ -118,7 +118,7 @@ def test_a_fit_is_the_dense_posterior_and_comes_back_from_its_file(name: str, tm
     z = torch.cat([s.reshape(3, -1) for s in la.samples_.values()], dim=1)
     found = la.predict(built.case.inputs).deviations
     torch.testing.assert_close(found.reshape(3, COUNT, -1), torch.einsum("ncp,kp->knc", built.jacobian, z))
-    assert la.report_.products == built.features.settle(built.case.inputs).words
+    assert la.report_.products == built.features.choose_products(built.case.inputs).description
     la.save(path)
     again = sampla.LinearisedLaplace.load(path, built.model)
     torch.testing.assert_close(again.predict(built.case.inputs).deviations, found)
@@ -219,7 +219,7 @@ def test_a_checkpointed_layer_with_attention(frozen: bool) -> None:
     names = [name for name, _ in model.named_parameters() if not frozen or "first" in name]
     x = randn(2, 5, 8)
     features, expected = NetworkFeatures(model, names), NetworkFeatures(plain, names).linearise(x)
-    assert features.settle(x).mode == "double-reverse"
+    assert features.choose_products(x).mode == "double-reverse"
     at, u, v = features.linearise(x), randn(3, 2, 5, 8, seed=1), randn(3, features.layout.total)
     torch.testing.assert_close(at.jvp(v), expected.jvp(v))
     torch.testing.assert_close(at.vjp(u), expected.vjp(u))

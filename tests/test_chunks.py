@@ -127,7 +127,7 @@ def test_memory_that_ran_out_once_is_remembered() -> None:
     before = chunks.halvings
     model.curvature_product(vectors(5))
     assert chunks.halvings == before > 0
-    chunks.settle(512, 64, "measured")
+    chunks.prefer(512, 64, "measured")
     assert chunks.entries <= 16
 
 
@@ -275,14 +275,14 @@ def test_the_faster_way_to_take_both_products_is_chosen(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(tuning._Search, "_once", once)
     features = network_features()
-    assert features.settle(inputs().double()[:2]).both
+    assert features.choose_products(inputs().double()[:2]).both
     expected = model_of(features).curvature_product(vectors(5))
     for _ in range(2):  # the second time the other way is the slower one
         model = model_of(ScaledFeatures(features, torch.ones(39, dtype=torch.float64)), size=24)
         tuning.tune(model, 16)
         assert features.products.shared == faster
         torch.testing.assert_close(model.curvature_product(vectors(5)), expected)
-    assert ("a forward for each product" in features.products.words) == (not faster)
+    assert ("a forward for each product" in features.products.description) == (not faster)
 
 
 def test_small_problems_are_not_measured() -> None:

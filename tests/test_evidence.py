@@ -12,7 +12,7 @@ import sampla
 from cases import FULL_NOISE, LIKELIHOODS, Problem, build_tiny
 from dense import Evidence, Hyper
 from sampla.inference import e_step
-from sampla.inference.checkpointing import keep_state
+from sampla.inference.checkpointing import save_state
 from sampla.inference.report import FitReport
 from sampla.laplace import linearised as front_door
 
@@ -301,13 +301,13 @@ def test_a_fit_stopped_in_the_middle_of_em_goes_on(tiny, name, prior, tmp_path, 
 
     def stopping(*arguments):
         nonlocal count
-        keep_state(*arguments)
+        save_state(*arguments)
         count += 1
         if count == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(front_door, "keep_state", stopping)
+        patched.setattr(front_door, "save_state", stopping)
         with pytest.raises(KeyboardInterrupt):
             fit(problem, prior, name, checkpoint=tmp_path, **options)
     resumed = fit(problem, prior, name, checkpoint=tmp_path, **options)

@@ -183,13 +183,13 @@ def test_an_interrupted_fit_goes_on_to_the_same_samples(
 
     def keep_then_stop(*arguments):
         nonlocal count
-        resume.keep_state(*arguments)
+        resume.save_state(*arguments)
         count += 1
         if count == 2:
             raise InterruptedFitError
 
     with monkeypatch.context() as patch:
-        patch.setattr("sampla.laplace.linearised.keep_state", keep_then_stop)
+        patch.setattr("sampla.laplace.linearised.save_state", keep_then_stop)
         with pytest.raises(InterruptedFitError):
             problem.fit(prior, checkpoint=tmp_path, **options)
     resumed = problem.fit(prior, checkpoint=tmp_path, **options)

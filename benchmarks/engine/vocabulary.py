@@ -58,8 +58,8 @@ def measured(vocabulary: int, seconds: float) -> dict[str, Any]:
     network = Words(vocabulary).eval()
     tokens, targets = (torch.randint(0, vocabulary, (TEXTS, LENGTH)) for _ in range(2))
     features = NetworkFeatures(network, select_parameters(network)[0])
-    features.settle(tokens[:1])
-    other, likelihood = features.other_way(), Categorical()
+    features.choose_products(tokens[:1])
+    other, likelihood = features.alternative(), Categorical()
     assert other is not None, "forward mode knows two ways"
     vectors = torch.randn(K, features.layout.total)
     ways = {("one forward" if way.products.shared else "two"): way for way in (features, other)}

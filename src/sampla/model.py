@@ -22,7 +22,7 @@ from sampla.likelihoods import Likelihood
 from sampla.likelihoods.checks import ProbabilityWatch, check_counted, check_curvature, check_settings
 from sampla.linear_batch import LinearBatch
 
-_BLOCK = 32
+_NOISE_BLOCK = 32
 """Data whose noisy gradients are summed before they are squared; fixed, so that results do not depend on batches.
 
 A batch that cannot be cut ends the block it runs over: blocks of any size give an unbiased square.
@@ -94,11 +94,11 @@ class LinearModel:
         """P."""
         return self.features.layout.total
 
-    def _near(self, vectors: Tensor) -> Tensor:
+    def _to_device(self, vectors: Tensor) -> Tensor:
         """Vectors of P where the products are computed, for a pass."""
         return vectors.to(self.features.device)
 
-    def _home(self, vectors: Tensor) -> Tensor:
+    def _to_vectors(self, vectors: Tensor) -> Tensor:
         """Vectors of P back where they live."""
         return vectors.to(self.features.like.device)
 
@@ -125,31 +125,43 @@ class LinearModel:
     def batches(
         self, columns: int = 1, stride: int = 1, offset: int = 0, *, rows: int | None = None
     ) -> Iterator[LinearBatch]:
-        """One pass, in pieces that suit products with this many vectors at once; with a stride every so many of them.
+        """Yield the minibatches of one pass, of a size that suits products with ``columns`` vectors.
 
-        ``rows`` says how many data a piece has at most, where something else than products decides. The strides with
-        offsets 0 to stride - 1 make up one pass. The pieces are always the same, however much goes through the features
-        at once, because strides and stochastic solvers take them for parts of the data.
+        They are cut at fixed positions, whatever the chunks are, because strides and stochastic solvers take them for
+        subsets of the data.
+
+        Args:
+            columns: vectors that are multiplied at once.
+            stride: yields only every stride-th minibatch; the offsets 0 to stride - 1 make up one pass.
+            offset: number of the first one.
+            rows: data in a minibatch, at most; None: as suits the products.
         """
-        yield from self._pieces(_usual_rows(columns) if rows is None else rows, stride, offset)
+        yield from self._minibatches(_usual_rows(columns) if rows is None else rows, stride, offset)
 
-    def _pieces(
+    def _minibatches(
         self, rows: int, stride: int = 1, offset: int = 0, features: Features | None = None, noisy: bool = True
     ) -> Iterator[LinearBatch]:
-        """All pieces of a pass, or with a stride every so many (whose noise must then not be asked for).
+        """Yield all minibatches of a pass, or every stride-th (whose noise must then not be asked for).
 
         If not noisy, none may be asked for either, and outputs are not computed only to be counted.
         """
         first_output, phi = 0, features or self.features
         for index, batch in enumerate(self.data):
-            for piece in batch.pieces(rows) if self.data.cut else [batch]:
-                number = piece.position // rows if self.data.cut and not batch.whole else index
+            for minibatch in batch.minibatches(rows) if self.data.cut else [batch]:
+                number = minibatch.position // rows if self.data.cut and not batch.opaque else index
                 if (number - offset) % stride:
                     continue
-                here = Chunked(phi, piece.inputs, self.chunks)
-                stop = piece.position + piece.size
+                here = Chunked(phi, minibatch.inputs, self.chunks)
+                stop = minibatch.position + minibatch.size
                 yield LinearBatch(
-                    here, self.likelihood, piece.targets, piece.position, stop, first_output, phi.origin, piece.weights
+                    here,
+                    self.likelihood,
+                    minibatch.targets,
+                    minibatch.position,
+                    stop,
+                    first_output,
+                    phi.origin,
+                    minibatch.weights,
                 )
                 if noisy:
                     first_output += here.outputs.numel()
@@ -162,7 +174,7 @@ class LinearModel:
         """
         count, numbers, moments, watch = 0.0, 0, None, ProbabilityWatch(self.likelihood)
         check_settings(self.likelihood)
-        for batch in self._whole_pieces():
+        for batch in self._data_minibatches():
             if self.data.cut:
                 _check_batch(batch)
             here = Chunked(self.features, batch.inputs, self.chunks)
@@ -202,12 +214,12 @@ class LinearModel:
         origin = self.features.origin
         if origin is None:
             return torch.zeros_like(here.outputs)
-        return here.linear_outputs(torch.zeros_like(self._near(origin))[None], origin)[0]
+        return here.linear_outputs(torch.zeros_like(self._to_device(origin))[None], origin)[0]
 
-    def _whole_pieces(self) -> Iterator[Batch]:
-        """One pass over the data alone, in pieces for one vector."""
+    def _data_minibatches(self) -> Iterator[Batch]:
+        """One pass over the data alone, in minibatches for one vector."""
         for batch in self.data:
-            yield from batch.pieces(self.chunks.rows(1)) if self.data.cut else [batch]
+            yield from batch.minibatches(self.chunks.rows(1)) if self.data.cut else [batch]
 
     def _moment(self, batch: Batch, values: Tensor) -> Tensor:
         """Weighted second moment of (n, *out) values of a batch."""
@@ -220,52 +232,52 @@ class LinearModel:
 
         Both are exactly zero for a parameter tensor of which the pass gives rounding only (``Rounding``).
         """
-        total = self._near(self.features.like).new_zeros(num_samples, self.num_parameters)
+        total = self._to_device(self.features.like).new_zeros(num_samples, self.num_parameters)
         diagonal = total.new_zeros(self.num_parameters)
         if self.features.squares_data:
             return self._draw_by_datum(seed, total, diagonal)
         block, rounding = torch.zeros_like(total), Rounding(total, self.features.layout.sizes, self.features.rounding)
-        for batch in self._pieces(_block_part(self.chunks.rows(num_samples))):
+        for batch in self._minibatches(_noise_block_rows(self.chunks.rows(num_samples))):
             for samples in self.chunks.ranges(num_samples):
                 block[samples.start : samples.stop] += batch.noise_gradient(seed, samples)
             if rounding.rows:
                 rounding.add(batch.noise(seed, rounding.rows), batch.features.rounded_otherwise().vjp)
-            if batch.stop // _BLOCK > batch.start // _BLOCK or batch.stop == self.data.num_data:
+            if batch.stop // _NOISE_BLOCK > batch.start // _NOISE_BLOCK or batch.stop == self.data.num_data:
                 total += block
                 diagonal += block.square().mean(0)
                 rounding.close(block)
                 block.zero_()
-        rounding.silence(diagonal, total)
+        rounding.zero_rounding(diagonal, total)
         self.ledger.products += (num_samples + rounding.columns) / 2
-        return NoiseDraw(self._home(total), self._home(diagonal))
+        return NoiseDraw(self._to_vectors(total), self._to_vectors(diagonal))
 
     def _draw_by_datum(self, seed: int, total: Tensor, diagonal: Tensor) -> NoiseDraw:
         """The same where the features square the gradient of each datum for little."""
-        for batch in self._pieces(self.chunks.rows(len(total))):
+        for batch in self._minibatches(self.chunks.rows(len(total))):
             for samples in self.chunks.ranges(len(total)):
                 noise = batch.noise(seed, samples)
                 total[samples.start : samples.stop] += batch.features.vjp(noise)
                 diagonal += batch.features.squared_vjp(noise) * (len(samples) / len(total))
         self.ledger.products += len(total) / 2
-        return NoiseDraw(self._home(total), self._home(diagonal))
+        return NoiseDraw(self._to_vectors(total), self._to_vectors(diagonal))
 
     def curvature_product(self, vectors: Tensor, stride: int = 1) -> Tensor:
         """M v for K vectors in one pass: (K, P) -> (K, P).
 
-        With a stride, M is estimated from every stride-th piece of the data, for that part of the cost.
+        With a stride, M is estimated from every stride-th minibatch of the data, for that part of the cost.
         """
         count, seen = vectors.shape[0], 0
         features, scale = self.features.unscaled()
         features = features if self.exact else features.cheaper()
-        vectors = self._near(vectors if scale is None else vectors * scale)
+        vectors = self._to_device(vectors if scale is None else vectors * scale)
         total = torch.zeros_like(vectors)
         rows = self.chunks.rows(count) if stride == 1 else _usual_rows(count)
-        for batch in self._pieces(rows, stride, features=features, noisy=False):
+        for batch in self._minibatches(rows, stride, features=features, noisy=False):
             seen += batch.stop - batch.start
             for columns in self.chunks.ranges(count):
                 part = slice(columns.start, columns.stop)
                 total[part] += batch.curvature_product(vectors[part])
-        total = self._home(total)
+        total = self._to_vectors(total)
         total = total if scale is None else total.mul_(scale)
         share = seen / self.data.num_data
         self.ledger.products += count * share
@@ -274,29 +286,29 @@ class LinearModel:
     def loss_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """The loss -sum log p(y_n | phi_n theta), or of the tangent, and its gradient: (1, P) -> float, (1, P)."""
         features, scale = self.features.unscaled()
-        theta = self._near(theta if scale is None else features.rescaled(theta, scale))
+        theta = self._to_device(theta if scale is None else features.rescaled(theta, scale))
         loss, gradient = 0.0, torch.zeros_like(theta)
-        for batch in self._pieces(self.chunks.rows(1), features=features, noisy=False):
+        for batch in self._minibatches(self.chunks.rows(1), features=features, noisy=False):
             part, slope = batch.loss_gradient(theta)
             loss += float(part)
             gradient += slope
-        gradient = self._home(gradient)
+        gradient = self._to_vectors(gradient)
         gradient = gradient if scale is None else gradient.mul_(scale)
         self.ledger.products += 1
         return loss, gradient
 
     def newton_product(self, theta: Tensor, vector: Tensor, stride: int = 1) -> Tensor:
-        """The Hessian of the loss at theta times a vector, estimated from every stride-th piece of the data.
+        """The Hessian of the loss at theta times a vector, estimated from every stride-th minibatch of the data.
 
         (1, P), (1, P) -> (1, P); the same data in every call, as long as the loader's order is fixed.
         """
-        theta, vector = self._near(theta), self._near(vector)
+        theta, vector = self._to_device(theta), self._to_device(vector)
         total, seen = torch.zeros_like(vector), 0
         for batch in self.batches(2, stride):
             total += batch.newton_product(theta, vector)
             seen += batch.stop - batch.start
         self.ledger.products += 1.5 * seen / self.data.num_data
-        return self._home(total) * (self.data.num_data / seen)
+        return self._to_vectors(total) * (self.data.num_data / seen)
 
     @property
     def hessian_stride(self) -> int:
@@ -306,9 +318,9 @@ class LinearModel:
     def noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Second moments of the residuals at the linear model's mean, and of phi z over K samples, for the M-step."""
         origin = self.features.origin
-        columns = self._near(torch.cat([displaced(mean, origin), samples]))
+        columns = self._to_device(torch.cat([displaced(mean, origin), samples]))
         residual = function = torch.zeros((), dtype=torch.float64, device=columns.device)
-        for batch in self._pieces(self.chunks.rows(len(columns)), noisy=False):
+        for batch in self._minibatches(self.chunks.rows(len(columns)), noisy=False):
             ranges = self.chunks.ranges(len(columns))
             pushed = torch.cat([batch.features.jvp(columns[part.start : part.stop]) for part in ranges])
             found = predicted(batch.features.outputs, pushed[:1], origin)[0]
@@ -321,13 +333,13 @@ class LinearModel:
 
 
 def _usual_rows(columns: int) -> int:
-    """Data in a piece that suits products with so many vectors at once; the same however much memory there is."""
+    """Data in a minibatch that suits products with so many vectors at once; the same however much memory there is."""
     return ENTRIES // max(1, min(columns, COLUMNS))
 
 
-def _block_part(rows: int) -> int:
+def _noise_block_rows(rows: int) -> int:
     """The largest power of two of at most so many rows that blocks are made of whole."""
-    return int(2 ** int(log2(min(rows, _BLOCK))))
+    return int(2 ** int(log2(min(rows, _NOISE_BLOCK))))
 
 
 def _check_batch(batch: Batch) -> None:

@@ -206,7 +206,7 @@ def test_neither_batches_nor_the_kind_of_product_matter(rows, columns, mode, dty
     products = Products(DOUBLE_REVERSE, "a test") if mode != "forward" else Products()
     features = NetworkFeatures(model, names, products=products)
     problem = linear_model(features, sampla.Categorical(), list(zip(x.split(rows), y.split(rows), strict=True)))
-    problem.chunks.settle(rows * columns, columns, "given")
+    problem.chunks.prefer(rows * columns, columns, "given")
     draw = problem.draw_noise(0, 8)
     dead = [n for n, part in zip(names, split(model, draw.diagonal), strict=True) if not bool(part.any())]
     assert dead == ["relative", "k.bias"]

@@ -83,7 +83,7 @@ class Chunks:
         if self.halvings == 1:
             self.say(f"memory ran out: going on with {rows} data x {columns} vectors at a time")
 
-    def settle(self, entries: int, columns: int, source: str) -> None:
+    def prefer(self, entries: int, columns: int, source: str) -> None:
         """Use these sizes from now on, as far as memory allows."""
         if self._most is not None:
             entries, columns = min(entries, self._most[0]), min(columns, self._most[1])

@@ -54,24 +54,24 @@ class Batch:
     """(n,) how often each datum counts; None: once."""
 
     @property
-    def whole(self) -> bool:
+    def opaque(self) -> bool:
         """Whether the batch is one object for the network, which cannot be cut."""
         return isinstance(self.inputs, Opaque)
 
-    def part(self, start: int, stop: int) -> "Batch":
-        """The data from start to stop; all of them if the batch is whole."""
-        if self.whole:
+    def rows(self, start: int, stop: int) -> "Batch":
+        """The data from start to stop; all of them if the batch is opaque."""
+        if self.opaque:
             return self
         weights = None if self.weights is None else self.weights[start:stop]
         inputs = pick(self.inputs, slice(start, stop))
         return Batch(inputs, self.targets[start:stop], self.position + start, min(stop, self.size) - start, weights)
 
-    def pieces(self, rows: int) -> "Iterator[Batch]":
+    def minibatches(self, rows: int) -> "Iterator[Batch]":
         """Cut at positions that are multiples of ``rows``, wherever this batch happens to start."""
         start = 0
         while start < self.size:
-            stop = self.size if self.whole else min(self.size, start + rows - (self.position + start) % rows)
-            yield self.part(start, stop)
+            stop = self.size if self.opaque else min(self.size, start + rows - (self.position + start) % rows)
+            yield self.rows(start, stop)
             start = stop
 
 
@@ -261,7 +261,7 @@ class CheckedLoader(Data):
         self._finish(position, content, order, index + 1, found)
 
     def _hashes(self, batch: Batch) -> Tensor:
-        self._objects = batch.whole
+        self._objects = batch.opaque
         if not isinstance(batch.inputs, (Opaque, list)):
             shapes = [t.shape[1:] for t in (*input_tensors(batch.inputs), batch.targets)]
             self._shapes.add(tuple(size for shape in shapes for size in shape))

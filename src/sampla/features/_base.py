@@ -40,7 +40,7 @@ class Linearisation(ABC):
 
         Args:
             vectors: v.
-            bend: (n, *out) outputs and (K, n, *out) phi v to K cotangents.
+            output_curvature: (n, *out) outputs and (K, n, *out) phi v to K cotangents.
         """
         return self.vjp(output_curvature(self.outputs, self.jvp(vectors)))
 
@@ -118,13 +118,13 @@ class Features(ABC):
         """The same features with products in reduced precision, where these were asked for; else themselves."""
         return self
 
-    def other_way(self) -> Self | None:
+    def alternative(self) -> Self | None:
         """Return these features with products computed in another way, which may be faster; None if there is none."""
         return None
 
-    def go(self, way: Self) -> None:
-        """Compute products from now on as these features do, which ``other_way`` returned."""
-        raise NotImplementedError(f"{type(self).__name__} knows one way only, got {type(way).__name__}")
+    def adopt(self, alternative: Self) -> None:
+        """Compute products from now on as these features do, which ``alternative`` returned."""
+        raise NotImplementedError(f"{type(self).__name__} knows one way only, got {type(alternative).__name__}")
 
 
 def adjoint_error(linearisation: Linearisation, num_parameters: int, seed: int = 0) -> float:

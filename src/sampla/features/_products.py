@@ -44,7 +44,7 @@ class Products:
     """What is to be said about its own type."""
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The same in one line, for a report."""
         words = "forward mode" if self.mode == FORWARD else f"double reverse mode, because {self.reason}"
         words += "" if self.stacked else "; one vector at a time"

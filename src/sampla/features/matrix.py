@@ -12,7 +12,7 @@ from sampla.core.typing import Inputs
 from sampla.features._base import Features, Linearisation
 
 Rows: TypeAlias = Tensor | csr_array | csr_matrix
-"""A piece of a design matrix: dense (n, D), or sparse by rows."""
+"""Some rows of a design matrix: dense (n, D), or sparse by rows."""
 
 
 class DesignMatrix(Features):

@@ -76,7 +76,7 @@ class NetworkFeatures(Features):
         names: the parameters that form theta, as ``select_parameters`` gives them.
         output: which entry of the network's output the likelihood is about, by name or index; None: the only
             floating-point tensor, or the entry "logits".
-        products: how the products are taken; ``settle`` finds out.
+        products: how the products are taken; ``choose_products`` finds out.
         autocast: type in which ``cheaper`` lets torch.autocast compute; None: as the network is.
         vectors_on: device on which vectors of P live; None: where the network is.
 
@@ -212,7 +212,7 @@ class NetworkFeatures(Features):
             return
         require(outputs.requires_grad or not seen.cut, "outputs in torch's graph of the parameters", "none", _CUT)
 
-    def settle(self, inputs: Inputs) -> Products:
+    def choose_products(self, inputs: Inputs) -> Products:
         """Try once, on a few inputs, how the products can be taken, and keep it: forward mode if it works.
 
         Raises:
@@ -262,16 +262,16 @@ class NetworkFeatures(Features):
                 f"{self.device.type}, got: {failure} Leave autocast out for this network or this device."
             ) from failure
 
-    def other_way(self) -> Self | None:
-        """In forward mode: one forward for both products, or one for each (``settle`` has seen that both work)."""
+    def alternative(self) -> Self | None:
+        """In forward mode: one forward for both products, or one for each, if both work."""
         if self.products.mode != FORWARD or not self.products.both:
             return None
         other = copy(self)
         other.products = replace(self.products, shared=not self.products.shared)
         return other
 
-    def go(self, way: Self) -> None:
-        self.products = way.products
+    def adopt(self, alternative: Self) -> None:
+        self.products = alternative.products
 
     def _reverse_products(self, inputs: Inputs, failure: Exception) -> Products:
         """Double reverse mode, because of what forward mode failed with; vectors together where that works."""

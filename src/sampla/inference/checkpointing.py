@@ -41,7 +41,7 @@ _SMALL = ("gram", "coupling", "start")
 _ERRORS = ("precision_error", "noise_error")
 
 
-def keep_state(folder: str | Path | None, state: EMState, identity: dict[str, Any]) -> None:
+def save_state(folder: str | Path | None, state: EMState, identity: dict[str, Any]) -> None:
     """Write the state after an EM step; does nothing without a folder."""
     if folder is None:
         return
@@ -121,7 +121,7 @@ def _alone(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def kept_noise(folder: str | Path | None, draw: Callable[[], NoiseDraw], identity: dict[str, Any]) -> NoiseDraw:
+def saved_noise(folder: str | Path | None, draw: Callable[[], NoiseDraw], identity: dict[str, Any]) -> NoiseDraw:
     """The noise that the folder holds; else a new draw, which is kept there.
 
     Raises:
@@ -162,7 +162,7 @@ def restore_chunks(folder: str | Path | None, chunks: Chunks) -> None:
         return
     kept = checkpoint.load(Path(folder) / _FILE)[1].get("chunks")
     if kept is not None:
-        chunks.settle(kept["entries"], kept["columns"], "restored")
+        chunks.prefer(kept["entries"], kept["columns"], "restored")
 
 
 def restore_state(folder: str | Path | None, state: EMState, identity: dict[str, Any]) -> EMState:

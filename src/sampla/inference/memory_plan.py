@@ -225,7 +225,7 @@ def plan_memory(
         first = batch if first is None else first
         num_data += batch.size
     assert first is not None, "an empty loader is refused when it is read to its end"
-    one = next(first.pieces(1))
+    one = next(first.minibatches(1))
     outputs = model.features.linearise(one.inputs).outputs[0].numel()
     model.chunks.allow_for(outputs)
     size, like, likelihood = model.num_parameters, model.features.like, model.likelihood

@@ -104,20 +104,20 @@ class FitReport:
         """The lines below the first, which says what was fitted."""
         lines = [
             f"cost         {self.passes:.1f} passes ({self.sweeps} readings of the loader), {self.seconds:.1f} s",
-            f"samples      {self._sample_words()}; the solve {self.status}",
+            f"samples      {self._describe_sample()}; the solve {self.status}",
             f"sampling     a standard deviation is known to about {self.std_error:.0%} with K = {self.num_samples}",
-            f"prior        {self._prior_words()}",
-            f"data         determine {self._gamma_words()} of {self.num_parameters:,} parameters",
+            f"prior        {self._describe_prior()}",
+            f"data         determine {self._describe_gamma()} of {self.num_parameters:,} parameters",
         ]
         if len(self.effective_dimension_by_layer) > 1:
-            lines.append(f"layers       {self._layer_words()}")
+            lines.append(f"layers       {self._describe_layer()}")
         if self.products:
             lines.append(f"products     {self.products}")
         if self.mean_error is not None:
             lines.append(f"mean         error {self.mean_error:.2%} of the linear model's mean (estimated)")
         if self.log_evidence is not None and self.log_evidence_error is not None:
             spread, open_end = self.log_evidence_error
-            value = f"{self.log_evidence:,.1f} nats{self._model_words()}"
+            value = f"{self.log_evidence:,.1f} nats{self._describe_model()}"
             lines.append(
                 f"evidence     log p(y) = {value}, "
                 + (f"standard error {spread:.1f}" if spread else f"exact up to {open_end:.1g}")
@@ -129,7 +129,7 @@ class FitReport:
                 f"noise        precision {self.noise_precision:.4g}{known} (std {self.noise_precision**-0.5:.3g})"
             )
         if self.chunks is not None and (self.chunks["source"] != "preset" or self.chunks["halvings"]):
-            lines.append(f"in flight    {_chunk_words(self.chunks)}")
+            lines.append(f"in flight    {_describe_chunk(self.chunks)}")
         if self.excluded_parameters:
             reasons = sorted(set(self.excluded_parameters.values()))
             lines.append(f"left out     {len(self.excluded_parameters)} parameter tensors: {', '.join(reasons)}")
@@ -143,7 +143,7 @@ class FitReport:
         return (
             f"{self.num_samples} samples in {self.passes:.1f} passes and {self.seconds:.0f} s: error "
             f"{self.solve_error:.1%} of a function draw, a standard deviation known to {self.std_error:.0%}, prior "
-            + self._prior_words()
+            + self._describe_prior()
         )
 
     @property
@@ -169,25 +169,25 @@ class FitReport:
             return "use float64, or ask for less"
         return "raise max_passes, or ask for less"
 
-    def _sample_words(self) -> str:
+    def _describe_sample(self) -> str:
         words = f"error {self.solve_error:.1%} of a function draw (estimated)"
         return words + (f", {max(self.sample_errors):.1%} for the worst" if self.sample_errors else "")
 
-    def _prior_words(self) -> str:
+    def _describe_prior(self) -> str:
         precision = ", ".join(f"{a:.3g}" for a in self.prior_precision[:8]) + (" ..." * (len(self.prior_precision) > 8))
-        return f"precision {precision}{_known(self.precision_error)}; {self._em_words()}"
+        return f"precision {precision}{_known(self.precision_error)}; {self._describe_em()}"
 
-    def _model_words(self) -> str:
+    def _describe_model(self) -> str:
         """Which linear model of a network it is that y is held against; nothing for other features."""
         if not self.products:
             return ""
         return " of y around " + ("f + J (theta - w)" if self.linear_model == "tangent" else "J theta")
 
-    def _gamma_words(self) -> str:
+    def _describe_gamma(self) -> str:
         gamma, error = sum(self.effective_dimension), sum(e**2 for e in self.effective_dimension_error) ** 0.5
         return f"{gamma:.1f}" + (f" (standard error {error:.1f})" if error else " (exact)")
 
-    def _layer_words(self) -> str:
+    def _describe_layer(self) -> str:
         errors = self.effective_dimension_by_layer_error
         ranked = sorted(self.effective_dimension_by_layer.items(), key=lambda item: -item[1])
         seen = [(name, gamma) for name, gamma in ranked if gamma > _SEEN * errors.get(name, 0.0)]
@@ -203,7 +203,7 @@ class FitReport:
             shown.append(f"{others} other{'s' * (others > 1)} {rest:.1f}{why}")
         return f"of these: {', '.join(shown)}"
 
-    def _em_words(self) -> str:
+    def _describe_em(self) -> str:
         if not self.trace:
             return "fixed by the user"
         steps = f"{len(self.trace)} step" + "s" * (len(self.trace) > 1)
@@ -213,7 +213,7 @@ class FitReport:
         return f"EM settled in {steps}" + (f" (last change {change:.1%})" if change < _SMALL_CHANGE else "")
 
 
-def _chunk_words(chunks: dict[str, Any]) -> str:
+def _describe_chunk(chunks: dict[str, Any]) -> str:
     how = {
         "preset": "preset",
         "measured": f"the fastest of those measured, in {chunks['seconds']:.1f} s",

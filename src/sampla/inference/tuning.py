@@ -50,7 +50,7 @@ def chunk_memory(features: Features, batch: Batch) -> ChunkMemory:
 
     What kernels use as scratch is not seen.
     """
-    rows = 1 if batch.whole else min(4, batch.size)  # what is whole is alive as a whole, however many are asked for
+    rows = 1 if batch.opaque else min(4, batch.size)  # an opaque batch is alive as a whole, however few are asked for
     few, many = (_live(features, batch, n, 1) for n in (1, rows))
     few_wide, many_wide = (_live(features, batch, n, 3) for n in (1, rows))
     step = max(rows - 1, 1)
@@ -62,7 +62,7 @@ def chunk_memory(features: Features, batch: Batch) -> ChunkMemory:
 
 def _live(features: Features, batch: Batch, rows: int, columns: int) -> int:
     vectors = _vectors(features, columns)
-    inputs = batch.part(0, rows).inputs
+    inputs = batch.rows(0, rows).inputs
     with LivePeak() as alive:
         here = features.linearise(inputs)
         here.product(vectors, lambda _, pushed: pushed)
@@ -73,7 +73,7 @@ def _live(features: Features, batch: Batch, rows: int, columns: int) -> int:
 def tune(model: LinearModel, num_vectors: int) -> None:
     """Measure how many data and vectors should go through the features at once, and remember it in ``model.chunks``.
 
-    Does nothing where they are known already, where the data come in pieces of their own or cannot be cut, or where a
+    Does nothing where they are known already, where the data come in chunks of their own or cannot be cut, or where a
     pass is short.
 
     Args:
@@ -87,11 +87,11 @@ def tune(model: LinearModel, num_vectors: int) -> None:
         return
     start = perf_counter()
     first = next(iter(data))
-    if first.whole:
+    if first.opaque:
         return
     search = _Search(model, first, num_vectors, work)
     rows, columns = search.best()
-    chunks.settle(rows * columns, columns, "measured")
+    chunks.prefer(rows * columns, columns, "measured")
     search.choose_way((rows, columns))
     chunks.seconds = perf_counter() - start
 
@@ -124,13 +124,13 @@ class _Search:
 
     def choose_way(self, shape: tuple[int, int]) -> None:
         """Take the features' other way where it gains, both timed once more, one after the other."""
-        other = self._base.other_way()
+        other = self._base.alternative()
         if other is None:
             return
         before = min(self._times[shape], self._time(shape))
         self._features = other.cheaper()
         if self._time(shape) < _GAIN * before:
-            self._base.go(other)
+            self._base.adopt(other)
 
     def _faster(self, shape: tuple[int, int], than: tuple[int, int]) -> bool:
         rows, columns = shape
@@ -153,7 +153,7 @@ class _Search:
     def _once(self, rows: int, columns: int) -> float:
         start = perf_counter()
         try:
-            few = self._batch.part(0, rows)
+            few = self._batch.rows(0, rows)
             here = self._features.linearise(few.inputs)
             trial = LinearBatch(here, self._model.likelihood, few.targets, 0, rows, 0)
             trial.curvature_product(self._vectors[:columns])

@@ -27,12 +27,19 @@ from sampla.features import (
     plain_parameters,
     select_parameters,
 )
-from sampla.inference.checkpointing import held, keep_state, kept_noise, restore_chunks, restore_state
+from sampla.inference.checkpointing import held, restore_chunks, restore_state, save_state, saved_noise
 from sampla.inference.infer import Inference, infer
 from sampla.inference.memory_plan import MemoryPlan, plan_memory
 from sampla.inference.report import FitReport, build_report
 from sampla.inference.settings import EM, CurvatureAt, LinearModelKind
-from sampla.laplace.guards import apart, check_evaluation_mode, check_modules, check_network, located, only_device
+from sampla.laplace.guards import (
+    apart,
+    check_evaluation_mode,
+    check_modules,
+    check_network,
+    not_finite_explained,
+    only_device,
+)
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.likelihoods.checks import check_settings
 from sampla.model import LinearModel
@@ -197,16 +204,16 @@ class LinearisedLaplace:
             features, data, adjoint = self._opened(loader, unpacking(labels, unpack))
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(checkpoint))
             identity = cache(lambda: self._identity(features, data))  # once a fit: it hashes the whole network
-            with located(features, data):
+            with not_finite_explained(features, data):
                 inference = infer(
                     model, self.prior, self.solver,
                     num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
                     curvature_at=self.curvature_at, max_passes=self.max_passes, log_evidence=self.log_evidence,
-                    say=self._progress.enter, noise=lambda draw: kept_noise(checkpoint, draw, identity()),
+                    say=self._progress.enter, noise=lambda draw: saved_noise(checkpoint, draw, identity()),
                     restore=lambda state: restore_state(checkpoint, state, identity()),
-                    keep=lambda state: keep_state(checkpoint, state, identity()),
+                    keep=lambda state: save_state(checkpoint, state, identity()),
                 )  # fmt: skip
-            words = self._product_words(features) + ("; torch.autocast around the fit put aside" if ambient else "")
+            words = self._describe_products(features) + ("; torch.autocast around the fit put aside" if ambient else "")
             seconds = perf_counter() - start
             report = build_report(inference, data, self.excluded, adjoint, seconds, self.tolerance, words)
             posterior = Posterior(
@@ -350,12 +357,12 @@ class LinearisedLaplace:
         data = CheckedLoader(loader, device, self._progress, unpack, self.likelihood.counted)
         first = data.first()
         adjoint = check_network(features, first)
-        features.require_autocast(first.part(0, 2).inputs)
+        features.require_autocast(first.rows(0, 2).inputs)
         return features, data, adjoint
 
-    def _product_words(self, features: NetworkFeatures) -> str:
+    def _describe_products(self, features: NetworkFeatures) -> str:
         reduced = f"; under autocast to {self.autocast} but for the last passes" if self.autocast else ""
-        return features.products.words + reduced
+        return features.products.description + reduced
 
     def _fitted(self) -> Posterior:
         if self._posterior is None:
@@ -368,7 +375,7 @@ class LinearisedLaplace:
     def _chunks_for(self, checkpoint: str | Path | None) -> Chunks:
         chunks = Chunks(say=self._progress.say)
         if self.chunks is not None:
-            chunks.settle(self.chunks[0] * self.chunks[1], self.chunks[1], "given")
+            chunks.prefer(self.chunks[0] * self.chunks[1], self.chunks[1], "given")
         else:
             restore_chunks(checkpoint, chunks)
         return chunks

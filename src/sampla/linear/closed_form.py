@@ -35,7 +35,7 @@ from sampla.linear.columns import Columns
 from sampla.linear.sources import Chunk, Source
 
 _BLOCK = 2**24
-"""Entries of a dense piece of X in the dual: 128 MiB."""
+"""Entries of the dense rows of X that are in memory at once in the dual: 128 MiB."""
 Noise = Literal["shared", "diagonal", "full"]
 _BOUNDS = 1e-30, 1e30
 """Of alpha, in the units of the columns and targets: only where there is nothing to be learnt."""

@@ -66,9 +66,9 @@ class Posterior:
         rows, size = max(1, _PIECE // len(self.samples)), num_inputs(inputs)
         parts = [inputs] if size is None else (pick(inputs, slice(a, a + rows)) for a in range(0, size, rows))
         means, deviations, samples = [], [], self.samples.to(self.features.device)
-        for piece in parts:
-            means.append(self.features.own_outputs(piece))
-            deviations.append(self.features.linearise(piece).jvp(samples))
+        for few in parts:
+            means.append(self.features.own_outputs(few))
+            deviations.append(self.features.linearise(few).jvp(samples))
         mean = torch.cat(means)
         if not bool(mean.isfinite().all()):
             origin = self.features.where_not_finite(inputs, 0)

@@ -58,7 +58,7 @@ class LinearSystem:
     preconditioner: Preconditioner | None = None
     """Near H; None for the diagonal of H."""
     stride: int = 1
-    """M from every stride-th piece of the data only, scaled to all of them."""
+    """M from every stride-th minibatch of the data only, scaled to all of them."""
 
     @property
     def inverse(self) -> Preconditioner:

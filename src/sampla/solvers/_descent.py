@@ -129,23 +129,23 @@ def batch_size(model: LinearModel) -> int:
     return max(_SMALLEST_BATCH, min(_BATCH, model.data.num_data // _STEPS))
 
 
-def piece_rows(model: LinearModel, columns: int) -> int:
-    """Data in a piece: as suits products with so many columns, and not (much) more than there are in a step."""
+def minibatch_rows(model: LinearModel, columns: int) -> int:
+    """Data in a minibatch: as suits products with so many columns, and not (much) more than there are in a step."""
     return ENTRIES // max(min(columns, COLUMNS), ENTRIES // batch_size(model))
 
 
 def data_in(batch: list[LinearBatch]) -> int:
     """n."""
-    return sum(piece.stop - piece.start for piece in batch)
+    return sum(minibatch.stop - minibatch.start for minibatch in batch)
 
 
 def estimated_product(system: LinearSystem, batch: list[LinearBatch], vectors: Tensor) -> Tensor:
     """H_batch v = (N / n) sum over the batch of phi' B phi v + A v: unbiased for H v."""
     scale = system.model.data.num_data / data_in(batch)
     product = system.precision * vectors
-    for piece in batch:
+    for minibatch in batch:
         for total, part in zip(product.split(COLUMNS), vectors.split(COLUMNS), strict=True):
-            total += scale * piece.curvature_product(part)
+            total += scale * minibatch.curvature_product(part)
     return product
 
 
@@ -154,8 +154,8 @@ def _minibatches(model: LinearModel, turn: int, columns: int, stride: int | None
     full = batch_size(model)
     stride = stride or max(1, min(_STRIDE, model.data.num_data // (2 * full)))
     batch: list[LinearBatch] = []
-    for piece in model.batches(rows=piece_rows(model, columns), stride=stride, offset=turn % stride):
-        batch.append(piece)
+    for minibatch in model.batches(rows=minibatch_rows(model, columns), stride=stride, offset=turn % stride):
+        batch.append(minibatch)
         if data_in(batch) >= full:
             yield batch
             batch = []

@@ -82,7 +82,7 @@ def nystrom(model: LinearModel, rank: int, seed: int = 0, stride: int = 1) -> Sk
         model: what M belongs to.
         rank: how many random vectors, at most P.
         seed: of the vectors.
-        stride: use every so many pieces of the data (needs a loader with a fixed order to be of use a second time).
+        stride: use every stride-th minibatch (needs a loader with a fixed order to be of use a second time).
 
     Raises:
         ValueError: for a rank outside 1..P.
@@ -103,7 +103,7 @@ def nystrom(model: LinearModel, rank: int, seed: int = 0, stride: int = 1) -> Sk
 
 @dataclass(frozen=True)
 class SubsetInverse(Preconditioner):
-    """P = H with M from every stride-th piece of the data, inverted by conjugate gradients (of so many products each).
+    """P = H with M from every stride-th minibatch, inverted by conjugate gradients (of so many products each).
 
     Dear: one application costs ``products / stride`` passes. Here to be measured against the others.
     """

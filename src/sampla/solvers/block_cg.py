@@ -155,15 +155,15 @@ class BlockCG(Solver[BlockCGState]):
         if len(state.basis) == 0 or min(_size_of(state.factor), state.scale.square().sum()) <= state.drift:
             return _recomputed(system, rhs, state)
         pushed = system.product(state.direction)
-        bend = gram(state.direction, pushed)
-        complaint, root = _root(bend, system)
+        direction_gram = gram(state.direction, pushed)
+        complaint, root = _root(direction_gram, system)
         if root is None:
             if complaint or not state.recent:
                 return replace(state, complaint=complaint or INDEFINITE)
             return _recomputed(system, rhs, state)
         remainder = torch.addmm(state.basis, torch.cholesky_inverse(root).to(pushed), pushed, alpha=-1)
         del pushed
-        return _moved(system, rhs, state, remainder, bend, root)
+        return _moved(system, rhs, state, remainder, direction_gram, root)
 
     def error(self, state: BlockCGState) -> float:
         if state.complaint:
@@ -227,21 +227,21 @@ class BlockCG(Solver[BlockCGState]):
         )  # fmt: skip
 
 
-def _root(bend: Tensor, system: LinearSystem) -> tuple[str, Tensor | None]:
+def _root(direction_gram: Tensor, system: LinearSystem) -> tuple[str, Tensor | None]:
     """Cholesky's factor of G; without one, the reason, empty if rounding explains it."""
-    if not bool(bend.isfinite().all()):
+    if not bool(direction_gram.isfinite().all()):
         return NOT_FINITE, None
-    bend = (bend + bend.mT) / 2
-    root, info = torch.linalg.cholesky_ex(bend)
+    direction_gram = (direction_gram + direction_gram.mT) / 2
+    root, info = torch.linalg.cholesky_ex(direction_gram)
     if int(info) == 0:
         return "", root
-    lowest = torch.linalg.eigvalsh(bend)[0]
-    return ("" if lowest > -_rounding(bend, system) else INDEFINITE), None
+    lowest = torch.linalg.eigvalsh(direction_gram)[0]
+    return ("" if lowest > -_rounding(direction_gram, system) else INDEFINITE), None
 
 
-def _rounding(bend: Tensor, system: LinearSystem) -> Tensor:
+def _rounding(direction_gram: Tensor, system: LinearSystem) -> Tensor:
     """Negative curvature that rounding explains."""
-    return 1e3 * system.model.rounding * bend.diagonal().abs().max()
+    return 1e3 * system.model.rounding * direction_gram.diagonal().abs().max()
 
 
 def _error_system(
@@ -301,13 +301,18 @@ def _started(system: LinearSystem, rhs: RightHandSide, value: Tensor, residual: 
 
 
 def _moved(
-    system: LinearSystem, rhs: RightHandSide, state: BlockCGState, remainder: Tensor, bend: Tensor, root: Tensor
+    system: LinearSystem,
+    rhs: RightHandSide,
+    state: BlockCGState,
+    remainder: Tensor,
+    direction_gram: Tensor,
+    root: Tensor,
 ) -> BlockCGState:
     """One pass of the recurrences, from Q - G^-1 D H, G and its root."""
     weights = torch.cholesky_solve(state.factor, root)  # (m, K)
     prior = gram(state.direction, state.direction, system.precision)
-    energy, prior_energy = (weights * (bend @ weights)).sum(0), (weights * (prior @ weights)).sum(0)
-    if bool((energy - prior_energy < -_rounding(bend, system) * weights.square().sum(0)).any()):
+    energy, prior_energy = (weights * (direction_gram @ weights)).sum(0), (weights * (prior @ weights)).sum(0)
+    if bool((energy - prior_energy < -_rounding(direction_gram, system) * weights.square().sum(0)).any()):
         return replace(state, complaint=INDEFINITE)  # of M, although H may still be positive
     try:
         basis, dual, change = orthonormal_pair(remainder, system.inverse.solve, torch.ones(len(remainder)))

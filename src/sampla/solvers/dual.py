@@ -26,7 +26,7 @@ from sampla.core.noise import PROBE, standard_normal
 from sampla.linear_batch import LinearBatch
 from sampla.model import LinearModel
 from sampla.solvers._base import Iterate, LinearSystem, RightHandSide, Solver, Start, num_outputs
-from sampla.solvers._descent import batch_size, piece_rows
+from sampla.solvers._descent import batch_size, minibatch_rows
 
 _REACH = 3.0
 """eta lambda / (1 - rho), at most 1 for eta lambda: momentum makes steps 1 / (1 - rho) times as long. Measured."""
@@ -133,8 +133,8 @@ class DualDescent(Solver[DualState]):
             t.clone() for t in (state.last, state.last_value, state.velocity, state.velocity_value)
         )
         mean, mean_value, steps = state.functions.clone(), state.value.clone(), state.steps
-        pieces = ceil(model.data.num_data / batch_size(model))
-        for batch in model.batches(rows=piece_rows(model, len(value))):
+        minibatches = ceil(model.data.num_data / batch_size(model))
+        for batch in model.batches(rows=minibatch_rows(model, len(value))):
             part = _coordinates(batch)
             gradient = last[:, part] + rho * velocity[:, part] - _pushed(batch, value - rho * pulled)
             velocity *= rho
@@ -143,7 +143,7 @@ class DualDescent(Solver[DualState]):
             last += velocity
             value -= pulled
             steps += 1
-            newest = 1 / min(steps, pieces)
+            newest = 1 / min(steps, minibatches)
             mean += newest * (last - mean)
             mean_value += newest * (value - mean_value)
         model.ledger.products += len(value)
@@ -203,7 +203,7 @@ def _certified(system: LinearSystem, rhs: RightHandSide, functions: Tensor, valu
 def _shortest(system: LinearSystem, columns: int) -> float:
     """1 / lambda, lambda the largest eigenvalue of I + G on any batch, by power iteration; NaN without one."""
     model, largest = system.model, 1.0
-    for batch in model.batches(rows=piece_rows(model, columns)):
+    for batch in model.batches(rows=minibatch_rows(model, columns)):
         count = batch.features.outputs.numel()
         vector = standard_normal(0, PROBE, range(1), 0, (count,), system.precision)
         for _ in range(_POWER_STEPS):

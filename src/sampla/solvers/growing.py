@@ -29,7 +29,7 @@ def growing_guess(
         solver: an iterative solver, such as BlockCG.
         system: H of all data.
         rhs: B of all data, known from the pass that drew the noise.
-        strides: the parts, every so many pieces of the data, the smallest part first.
+        strides: the parts, every so many minibatches of the data, the smallest part first.
         iterations: on each part.
         say: called with one line before each iteration.
 

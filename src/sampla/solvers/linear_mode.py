@@ -145,7 +145,7 @@ class _Objective:
         """|theta|_A."""
         return sqrt(float((self.precision * point.theta.square()).double().sum()))
 
-    def bends_down(self, start: _Point, step: Tensor, change: Tensor) -> bool:
+    def negative_curvature(self, start: _Point, step: Tensor, change: Tensor) -> bool:
         """Whether the loss alone bends downwards along a step by more than rounding: log p is then not concave."""
         return dot(step, change) < 0.999 * dot(self.precision * step, step) - start.resolution
 
@@ -190,11 +190,11 @@ class _Search:
         missing = dot(residual, residual / self.objective.precision)
         for _ in range(_CHECKS):
             pushed = self.objective.curvature(point.theta, direction, 1)
-            bend = dot(direction, pushed)
-            if not (0 < bend < inf and size > 0):
+            curvature_along = dot(direction, pushed)
+            if not (0 < curvature_along < inf and size > 0):
                 break
-            step, residual = step + (size / bend) * direction, residual - (size / bend) * pushed
-            gains.append(size**2 / bend)
+            step, residual = step + (size / curvature_along) * direction, residual - (size / curvature_along) * pushed
+            gains.append(size**2 / curvature_along)
             self.secants = self.secants.taught(direction, pushed)
             missing = dot(residual, residual / self.objective.precision)
             if missing <= sum(gains):
@@ -242,7 +242,7 @@ class _Search:
 
     def _learn(self, trial: _Point) -> None:
         step, change = trial.theta - self.point.theta, trial.gradient - self.point.gradient
-        self.log_concave = self.log_concave and not self.objective.bends_down(self.point, step, change)
+        self.log_concave = self.log_concave and not self.objective.negative_curvature(self.point, step, change)
         self.secants = self.secants.taught(step, change)
         self.point, self.newton = trial, False
 
@@ -254,10 +254,10 @@ class _Search:
         first = size = dot(residual, direction)
         for _ in range(stride):
             pushed = self.objective.curvature(point.theta, direction, stride)
-            bend = dot(direction, pushed)
-            if not (0 < bend < inf and size > 0):
+            curvature_along = dot(direction, pushed)
+            if not (0 < curvature_along < inf and size > 0):
                 break
-            step, residual = step + (size / bend) * direction, residual - (size / bend) * pushed
+            step, residual = step + (size / curvature_along) * direction, residual - (size / curvature_along) * pushed
             self.secants = self.secants.taught(direction, pushed)
             preconditioned = solver.solve(residual)
             size, before = dot(residual, preconditioned), size

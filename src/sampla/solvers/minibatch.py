@@ -165,10 +165,10 @@ class Minibatch(Solver[MinibatchState]):
         if float((dots(correction, pushed) / 2 - dots(correction, residual)).sum()) > 0:
             step_size = step_size / 2
         direction, pushed = _conjugate(correction, pushed, state)
-        bend = gram(direction, pushed)
-        if not _definite(bend, pushed.dtype):
+        direction_gram = gram(direction, pushed)
+        if not _definite(direction_gram, pushed.dtype):
             return replace(state, complaint=INDEFINITE)
-        weights = (_inverse(bend) @ gram(direction, residual)).mT.to(residual)
+        weights = (_inverse(direction_gram) @ gram(direction, residual)).mT.to(residual)
         move, moved = weights @ direction, weights @ pushed
         value, remainder = state.value + move, residual - moved
         spent = state.spent + (system.model.ledger.products - before) / len(value)
@@ -191,8 +191,8 @@ class Minibatch(Solver[MinibatchState]):
         value = state.value + run.average
         still = state.inverse.solve(run.residual)
         seen = model.curvature_product(torch.cat([value, run.noise, still]), _stride(model))
-        curvature, noise, bend = seen.split(len(value))
-        missing = dots(run.noise, noise) + _unmet(system, still, bend, run.residual)
+        curvature, noise, direction_gram = seen.split(len(value))
+        missing = dots(run.noise, noise) + _unmet(system, still, direction_gram, run.residual)
         return replace(state, value=value, residual=None, curvature=curvature, missing=missing, bound=inf, spent=spent)
 
     def error(self, state: MinibatchState) -> float:
@@ -243,18 +243,18 @@ def _conjugate(correction: Tensor, pushed: Tensor, state: MinibatchState) -> tup
     return correction - shared @ state.direction, pushed - shared @ state.pushed
 
 
-def _definite(bend: Tensor, dtype: torch.dtype) -> bool:
+def _definite(direction_gram: Tensor, dtype: torch.dtype) -> bool:
     """Whether D H D' has no negative eigenvalue that rounding does not explain."""
-    values = torch.linalg.eigvalsh((bend + bend.mT) / 2)
+    values = torch.linalg.eigvalsh((direction_gram + direction_gram.mT) / 2)
     return bool(values[0] >= -1e3 * torch.finfo(dtype).eps * values.abs().max())
 
 
-def _inverse(bend: Tensor) -> Tensor:
+def _inverse(direction_gram: Tensor) -> Tensor:
     """The inverse of D H D' on the directions that are not (nearly) combinations of others; float64."""
-    bend = (bend + bend.mT) / 2
-    scale = bend.diagonal().clamp_min(0).sqrt()
+    direction_gram = (direction_gram + direction_gram.mT) / 2
+    scale = direction_gram.diagonal().clamp_min(0).sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale)).reciprocal()
-    values, vectors = torch.linalg.eigh(scale[:, None] * bend * scale)
+    values, vectors = torch.linalg.eigh(scale[:, None] * direction_gram * scale)
     kept = values > _DEPENDENT * values[-1].clamp_min(torch.finfo(values.dtype).tiny)
     vectors = scale[:, None] * vectors[:, kept]
     inverse: Tensor = (vectors / values[kept]) @ vectors.mT
@@ -276,12 +276,12 @@ def _bounds(system: LinearSystem, residual: Tensor) -> Tensor:
     return dots(residual, residual / system.precision) / 4
 
 
-def _unmet(system: LinearSystem, still: Tensor, bend: Tensor, residual: Tensor) -> Tensor:
+def _unmet(system: LinearSystem, still: Tensor, direction_gram: Tensor, residual: Tensor) -> Tensor:
     """(K,) |e|_M^2 for e = c P^-1 r, given P^-1 r and M P^-1 r.
 
     P^-1 r is short of H^-1 r along directions that P takes for steeper than H is: c >= 1 scales it as H would have it.
     """
-    size = dots(still, bend)
+    size = dots(still, direction_gram)
     curve = (size + dots(still, still * system.precision)).sum().clamp_min(torch.finfo(size.dtype).tiny)
     scaled: Tensor = (dots(still, residual).sum() / curve).clamp_min(1) ** 2 * size
     return scaled

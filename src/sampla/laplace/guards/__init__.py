@@ -1,7 +1,7 @@
 """What must be true of the user's network, which comes back as it was."""
 
 from sampla.laplace.guards.modules import check_evaluation_mode, check_modules, only_device
-from sampla.laplace.guards.network import check_network, located
+from sampla.laplace.guards.network import check_network, not_finite_explained
 from sampla.laplace.guards.untouched import apart, untouched
 
 __all__ = [
@@ -9,7 +9,7 @@ __all__ = [
     "check_evaluation_mode",
     "check_modules",
     "check_network",
-    "located",
+    "not_finite_explained",
     "only_device",
     "untouched",
 ]

@@ -27,10 +27,10 @@ def check_network(features: NetworkFeatures, batch: Batch) -> float | None:
         ValueError: if the network is not what a posterior can stand on.
         RuntimeError: if its products cannot be taken, naming the module.
     """
-    piece = next(batch.pieces(min(8, max(1, batch.size // 2))))
+    minibatch = next(batch.minibatches(min(8, max(1, batch.size // 2))))
     if features.products.lifted:
         require_liftable(features, batch.inputs)
-    features.check_eager_call(piece.inputs)
+    features.check_eager_call(minibatch.inputs)
     once, again = (features.evaluate(batch.inputs) for _ in range(2))
     same = once.shape == again.shape and torch.equal(once.nan_to_num(), again.nan_to_num())
     require(
@@ -48,29 +48,29 @@ def check_network(features: NetworkFeatures, batch: Batch) -> float | None:
     if not bool(torch.isfinite(once).all()):
         return None  # the survey of all data says where
     try:
-        return _settled(features, batch, piece, once)
+        return _settled(features, batch, minibatch, once)
     except (ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         if features.products.lifted or not features.types.low:
-            explain_coarse(features, piece.inputs, error)
+            explain_coarse(features, minibatch.inputs, error)
     features.lift()  # coarse types lie on the way to the parameters
     require_liftable(features, batch.inputs)
     try:
-        return _settled(features, batch, piece, features.evaluate(batch.inputs))
+        return _settled(features, batch, minibatch, features.evaluate(batch.inputs))
     except (ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        explain_coarse(features, piece.inputs, error)
+        explain_coarse(features, minibatch.inputs, error)
 
 
-def _settled(features: NetworkFeatures, batch: Batch, piece: Batch, once: Tensor) -> float:
+def _settled(features: NetworkFeatures, batch: Batch, minibatch: Batch, once: Tensor) -> float:
     """How the products are taken, settled on a few data; their adjoint error."""
-    few = _telling(features, piece.inputs, once[: piece.size])
-    features.settle(few)
+    few = _telling(features, minibatch.inputs, once[: minibatch.size])
+    features.choose_products(few)
     at = features.linearise(few)
-    alone = at if few is piece.inputs else features.linearise(piece.inputs)
-    _require_own_outputs(features, alone.outputs, once[: piece.size], at.outputs)
+    alone = at if few is minibatch.inputs else features.linearise(minibatch.inputs)
+    _require_own_outputs(features, alone.outputs, once[: minibatch.size], at.outputs)
     _require_any_place(features, batch, once, at.outputs)
     return check_adjoint(at, features.layout.total, features.rounding)
 
@@ -126,7 +126,7 @@ def _require_own_outputs(features: NetworkFeatures, alone: Tensor, together: Ten
 def _require_any_place(features: NetworkFeatures, batch: Batch, outputs: Tensor, near: Tensor) -> None:
     """Refuse a network whose output for one datum depends on where in the batch it stands, or on what stands before."""
     count = min(8, batch.size)
-    if batch.whole or count < 2:
+    if batch.opaque or count < 2:
         return
     for rows, when in (
         (list(reversed(range(count))), "when the batch is turned round"),
@@ -153,7 +153,7 @@ def _compared(features: NetworkFeatures, found: Tensor, expected: Tensor, near: 
 
 
 @contextmanager
-def located(features: NetworkFeatures, data: Data) -> Iterator[None]:
+def not_finite_explained(features: NetworkFeatures, data: Data) -> Iterator[None]:
     """Add to an ArithmeticError the module and the datum in which NaN or infinity appear first."""
     try:
         yield
