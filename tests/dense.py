@@ -318,9 +318,11 @@ def gaussian_log_evidence(features: Tensor, targets: Tensor, weights: Tensor, pr
     )
 
 
-def laplace_log_evidence(features: Tensor, targets: Tensor, loss: Loss, weights: Tensor, precision: Tensor) -> float:
+def laplace_log_evidence(
+    features: Tensor, targets: Tensor, loss: Loss, weights: Tensor, precision: Tensor, start: Tensor | None = None
+) -> float:
     """log p(y | J theta*) - |theta*|_A^2 / 2 - log det(I + A^-1 M) / 2, for a loss that is -log p(y | f)."""
-    found = mode(features, targets, loss, precision)
+    found = mode(features, targets, loss, precision, start)
     fit = torch.vmap(loss)(features @ found, targets).sum() + 0.5 * (precision * found.square()).sum()
     return -float(fit) - log_determinant(curvature(features, weights), precision) / 2
 

@@ -1,4 +1,4 @@
-"""Kills, flipped bits, interrupts and threads in full; writes docs/reliability.json and the page from it.
+"""Kills, flipped bits, interrupts, threads and stated errors in full; writes docs/reliability.json and its page.
 
     PYTHONPATH=tests python -m reliability [--only kills] [--out docs]
 
@@ -16,7 +16,7 @@ from experiments.common.command import command, say
 from experiments.common.page import ROOT, write_page
 from experiments.common.store import Store
 
-from reliability import flips, interrupts, kills, predictions
+from reliability import certificates, flips, interrupts, kills, predictions
 from reliability.fits import KINDS
 from reliability.page import page
 
@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[int, Callable[..., dict[str, Any]]]] = {
     "flips": (200, flips.trials),
     "interrupts": (500, interrupts.trials),
     "predictions": (4000, predictions.trials),
+    "certificates": (300, certificates.trials),
 }
 """Name -> how many, and what tries them."""
 

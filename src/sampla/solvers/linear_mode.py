@@ -322,7 +322,10 @@ def linear_mode(
             say(f"linear mode, step {steps}" + (f", error {error:.1%}" if isfinite(error) else ""))
             end = search.advance()
     assert search.best is not None
-    point, error = (search.point, error) if end is _End.CONVERGED else search.best
+    if end is not _End.CONVERGED:
+        search.point, error = search.best
+        error = search.checked() if check and search.point.finite else error
+    point = search.point
     bound = objective.bound(point) if search.log_concave else inf
     if end is not _End.CONVERGED:
         _warn(tolerance, error, steps, end)
