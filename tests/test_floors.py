@@ -22,7 +22,8 @@ FLOORS = (
     ),
     (
         "core: alone",
-        "core.allocator core.stack core.memory core.typing core.checks core.params core.progress core.rounding",
+        "core.allocator core.stack core.memory core.typing core.checks core.params core.progress core.rounding "
+        "core.journal",
     ),
     (
         "core: inner products; when memory is short; what is given by name",

@@ -3,7 +3,7 @@
 The cost of everything is counted in products: one product is M times one vector over all data.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import log2
 
@@ -14,6 +14,7 @@ from sampla.core.checks import require_finite
 from sampla.core.chunks import COLUMNS, ENTRIES, Chunks
 from sampla.core.data import Batch, CheckedLoader, Data
 from sampla.core.inputs import describe_inputs, input_tensors
+from sampla.core.journal import Journal
 from sampla.core.progress import Progress
 from sampla.core.rounding import Rounding
 from sampla.core.typing import Loader
@@ -78,16 +79,18 @@ class LinearModel:
         ledger: Ledger | None = None,
         chunks: Chunks | None = None,
         exact: bool = False,
+        journal: Journal | None = None,
     ) -> None:
         """Args: features and likelihood: what each datum is modelled by. data: a re-iterable of (inputs, targets).
 
         ledger: shared by models whose costs are counted together. chunks: how much goes through the features at once.
-        exact: products with M in full precision even where the features offer cheaper ones.
+        exact: products with M in full precision even where the features offer cheaper ones. journal: of its passes.
         """
         if not isinstance(data, Data):
             data = CheckedLoader(data, features.device, Progress(False), counted=likelihood.counted)
         self.features, self.likelihood, self.data = features, likelihood, data
         self.ledger, self.chunks, self.exact = ledger or Ledger(), chunks or Chunks(), exact
+        self.journal = journal or Journal(None)
 
     @property
     def num_parameters(self) -> int:
@@ -119,8 +122,20 @@ class LinearModel:
         """The same data, ledger and chunks with other features, another likelihood, or products in full precision."""
         return LinearModel(
             features or self.features, likelihood or self.likelihood, self.data, self.ledger, self.chunks,
-            self.exact if exact is None else exact,
+            self.exact if exact is None else exact, self.journal,
         )  # fmt: skip
+
+    def _once(self, name: str, given: Tensor, compute: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+        """The results of a pass, from the journal if it has them, with what they had cost."""
+
+        def counters(products: float = 0.0, sweeps: int = 0) -> tuple[float, int]:
+            self.ledger.products += products
+            self.data.sweeps += sweeps
+            return self.ledger.products, self.data.sweeps
+
+        noise = self.likelihood.noise_precision
+        name = name if noise is None else f"{name}, {float(noise.sum())}"
+        return self.journal.once(name, given, compute, counters)
 
     def batches(
         self, columns: int = 1, stride: int = 1, offset: int = 0, *, rows: int | None = None
@@ -266,6 +281,10 @@ class LinearModel:
 
         With a stride, M is estimated from every stride-th minibatch of the data, for that part of the cost.
         """
+        name = f"M v, {stride}, {self.exact}"
+        return self._once(name, vectors, lambda: [self._curvature_product(vectors, stride)])[0]
+
+    def _curvature_product(self, vectors: Tensor, stride: int) -> Tensor:
         count, seen = vectors.shape[0], 0
         features, scale = self.features.unscaled()
         features = features if self.exact else features.cheaper()
@@ -285,6 +304,10 @@ class LinearModel:
 
     def loss_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """The loss -sum log p(y_n | phi_n theta), or of the tangent, and its gradient: (1, P) -> float, (1, P)."""
+        loss, gradient = self._once("loss", theta, lambda: self._loss_gradient(theta))
+        return float(loss), gradient
+
+    def _loss_gradient(self, theta: Tensor) -> list[Tensor]:
         features, scale = self.features.unscaled()
         theta = self._to_device(theta if scale is None else features.rescaled(theta, scale))
         loss, gradient = 0.0, torch.zeros_like(theta)
@@ -295,13 +318,17 @@ class LinearModel:
         gradient = self._to_vectors(gradient)
         gradient = gradient if scale is None else gradient.mul_(scale)
         self.ledger.products += 1
-        return loss, gradient
+        return [torch.tensor(loss, dtype=torch.float64), gradient]
 
     def newton_product(self, theta: Tensor, vector: Tensor, stride: int = 1) -> Tensor:
         """The Hessian of the loss at theta times a vector, estimated from every stride-th minibatch of the data.
 
         (1, P), (1, P) -> (1, P); the same data in every call, as long as the loader's order is fixed.
         """
+        both = torch.cat([theta, vector])
+        return self._once(f"Newton, {stride}", both, lambda: [self._newton_product(theta, vector, stride)])[0]
+
+    def _newton_product(self, theta: Tensor, vector: Tensor, stride: int) -> Tensor:
         theta, vector = self._to_device(theta), self._to_device(vector)
         total, seen = torch.zeros_like(vector), 0
         for batch in self.batches(2, stride):
@@ -317,6 +344,11 @@ class LinearModel:
 
     def noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Second moments of the residuals at the linear model's mean, and of phi z over K samples, for the M-step."""
+        name = f"noise, {float(mean.sum())}"
+        residual, function = self._once(name, samples, lambda: self._noise_moments(mean, samples))
+        return residual, function
+
+    def _noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         origin = self.features.origin
         columns = self._to_device(torch.cat([displaced(mean, origin), samples]))
         residual = function = torch.zeros((), dtype=torch.float64, device=columns.device)

@@ -5,6 +5,7 @@
 Run by hand, from the root of the repository (``make soak``); a quarter of an hour on one core.
 """
 
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -46,6 +47,7 @@ def measured(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is asked for and write the page."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     asked = command(__doc__ or "", ROOT / "docs", only=PARTS)
     store = Store(asked.out / "reliability.json", {"seed": SEED}, anew=True)
     for name in asked.only or PARTS:

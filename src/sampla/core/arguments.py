@@ -6,13 +6,13 @@ from sampla.core.checks import require, require_known
 
 
 def check_chunks(chunks: Any) -> None:
-    """Refuse chunks that are not two numbers.
+    """Refuse chunks that are neither two numbers nor None.
 
     Raises:
         ValueError: with what was given.
     """
     pair = isinstance(chunks, (tuple, list)) and len(chunks) == 2
-    right = pair and all(isinstance(n, int) and n >= 1 for n in chunks)
+    right = chunks is None or (pair and all(isinstance(n, int) and n >= 1 for n in chunks))
     require(right, "chunks as (data, vectors), at least (1, 1)", f"{chunks}", "None measures what is fastest.")
 
 

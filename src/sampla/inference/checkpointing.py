@@ -24,7 +24,7 @@ from sampla.core.stack import Stack
 from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import LogError
 from sampla.inference.state import EMState, EMStep, trace_rows
-from sampla.model import NoiseDraw
+from sampla.model import LinearModel, NoiseDraw
 from sampla.solvers import Memory, Mode, Start
 
 try:
@@ -42,7 +42,7 @@ _ERRORS = ("precision_error", "noise_error")
 
 
 def save_state(folder: str | Path | None, state: EMState, identity: dict[str, Any]) -> None:
-    """Write the state after an EM step; does nothing without a folder."""
+    """Write the state after an EM step, which begins another stage of the journal; does nothing without a folder."""
     if folder is None:
         return
     tensors = {"precision": state.prior.precision, **_tensors_of(state)}
@@ -67,6 +67,7 @@ def save_state(folder: str | Path | None, state: EMState, identity: dict[str, An
         "exact": 0 if state.space is None else state.space.exact,
     }
     checkpoint.save(Path(folder) / _FILE, tensors, facts)
+    state.model.journal.begin(len(state.trace))
 
 
 @contextmanager
@@ -121,8 +122,10 @@ def _alone(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def saved_noise(folder: str | Path | None, draw: Callable[[], NoiseDraw], identity: dict[str, Any]) -> NoiseDraw:
-    """The noise that the folder holds; else a new draw, which is kept there.
+def saved_noise(
+    folder: str | Path | None, draw: Callable[[], NoiseDraw], identity: dict[str, Any], model: LinearModel
+) -> NoiseDraw:
+    """The noise that the folder holds; else a new draw, which is kept there with its cost and the model's chunks.
 
     Raises:
         ValueError: if what the folder holds belongs to another fit.
@@ -133,9 +136,13 @@ def saved_noise(folder: str | Path | None, draw: Callable[[], NoiseDraw], identi
     if path.exists():
         tensors, facts = checkpoint.load(path)
         _require_same(folder, facts, identity)
+        if not (Path(folder) / _FILE).exists():  # the state counts it otherwise
+            model.ledger.products += facts.get("products", 0)
         return NoiseDraw(tensors["data_part"], tensors["diagonal"])
+    before = model.ledger.products
     drawn = draw()
-    facts = {"identity": identity, "version": _VERSION}
+    products = model.ledger.products - before
+    facts = {"identity": identity, "version": _VERSION, "chunks": model.chunks.facts(), "products": products}
     checkpoint.save(path, {"data_part": drawn.data_part, "diagonal": drawn.diagonal}, facts)
     return drawn
 
@@ -154,13 +161,12 @@ def _require_same(folder: str | Path, facts: dict[str, Any], identity: dict[str,
 
 
 def restore_chunks(folder: str | Path | None, chunks: Chunks) -> None:
-    """Go on with the chunks of the stored state, if the folder holds one that knows: the same sums to the last bit.
+    """Go on with the chunks of the stored state, else of the noise, if the folder knows: the same sums to the last bit.
 
     Whether the state belongs to this fit at all is checked when it is restored.
     """
-    if folder is None or not (Path(folder) / _FILE).exists():
-        return
-    kept = checkpoint.load(Path(folder) / _FILE)[1].get("chunks")
+    path = next((p for p in (Path(folder or "") / name for name in (_FILE, _NOISE)) if folder and p.exists()), None)
+    kept = None if path is None else checkpoint.load(path)[1].get("chunks")
     if kept is not None:
         chunks.prefer(kept["entries"], kept["columns"], "restored")
 
@@ -173,9 +179,11 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
             by an earlier version.
     """
     if folder is None or not (Path(folder) / _FILE).exists():
+        state.model.journal.begin(0)
         return state
     tensors, facts = checkpoint.load(Path(folder) / _FILE)
     _require_same(folder, facts, identity)
+    state.model.journal.begin(len(facts["trace"]))
     settled = facts["settled"] and facts["identity"][_HARMLESS] <= identity[_HARMLESS]
     state.model.ledger.products += facts["products"]
     state.model.data.sweeps += facts["sweeps"]

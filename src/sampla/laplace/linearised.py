@@ -15,6 +15,7 @@ from sampla.core.checks import device_here, require, require_count, require_frac
 from sampla.core.chunks import Chunks
 from sampla.core.data import CheckedLoader, Unpack, unpacking
 from sampla.core.interrupts import deferred_interrupts
+from sampla.core.journal import Journal
 from sampla.core.memory import memory_explained
 from sampla.core.progress import Progress
 from sampla.core.typing import Loader
@@ -164,8 +165,7 @@ class LinearisedLaplace:
             vectors_on is None or isinstance(self.solver, BlockCG), "solver='block-cg' with vectors_on",
             f"{self.solver!r}", "The other solvers take products of a few data at a time, where the vectors are.",
         )  # fmt: skip
-        if chunks is not None:
-            check_chunks(chunks)
+        check_chunks(chunks)
         self._progress = Progress(progress)
         self._posterior: Posterior | None = None
         self._inference: Inference | None = None
@@ -202,20 +202,22 @@ class LinearisedLaplace:
             freed_memory_kept(), memory_explained(_REMEDY), held(checkpoint),
         ):  # fmt: skip
             features, data, adjoint = self._opened(loader, unpacking(labels, unpack))
-            model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(checkpoint))
             identity = cache(lambda: self._identity(features, data))  # once a fit: it hashes the whole network
+            chunks, journal = self._chunks_for(checkpoint), Journal(checkpoint, identity)
+            model = LinearModel(features, self.likelihood, data, chunks=chunks, journal=journal)
             with not_finite_explained(features, data):
                 inference = infer(
                     model, self.prior, self.solver,
                     num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
                     curvature_at=self.curvature_at, max_passes=self.max_passes, log_evidence=self.log_evidence,
-                    say=self._progress.enter, noise=lambda draw: saved_noise(checkpoint, draw, identity()),
+                    say=self._progress.enter, noise=lambda draw: saved_noise(checkpoint, draw, identity(), model),
                     restore=lambda state: restore_state(checkpoint, state, identity()),
                     keep=lambda state: save_state(checkpoint, state, identity()),
                 )  # fmt: skip
             words = self._describe_products(features) + ("; torch.autocast around the fit put aside" if ambient else "")
-            seconds = perf_counter() - start
-            report = build_report(inference, data, self.excluded, adjoint, seconds, self.tolerance, words)
+            report = build_report(
+                inference, data, self.excluded, adjoint, perf_counter() - start, self.tolerance, words
+            )
             posterior = Posterior(
                 features, inference.model.likelihood, inference.samples, report.to_dict(), identity()["network"],
                 network_dtypes(self.model),
@@ -223,6 +225,7 @@ class LinearisedLaplace:
             if report.seconds > 2:
                 self._progress.say(report.summary)
             self._inference, self._report, self._posterior = inference, report, posterior
+            journal.end()
         return self
 
     def plan(self, loader: Loader, *, labels: str | None = None, unpack: Unpack | None = None) -> MemoryPlan:
@@ -342,8 +345,7 @@ class LinearisedLaplace:
             model, posterior.likelihood, parameters=list(posterior.layout.names), num_samples=len(posterior.samples),
             output=posterior.features.output, vectors_on=place,
         )  # fmt: skip
-        loaded.excluded = posterior.facts["excluded_parameters"]
-        loaded._posterior = posterior
+        loaded.excluded, loaded._posterior = posterior.facts["excluded_parameters"], posterior
         return loaded
 
     def _opened(self, loader: Loader, unpack: Unpack | None) -> tuple[NetworkFeatures, CheckedLoader, float | None]:

@@ -1,0 +1,151 @@
+"""Results of passes over the data, kept in files: a computation that was killed repeats itself up to where it was.
+
+Everything between passes follows from their results, to the bit. So whatever is being computed (a Krylov space, a
+search for a mode, a solve), what is kept is what its passes have given, in their order. A run that goes on does the
+same again, and takes the next of them in the place of a pass that asks for the same; any other pass it takes anew.
+
+Results wait in memory and are written together once a minute, or after each pass where that takes longer. Writing gets
+2 % of the time; what can neither be written in that nor wait in 256 MiB ends the keeping until the next stage: passes
+are then short beside the size of their results, and the stage before is what a killed run goes on from.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from warnings import warn
+
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from sampla.core import checkpoint
+
+_NAME = "passes"
+_EVERY = 60.0
+"""Seconds between two writings at least."""
+_SHARE = 0.02
+"""Part of the time that writing may take."""
+_WAITING = 256 * 2**20
+"""Bytes that may wait to be written."""
+_RATE = 200e6
+"""Bytes written in a second, before it has been measured."""
+
+
+class Journal:
+    """Kept results of one stage, and what is still to be written.
+
+    Args:
+        folder: for its files; None: nothing is kept.
+        identity: what the files must belong to; asked for when the first is written or read.
+    """
+
+    def __init__(self, folder: str | Path | None, identity: Callable[[], dict[str, Any]] = dict) -> None:
+        self._folder, self._identity = None if folder is None else Path(folder), identity
+        self._stage: int | None = None
+        self._files = 0
+        self._known: list[tuple[dict[str, Any], list[Tensor]]] = []
+        self._waiting: list[tuple[dict[str, Any], list[Tensor]]] = []
+        self._began = self._last = monotonic()
+        self._spent, self._written = 0.0, 0
+        self._full = False
+
+    def begin(self, stage: int) -> None:
+        """The next stage: what an earlier one has kept is of no more use; what this one has kept is taken up."""
+        if self._folder is None:
+            return
+        self._stage, self._files, self._known, self._waiting = stage, 0, [], []
+        self._last, self._full = monotonic(), False
+        for path in sorted(self._folder.glob(f"{_NAME}-*.safetensors")):
+            found = self._read(path) if path.name == self._path.name else []
+            self._known += found
+            self._files += bool(found)
+            if not found:
+                path.unlink()
+
+    @property
+    def _path(self) -> Path:
+        """Of the next file."""
+        assert self._folder is not None
+        return self._folder / f"{_NAME}-{self._stage:06d}-{self._files:06d}.safetensors"
+
+    def end(self) -> None:
+        """All is done: nothing of it is needed any more."""
+        if self._folder is None:
+            return
+        self._stage, self._known, self._waiting = None, [], []
+        for path in self._folder.glob(f"{_NAME}-*.safetensors"):
+            path.unlink()
+
+    def once(
+        self,
+        name: str,
+        given: Tensor,
+        compute: Callable[[], Sequence[Tensor]],
+        counters: Callable[..., tuple[float, int]],
+    ) -> list[Tensor]:
+        """The results of a pass: kept ones, or new ones, which are kept.
+
+        Args:
+            name: of the pass and its settings.
+            given: what it is taken of; with the name it tells whether a kept pass is the same one.
+            compute: takes the pass.
+            counters: adds products and readings of the data to the counts, and returns them.
+        """
+        if self._stage is None:
+            return list(compute())
+        sizes = [float(given.sum()), *(float(vector_norm(given, order)) for order in (1, 2))]
+        asked = {"name": name, "shape": list(given.shape), "sizes": sizes}
+        if self._known and all(self._known[0][0][each] == asked[each] for each in asked):
+            facts, found = self._known.pop(0)
+            counters(facts["products"], facts["sweeps"])
+            return [t.to(given.device) for t in found]
+        before = counters()
+        results = list(compute())
+        after = counters()
+        spent = {"products": after[0] - before[0], "sweeps": after[1] - before[1]}
+        if not self._known:  # else it is found again because it was known before this stage began
+            self._keep(asked | spent, results)
+        return results
+
+    def _keep(self, facts: dict[str, Any], results: list[Tensor]) -> None:
+        if self._full:
+            return
+        size = sum(t.nbytes for _, parts in self._waiting for t in parts) + sum(t.nbytes for t in results)
+        now = monotonic()
+        rate = self._written / self._spent if self._spent else _RATE
+        affordable = self._spent + size / rate <= _SHARE * (now - self._began)
+        if affordable and now - self._last >= _EVERY:
+            self._write([*self._waiting, (facts, results)])
+            self._waiting = []
+        elif size <= _WAITING:
+            self._waiting.append((facts, [t.to("cpu", copy=True) for t in results]))
+        else:
+            self._full, self._waiting = True, []
+
+    def _write(self, entries: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        start = monotonic()
+        tensors = {f"{n}.{part}": t for n, (_, parts) in enumerate(entries) for part, t in enumerate(parts)}
+        rows = [facts | {"parts": len(parts)} for facts, parts in entries]
+        try:
+            checkpoint.save(self._path, tensors, {"identity": self._identity(), "entries": rows})
+        except OSError as error:
+            self._full = True
+            warn(f"the passes of this fit are kept no longer: {error}", stacklevel=2)
+            return
+        self._files += 1
+        self._last = monotonic()
+        self._spent += self._last - start
+        self._written += sum(t.nbytes for t in tensors.values())
+
+    def _read(self, path: Path) -> list[tuple[dict[str, Any], list[Tensor]]]:
+        """What a file holds; nothing where it is damaged or another fit's: the passes are then taken again."""
+        try:
+            tensors, facts = checkpoint.load(path)
+        except ValueError:
+            return []
+        if facts["identity"] != checkpoint.plain(self._identity(), "identity"):
+            return []
+        return [
+            (row, [tensors[f"{number}.{part}"] for part in range(row["parts"])])
+            for number, row in enumerate(facts["entries"])
+        ]
