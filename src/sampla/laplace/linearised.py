@@ -151,10 +151,9 @@ class LinearisedLaplace:
         if solver == "auto":
             solver = "dense" if size <= _DENSE_UP_TO and vectors_on is None else "block-cg"
         self.solver: Solver[Any] = named(solver, SOLVERS, Solver)
-        self.num_samples, self.seed = int(num_samples), int(seed)  # of NumPy, they may overflow
-        self.tolerance, self.max_passes = tolerance, max_passes
+        self.num_samples, self.seed, self.tolerance = int(num_samples), int(seed), tolerance  # NumPy's may overflow
         self.em = EM() if em is None else named(em, {}, EM)
-        self.curvature_at, self.linear_model = curvature_at, linear_model
+        self.curvature_at, self.linear_model, self.max_passes = curvature_at, linear_model, max_passes
         require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
         require_known(linear_model, ("surrogate", "tangent"), "linear_model")
         self.log_evidence, self.output, self.chunks, self.autocast = log_evidence, output, chunks, autocast
@@ -215,9 +214,8 @@ class LinearisedLaplace:
                     keep=lambda state: save_state(checkpoint, state, identity()),
                 )  # fmt: skip
             words = self._describe_products(features) + ("; torch.autocast around the fit put aside" if ambient else "")
-            report = build_report(
-                inference, data, self.excluded, adjoint, perf_counter() - start, self.tolerance, words
-            )
+            spent = perf_counter() - start
+            report = build_report(inference, data, self.excluded, adjoint, spent, self.tolerance, words)
             posterior = Posterior(
                 features, inference.model.likelihood, inference.samples, report.to_dict(), identity()["network"],
                 network_dtypes(self.model),
