@@ -12,6 +12,7 @@ from typing import Any
 
 import sampla
 from reliability.fits import KINDS, batches, door, same
+from sampla.core import journal
 
 _IN_A_ROW = 3
 """Kills of one fit, each of which finds what the last one has left."""
@@ -25,7 +26,10 @@ def trials(
     kinds: Collection[str] = tuple(KINDS),
 ) -> dict[str, Any]:
     """So many fits killed in a process of their own, over kinds in turn; each is then finished from its folder."""
-    choose, found = random.Random(seed), {"tried": 0, "right": 0, "refused": 0, "wrong": 0, "from a state": 0}
+    choose, found = (
+        random.Random(seed),
+        {"tried": 0, "right": 0, "refused": 0, "wrong": 0, "from a state": 0, "from passes": 0},
+    )
     whole: dict[str, tuple[sampla.LinearisedLaplace, float]] = {}
     for number in range(10 * count):
         name = list(kinds)[number % len(kinds)]
@@ -36,10 +40,11 @@ def trials(
         for _ in range(choose.randint(1, _IN_A_ROW)):
             if found["tried"] == count:
                 return found
-            if not killed(name, place, choose.uniform(0, seconds)):
+            if not killed(name, place, choose.uniform(0, seconds), every_pass=number // len(kinds) % 2 == 0):
                 break
             found["tried"] += 1
             found["from a state"] += (place / "em-state.safetensors").exists()
+            found["from passes"] += any(place.glob("passes-*"))
             verdict = finished(name, place, expected)
             found[verdict] += 1
             if verdict != "right":
@@ -62,11 +67,16 @@ def _fitted(name: str, place: Path) -> sampla.LinearisedLaplace:
         return door(name).fit(batches(name), checkpoint=place)
 
 
-def killed(name: str, place: Path, seconds: float) -> bool:
-    """Whether a fit in another process was still running when it was killed after so many seconds."""
+def killed(name: str, place: Path, seconds: float, every_pass: bool) -> bool:
+    """Whether a fit in another process was still running when it was killed after so many seconds.
+
+    These fits are far too short for passes to be kept; ``every_pass`` has each of them kept, whatever that costs.
+    """
     child = os.fork()
     if child == 0:
         try:
+            if every_pass:
+                journal._EVERY, journal._SHARE = 0.0, 1e9
             _fitted(name, place)
         finally:
             os._exit(0)

@@ -52,7 +52,7 @@ def test_one_pass_is_lost_at_most_at_any_stage(name: str, tmp_path: Path) -> Non
     assert not list((tmp_path / "whole").glob("passes-*"))
     again_at_start = 2  # the first batch, and the pass that checks all data
     after_noise = again_at_start + 1
-    for stop in sorted({after_noise, *range(after_noise + 1, whole_data.readings, 5), whole_data.readings - 1}):
+    for stop in sorted({after_noise, *range(after_noise + 1, whole_data.readings, 9), whole_data.readings - 1}):
         folder = tmp_path / str(stop)
         with pytest.raises(KeyboardInterrupt):
             door(kind, **settings).fit(Counted(batches(kind), stop), checkpoint=folder)
