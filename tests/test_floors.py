@@ -60,7 +60,7 @@ FLOORS = (
         "what is asked of the types in it; attributes of its modules",
         "laplace.guards.precision laplace.guards.attributes",
     ),
-    ("what is asked of the user's network", "laplace.guards"),
+    ("what is asked of the user's network and of the settings", "laplace.guards laplace.choices"),
     ("front doors", "laplace.linearised linear.regression linear.logistic"),
     ("trained networks", "laplace"),
     ("the estimators", "linear"),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sampla.core.allocator import freed_memory_kept
-from sampla.core.arguments import check_chunks, named
+from sampla.core.arguments import named
 from sampla.core.checkpoint import plain
-from sampla.core.checks import device_here, require, require_count, require_fraction, require_known
+from sampla.core.checks import device_here, require
 from sampla.core.chunks import Chunks
 from sampla.core.data import CheckedLoader, Unpack, unpacking
 from sampla.core.interrupts import deferred_interrupts
@@ -33,6 +33,7 @@ from sampla.inference.infer import Inference, infer
 from sampla.inference.memory_plan import MemoryPlan, plan_memory
 from sampla.inference.report import FitReport, build_report
 from sampla.inference.settings import EM, CurvatureAt, LinearModelKind
+from sampla.laplace.choices import check_numbers, check_options, chosen_likelihood, chosen_prior, chosen_solver
 from sampla.laplace.guards import (
     apart,
     check_evaluation_mode,
@@ -41,19 +42,13 @@ from sampla.laplace.guards import (
     not_finite_explained,
     only_device,
 )
-from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from sampla.likelihoods.checks import check_settings
+from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
 from sampla.posterior.posterior import Posterior, load_posterior
 from sampla.posterior.predictive import Predictive
-from sampla.priors import GPrior, Isotropic, Layerwise, Prior
-from sampla.solvers import SGD, BlockCG, Dense, DualDescent, Minibatch, Solver
+from sampla.priors import Prior
+from sampla.solvers import Solver
 
-LIKELIHOODS = {"categorical": Categorical, "gaussian": Gaussian, "bernoulli": Bernoulli}
-PRIORS = {"g-prior": GPrior, "isotropic": Isotropic, "layerwise": Layerwise}
-SOLVERS = {"block-cg": BlockCG, "dense": Dense, "minibatch": Minibatch, "dual": DualDescent, "sgd": SGD}
-_DENSE_UP_TO = 500
-"""P at which solver="auto" changes from dense to block conjugate gradients."""
 _REMEDY = (
     "The products have been made as small as that helps; what is left are blocks of num_samples vectors of all "
     "parameters: take a smaller num_samples or EM(max_rows=...), fewer parameters=[...], or on a GPU vectors_on='cpu'. "
@@ -134,37 +129,21 @@ class LinearisedLaplace:
     ) -> None:
         fix = "Pass the trained network (of an ExportedProgram its module())."
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, fix)
-        require_count(num_samples, "num_samples", 2, "16 to 64 are usual.")
-        require_count(seed, "seed", 0, "The default is 0; the same seed gives the same samples.")
-        require_count(max_passes, "max_passes", 1, "The default is 200.")
-        require_fraction(tolerance, "tolerance", "The default is 0.02.")
-        known = log_evidence in (None, True, False)
-        require(known, "log_evidence True, False or None", f"{log_evidence!r}", "None chooses.")
+        check_numbers(num_samples, seed, max_passes, tolerance)
+        check_options(curvature_at, linear_model, log_evidence, autocast, chunks)
         self.model = model
-        self.likelihood = named(likelihood, LIKELIHOODS, Likelihood)
-        check_settings(self.likelihood)
-        self.prior = named(prior, PRIORS, Prior)
+        self.likelihood, self.prior = chosen_likelihood(likelihood), chosen_prior(prior)
         self.names, self.excluded = select_parameters(model, parameters)
         check_modules(model, self.names)
         chosen = [p for name, p in plain_parameters(model).items() if name in set(self.names)]
         size = sum(p.numel() * (2 if p.is_complex() else 1) for p in chosen)
-        if solver == "auto":
-            solver = "dense" if size <= _DENSE_UP_TO and vectors_on is None else "block-cg"
-        self.solver: Solver[Any] = named(solver, SOLVERS, Solver)
-        self.num_samples, self.seed, self.tolerance = int(num_samples), int(seed), tolerance  # NumPy's may overflow
-        self.em = EM() if em is None else named(em, {}, EM)
-        self.curvature_at, self.linear_model, self.max_passes = curvature_at, linear_model, max_passes
-        require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
-        require_known(linear_model, ("surrogate", "tangent"), "linear_model")
-        self.log_evidence, self.output, self.chunks, self.autocast = log_evidence, output, chunks, autocast
-        fix, reduced = "None uses full precision.", autocast in (None, torch.bfloat16, torch.float16)
-        require(reduced, "autocast as torch.bfloat16, torch.float16 or None", f"{autocast}", fix)
         self.vectors_on = None if vectors_on is None else device_here(vectors_on, "vectors_on")
-        require(
-            vectors_on is None or isinstance(self.solver, BlockCG), "solver='block-cg' with vectors_on",
-            f"{self.solver!r}", "The other solvers take products of a few data at a time, where the vectors are.",
-        )  # fmt: skip
-        check_chunks(chunks)
+        self.solver = chosen_solver(solver, size, self.vectors_on)
+        self.num_samples, self.seed = int(num_samples), int(seed)  # of NumPy, they may overflow
+        self.tolerance, self.max_passes = tolerance, max_passes
+        self.em = EM() if em is None else named(em, {}, EM)
+        self.curvature_at, self.linear_model = curvature_at, linear_model
+        self.log_evidence, self.output, self.chunks, self.autocast = log_evidence, output, chunks, autocast
         self._progress = Progress(progress)
         self._posterior: Posterior | None = None
         self._inference: Inference | None = None

@@ -1,0 +1,91 @@
+"""What LinearisedLaplace knows by name, and which values its settings may have."""
+
+from typing import Any
+
+import torch
+
+from sampla.core.arguments import check_chunks, named
+from sampla.core.checks import require, require_count, require_fraction, require_known
+from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.likelihoods.checks import check_settings
+from sampla.priors import GPrior, Isotropic, Layerwise, Prior
+from sampla.solvers import SGD, BlockCG, Dense, DualDescent, Minibatch, Solver
+
+_LIKELIHOODS = {"categorical": Categorical, "gaussian": Gaussian, "bernoulli": Bernoulli}
+_PRIORS = {"g-prior": GPrior, "isotropic": Isotropic, "layerwise": Layerwise}
+_SOLVERS = {"block-cg": BlockCG, "dense": Dense, "minibatch": Minibatch, "dual": DualDescent, "sgd": SGD}
+_DENSE_UP_TO = 500
+"""P at which solver="auto" changes from dense to block conjugate gradients."""
+
+
+def chosen_likelihood(likelihood: str | Likelihood) -> Likelihood:
+    """The likelihood of that name, or the one given, if a fit can learn what it asks for.
+
+    Raises:
+        ValueError: for an unknown name, or noise to be learnt by a likelihood that does not say how.
+        TypeError: for anything else.
+    """
+    chosen: Likelihood = named(likelihood, _LIKELIHOODS, Likelihood)
+    check_settings(chosen)
+    return chosen
+
+
+def chosen_prior(prior: str | Prior) -> Prior:
+    """The prior of that name, or the one given."""
+    chosen: Prior = named(prior, _PRIORS, Prior)
+    return chosen
+
+
+def chosen_solver(solver: str | Solver[Any], size: int, vectors_on: torch.device | None) -> Solver[Any]:
+    """The solver of that name, or the one given; "auto" by the number of parameters.
+
+    Args:
+        solver: name or Solver.
+        size: P.
+        vectors_on: where vectors of P are to live, if not with the network.
+
+    Raises:
+        ValueError: for an unknown name, or vectors elsewhere with another solver than block conjugate gradients.
+    """
+    if solver == "auto":
+        solver = "dense" if size <= _DENSE_UP_TO and vectors_on is None else "block-cg"
+    chosen: Solver[Any] = named(solver, _SOLVERS, Solver)
+    require(
+        vectors_on is None or isinstance(chosen, BlockCG), "solver='block-cg' with vectors_on", f"{chosen!r}",
+        "The other solvers take products of a few data at a time, where the vectors are.",
+    )  # fmt: skip
+    return chosen
+
+
+def check_numbers(num_samples: int, seed: int, max_passes: int, tolerance: float) -> None:
+    """Refuse numbers out of range.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    require_count(num_samples, "num_samples", 2, "16 to 64 are usual.")
+    require_count(seed, "seed", 0, "The default is 0; the same seed gives the same samples.")
+    require_count(max_passes, "max_passes", 1, "The default is 200.")
+    require_fraction(tolerance, "tolerance", "The default is 0.02.")
+
+
+def check_options(
+    curvature_at: str,
+    linear_model: str,
+    log_evidence: bool | None,
+    autocast: torch.dtype | None,
+    chunks: tuple[int, int] | None,
+) -> None:
+    """Refuse what is none of the values that an option has.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    known = log_evidence in (None, True, False)
+    require(known, "log_evidence True, False or None", f"{log_evidence!r}", "None chooses.")
+    require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
+    require_known(linear_model, ("surrogate", "tangent"), "linear_model")
+    reduced = autocast in (None, torch.bfloat16, torch.float16)
+    fix = "None uses full precision."
+    require(reduced, "autocast as torch.bfloat16, torch.float16 or None", f"{autocast}", fix)
+    check_chunks(chunks)
