@@ -95,4 +95,5 @@ def finished(name: str, place: Path, expected: sampla.LinearisedLaplace) -> str:
         again = _fitted(name, copy)
     except (ValueError, OSError):
         return "refused"
-    return "right" if same(expected, again) else "wrong"
+    left = {path.name for path in copy.iterdir()} - {"em-state.safetensors", "noise.safetensors"}
+    return "right" if same(expected, again) and not left else "wrong"

@@ -55,7 +55,7 @@ class Journal:
             return
         self._stage, self._files, self._known, self._waiting = stage, 0, [], []
         self._last, self._full = monotonic(), False
-        for path in sorted(self._folder.glob(f"{_NAME}-*.safetensors")):
+        for path in self._all():
             found = self._read(path) if path.name == self._path.name else []
             self._known += found
             self._files += bool(found)
@@ -68,12 +68,19 @@ class Journal:
         assert self._folder is not None
         return self._folder / f"{_NAME}-{self._stage:06d}-{self._files:06d}.safetensors"
 
+    def _all(self) -> list[Path]:
+        """Every file of a journal in the folder, also what a killed writer has left half."""
+        assert self._folder is not None
+        number, kind = "[0-9]" * 6, f"{_NAME}-"
+        files = self._folder.glob(f"{kind}{number}-{number}.safetensors")
+        return sorted([*files, *self._folder.glob(f".{kind}{number}-{number}.safetensors.*.partial")])
+
     def end(self) -> None:
         """All is done: nothing of it is needed any more."""
         if self._folder is None:
             return
         self._stage, self._known, self._waiting = None, [], []
-        for path in self._folder.glob(f"{_NAME}-*.safetensors"):
+        for path in self._all():
             path.unlink()
 
     def once(
@@ -98,13 +105,14 @@ class Journal:
         if self._known and all(self._known[0][0][each] == asked[each] for each in asked):
             facts, found = self._known.pop(0)
             counters(facts["products"], facts["sweeps"])
-            return [t.to(given.device) for t in found]
+            return [t.to(given.device) if there else t for t, there in zip(found, facts["there"], strict=True)]
         before = counters()
         results = list(compute())
         after = counters()
         spent = {"products": after[0] - before[0], "sweeps": after[1] - before[1]}
+        there = [t.device == given.device for t in results]
         if not self._known:  # else it is found again because it was known before this stage began
-            self._keep(asked | spent, results)
+            self._keep(asked | spent | {"there": there}, results)
         return results
 
     def _keep(self, facts: dict[str, Any], results: list[Tensor]) -> None:
