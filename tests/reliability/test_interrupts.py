@@ -128,6 +128,40 @@ def test_it_waits_for_a_moment_and_comes_then() -> None:
         press()
 
 
+class Pressing(nn.Module):
+    """Presses Ctrl-C in the middle of its n-th forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls, self.at, self.ended = nn.Linear(4, 3), 0, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            press()
+        outputs: Tensor = self.layer(x)
+        self.ended += 1
+        return outputs
+
+
+@pytest.mark.parametrize("at", [1, 4, 9, 14])
+@pytest.mark.parametrize("what", ["fit", "predict", "plan"])
+def test_a_product_is_taken_to_its_end(what: str, at: int) -> None:
+    model = Pressing().eval()
+    la = laplace(model).fit(BATCHES)
+    work = {
+        "fit": lambda: laplace(model).fit(BATCHES),
+        "predict": lambda: la.predict(X),
+        "plan": lambda: la.plan(BATCHES),
+    }
+    before = interrupts.process_state()
+    model.calls, model.ended, model.at = 0, 0, min(at, 2) if what == "predict" else at
+    with pytest.raises(KeyboardInterrupt):
+        work[what]()
+    assert model.ended == model.calls >= model.at
+    assert interrupts.process_state() == before
+
+
 def test_it_comes_at_the_end_at_the_latest_and_after_another_error() -> None:
     with pytest.raises(KeyboardInterrupt) as caught, deferred_interrupts():  # noqa: PT012
         press()
