@@ -69,6 +69,10 @@ def predictive_covariance(features: Tensor, inverse: Tensor) -> Tensor:
     return rows @ inverse @ rows.mT
 
 
+class NoModeError(AssertionError):
+    """The reference has found no mode."""
+
+
 def mode(features: Tensor, targets: Tensor, loss: Loss, precision: Tensor, start: Tensor | None = None) -> Tensor:
     """argmin sum_n loss(J_n theta, y_n) + 1/2 theta' A theta by damped Newton to rounding, (P,)."""
 
@@ -87,7 +91,7 @@ def mode(features: Tensor, targets: Tensor, loss: Loss, precision: Tensor, start
         theta = theta + length * step
         if float((step * (hessian @ step)).sum()) < 1e-22 * float((precision * theta.square()).sum()):
             return theta
-    raise AssertionError("the reference's own Newton iteration did not converge")
+    raise NoModeError("the reference's own Newton iteration did not converge")
 
 
 def fast_hessians(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
