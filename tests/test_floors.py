@@ -50,7 +50,10 @@ FLOORS = (
     ("the two ways of an E-step", "inference.krylov_step inference.sampled_step"),
     ("the final solve", "inference.final"),
     ("the loop", "inference.infer"),
-    ("before and after a fit", "inference inference.report inference.memory_plan inference.checkpointing"),
+    (
+        "before and after a fit",
+        "inference inference.report inference.memory_plan inference.checkpointing inference.certificate",
+    ),
     ("linear models: the user's rows", "linear.sources"),
     ("linear models: what a first pass says of the columns, and what is taken off them", "linear.columns"),
     ("linear models: regression in closed form", "linear.closed_form"),

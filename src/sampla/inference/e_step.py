@@ -118,11 +118,11 @@ class EStep(ABC):
         return estimated(space, self.task.em_samples, log_determinant, ratio)
 
 
-def right_hand_side(task: Task, precision: Tensor, data_part: Tensor, target: Tensor | None) -> RightHandSide:
+def right_hand_side(seed: int, precision: Tensor, data_part: Tensor, target: Tensor | None) -> RightHandSide:
     """Posterior samples, and the mean of a quadratic likelihood behind them, as one block (docs/method.md, section 2).
 
     Args:
-        task: whose seed the prior's noise has.
+        seed: of the prior's noise.
         precision: (P,) the diagonal of A.
         data_part: (k, P) sum_n phi_n' S_n xi_n of k samples.
         target: (1, P) sum_n phi_n' B_n y_n, or None.
@@ -131,8 +131,8 @@ def right_hand_side(task: Task, precision: Tensor, data_part: Tensor, target: Te
     if target is not None:
         data_part = torch.cat([data_part, target])
     prior_part = torch.zeros_like(data_part)  # A theta0 = A^(1/2) xi; the mean has none
-    prior_part[:count] = root * standard_normal(task.seed, PRIOR, range(count), 0, tuple(root.shape), root)
-    return RightHandSide(data_part, prior_part, count, task.seed)
+    prior_part[:count] = root * standard_normal(seed, PRIOR, range(count), 0, tuple(root.shape), root)
+    return RightHandSide(data_part, prior_part, count, seed)
 
 
 def target_part(model: LinearModel) -> Tensor | None:

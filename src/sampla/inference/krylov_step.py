@@ -86,7 +86,7 @@ class KrylovEStep(EStep):
         data_part, target = self.task.draw.data_part, self._target
         if factor != 1:
             data_part = data_part * factor**0.5
-        return right_hand_side(self.task, precision, data_part, None if target is None else target * factor)
+        return right_hand_side(self.task.seed, precision, data_part, None if target is None else target * factor)
 
     def _fixed_point_step(self, state: EMState) -> EMState:
         """The space grows by an iteration, or more where it is large; alpha and noise are its fixed point."""

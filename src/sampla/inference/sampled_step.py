@@ -127,7 +127,7 @@ class SampledEStep(EStep):
     def _right_hand_side(self, state: EMState, num_samples: int) -> RightHandSide:
         if self._target is None:
             self._target = target_part(state.model)
-        return right_hand_side(self.task, state.prior.diagonal, self._draw.data_part[:num_samples], self._target)
+        return right_hand_side(self.task.seed, state.prior.diagonal, self._draw.data_part[:num_samples], self._target)
 
     def _samples(self, state: EMState, label: str) -> Iterate:
         """The samples: exact in a small problem, else by the solver, from the last step's."""

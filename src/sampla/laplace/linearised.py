@@ -28,6 +28,7 @@ from sampla.features import (
     plain_parameters,
     select_parameters,
 )
+from sampla.inference.certificate import error_sample
 from sampla.inference.checkpointing import held, restore_chunks, restore_state, save_state, saved_noise
 from sampla.inference.infer import Inference, infer
 from sampla.inference.memory_plan import MemoryPlan, plan_memory
@@ -148,6 +149,7 @@ class LinearisedLaplace:
         self._posterior: Posterior | None = None
         self._inference: Inference | None = None
         self._report: FitReport | None = None
+        self._error: Tensor | None = None
 
     def fit(
         self,
@@ -201,7 +203,7 @@ class LinearisedLaplace:
             )  # fmt: skip
             if report.seconds > 2:
                 self._progress.say(report.summary)
-            self._inference, self._report, self._posterior = inference, report, posterior
+            self._inference, self._report, self._posterior, self._error = inference, report, posterior, None
             journal.end()
         return self
 
@@ -218,23 +220,29 @@ class LinearisedLaplace:
                 curvature_at=self.curvature_at, log_evidence=self.log_evidence,
             )  # fmt: skip
 
-    def predict(self, x: Any, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
+    def predict(
+        self, x: Any, method: str = "monte-carlo", num_draws: int = 512, certificate: bool = False
+    ) -> Predictive:
         """The posterior predictive at new inputs; see ``Predictive`` for what it offers.
 
         Args:
             x: inputs as the network takes them and as ``fit`` does.
             method: "monte-carlo" or "probit", how class probabilities are averaged.
             num_draws: draws of a Monte Carlo average.
+            certificate: whether to measure what the solve has left undone at these inputs (``Predictive.solve_error``),
+                by two passes over the training data and a solve for four vectors, once after a fit.
         """
-        posterior = self._fitted()
+        posterior, error = self._fitted(), None
         with deferred_interrupts(), apart(self.model), freed_memory_kept():
             check_evaluation_mode(self.model)
-            return posterior.predict(x, method, num_draws)
+            if certificate:
+                error = self._error = error_sample(self._inference, self.seed) if self._error is None else self._error
+            return posterior.predict(x, method, num_draws, error)
 
     @property
     def prior_precision_(self) -> Tensor:
         """(G,) alpha of each prior group (G = 1 for isotropic and g-prior)."""
-        return torch.tensor(self._facts()["prior_precision"], dtype=torch.float64)
+        return torch.tensor(self._fitted().facts["prior_precision"], dtype=torch.float64)
 
     @property
     def noise_precision_(self) -> Tensor | None:
@@ -244,7 +252,7 @@ class LinearisedLaplace:
     @property
     def effective_dimension_(self) -> Tensor:
         """(G,) gamma: how many parameters the data determine, for each prior group."""
-        return torch.tensor(self._facts()["effective_dimension"], dtype=torch.float64)
+        return torch.tensor(self._fitted().facts["effective_dimension"], dtype=torch.float64)
 
     @property
     def log_evidence_(self) -> float:
@@ -257,7 +265,7 @@ class LinearisedLaplace:
         Raises:
             RuntimeError: if the fit was not asked for it.
         """
-        value = self._facts()["log_evidence"]
+        value = self._fitted().facts["log_evidence"]
         if value is None:
             raise RuntimeError(
                 "the log evidence was not estimated, because nothing was learnt or the solver does not tell it: "
@@ -348,9 +356,6 @@ class LinearisedLaplace:
             raise RuntimeError("this LinearisedLaplace is not fitted yet: call fit(loader) first")
         return self._posterior
 
-    def _facts(self) -> dict[str, Any]:
-        return self._fitted().facts
-
     def _chunks_for(self, checkpoint: str | Path | None) -> Chunks:
         chunks = Chunks(say=self._progress.say)
         if self.chunks is not None:
@@ -362,18 +367,13 @@ class LinearisedLaplace:
     def _identity(self, features: NetworkFeatures, data: CheckedLoader) -> dict[str, Any]:
         """What must be equal for a checkpoint to belong to this fit."""
         return {
-            "network": network_fingerprint(self.model),
-            "data": data.fingerprint,
-            "parameters": self.names,
-            "output": self.output,
+            "network": network_fingerprint(self.model), "data": data.fingerprint,
+            "parameters": self.names, "output": self.output,
             "likelihood": plain(self.likelihood.config(), "likelihood"),
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),
-            "curvature_at": self.curvature_at,
-            "linear_model": self.linear_model,
+            "curvature_at": self.curvature_at, "linear_model": self.linear_model,
             "type": [str(features.like.dtype), str(self.autocast), features.device.type],
-            "em": self.em.kind,
-            "em_tolerance": self.em.tolerance,
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-        }
+            "em": self.em.kind, "em_tolerance": self.em.tolerance,
+            "num_samples": self.num_samples, "seed": self.seed,
+        }  # fmt: skip

@@ -20,7 +20,7 @@ from sampla.features import (
     plain_parameters,
 )
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from sampla.posterior.predictive import Predictive, check_average
+from sampla.posterior.predictive import Predictive, check_average, relative_size
 
 _BUILT_IN = {"Categorical": Categorical, "Bernoulli": Bernoulli}
 _PIECE = 512
@@ -47,7 +47,9 @@ class Posterior:
         """Names and shapes of the P parameters."""
         return self.features.layout
 
-    def predict(self, x: Any, method: str = "monte-carlo", num_draws: int = 512) -> Predictive:
+    def predict(
+        self, x: Any, method: str = "monte-carlo", num_draws: int = 512, error: Tensor | None = None
+    ) -> Predictive:
         """The predictive at the given inputs, by K jvps.
 
         Args:
@@ -55,6 +57,7 @@ class Posterior:
                 object for each datum, or one object for all.
             method: "monte-carlo" or "probit", how class probabilities are averaged.
             num_draws: draws of a Monte Carlo average.
+            error: (k, P), as large as what is wrong with a sample, for ``Predictive.solve_error``.
 
         Raises:
             ValueError: for NaN in the inputs or outputs, or an unknown method.
@@ -65,7 +68,8 @@ class Posterior:
             require_finite(tensor, "inputs", "Remove or impute them.")
         rows, size = max(1, _PIECE // len(self.samples)), num_inputs(inputs)
         parts = [inputs] if size is None else (pick(inputs, slice(a, a + rows)) for a in range(0, size, rows))
-        means, deviations, samples = [], [], self.samples.to(self.features.device)
+        means, deviations, count = [], [], len(self.samples)
+        samples = (self.samples if error is None else torch.cat([self.samples, error])).to(self.features.device)
         for few in parts:
             means.append(self.features.own_outputs(few))
             deviations.append(self.features.linearise(few).jvp(samples))
@@ -73,7 +77,9 @@ class Posterior:
         if not bool(mean.isfinite().all()):
             origin = self.features.where_not_finite(inputs, 0)
             require_finite(mean, "network outputs", f"{origin}Check the scaling of the inputs.")
-        return Predictive(mean, torch.cat(deviations, dim=1).to(mean.dtype), self.likelihood, method, num_draws)
+        functions = torch.cat(deviations, dim=1).to(mean.dtype)
+        left = None if error is None else relative_size(functions[count:], functions[:count])
+        return Predictive(mean, functions[:count], self.likelihood, method, num_draws, solve_error=left)
 
     def save(self, path: str | Path) -> None:
         """Write samples, likelihood and facts to one safetensors file (no pickle)."""

@@ -33,6 +33,12 @@ def check_average(method: str, num_draws: int) -> None:
     require_count(num_draws, "num_draws", 1, "The default is 512; method='probit' draws nothing.")
 
 
+def relative_size(error: Tensor, deviations: Tensor) -> Tensor:
+    """(n,) root mean square over the outputs of (k, n, *out) errors over that of (K, n, *out) deviations."""
+    top, bottom = (each.square().mean(0).flatten(1).mean(1).sqrt() for each in (error, deviations))
+    return top / bottom.clamp_min(torch.finfo(bottom.dtype).tiny)
+
+
 @dataclass(frozen=True)
 class Predictive:
     """The posterior predictive at n inputs."""
@@ -47,6 +53,9 @@ class Predictive:
     num_draws: int = 512
     """Draws in a Monte Carlo average."""
     seed: int = 0
+    solve_error: Tensor | None = None
+    """(n,) how large what the solve has left undone is beside the standard deviation of each datum's outputs, where it
+    was asked for; known to about a third, less well where the outputs are few."""
 
     def __post_init__(self) -> None:
         check_average(self.method, self.num_draws)
