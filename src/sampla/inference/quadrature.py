@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from math import exp, inf, log
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from sampla.inference.krylov import KrylovSpace, Quadrature
@@ -208,7 +209,7 @@ class FixedPoint:
         return [determined, float((quadrature.nodes + ratio).reciprocal().square() @ quadrature.weights[:, -1])]
 
     def _root(self, start: float, reach: float, quadrature: Quadrature, weights: Tensor) -> Hyper:
-        """Walk from the start the way EM goes until the update points back, then halve the interval."""
+        """The first root on the way from the start on which EM goes, or the end of that way."""
 
         def ahead(place: float) -> float:
             return log(max(self.at(exp(place), quadrature, weights).ratio, 1e-300)) - place
@@ -220,9 +221,8 @@ class FixedPoint:
         while lowest < here < highest and ahead(here) * way > 0:
             behind, here, stride = here, here + way * stride, min(2 * stride, 2.0)
             here = min(max(here, lowest), highest)
-        for _ in range(50):
-            middle = (behind + here) / 2
-            behind, here = (middle, here) if ahead(middle) * way > 0 else (behind, middle)
+        if ahead(here) * way < 0 < abs(here - behind):
+            here = float(brentq(ahead, behind, here, xtol=1e-14))
         return self.at(exp(here), quadrature, weights)
 
 
