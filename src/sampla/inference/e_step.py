@@ -18,8 +18,7 @@ from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import Estimate, estimated, log_determinant
 from sampla.inference.state import EMState, Task
 from sampla.model import LinearModel
-from sampla.solvers import LinearSystem, RightHandSide, Start, linear_mode
-from sampla.solvers._preconditioners import Jacobi, Preconditioner
+from sampla.solvers import Jacobi, LinearSystem, Preconditioner, RightHandSide, Start, linear_mode
 
 FEWEST_ITERATIONS = 3
 """Iterations of a Krylov space before the change of an estimate says anything about its error."""

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from sampla.core.blocks import CHUNK, gram, orthonormal
 from sampla.core.stack import Stack
 from sampla.model import LinearModel
-from sampla.solvers._preconditioners import Sketch
+from sampla.solvers import Sketch
 
 _TAIL = 0.25
 """The quantile of the Ritz values that a sketch takes for the level of M outside the space."""

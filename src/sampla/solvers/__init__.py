@@ -1,6 +1,7 @@
 """Solvers of H z = b for many right-hand sides, behind one interface and one loop."""
 
 from sampla.solvers._base import Iterate, LinearSystem, RightHandSide, Solution, Solver, Start, Status, solve
+from sampla.solvers._preconditioners import Jacobi, LowRank, Preconditioner, Sketch, nystrom
 from sampla.solvers.balanced import solve_balanced
 from sampla.solvers.block_cg import BlockCG
 from sampla.solvers.dense import Dense
@@ -18,17 +19,22 @@ __all__ = [
     "DenseDual",
     "DualDescent",
     "Iterate",
+    "Jacobi",
     "LinearSystem",
+    "LowRank",
     "Memory",
     "Minibatch",
     "Mode",
+    "Preconditioner",
     "RightHandSide",
+    "Sketch",
     "Solution",
     "Solver",
     "Start",
     "Status",
     "growing_guess",
     "linear_mode",
+    "nystrom",
     "solve",
     "solve_balanced",
 ]

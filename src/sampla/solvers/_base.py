@@ -147,6 +147,10 @@ class Solver(ABC, Generic[State]):
     exact_determinant = False
     """Whether its solutions tell log det H exactly."""
 
+    def preconditioner(self, system: LinearSystem) -> Preconditioner | None:
+        """What ``solve`` preconditions the system with: what it comes with, such as EM's sketch; None: its diagonal."""
+        return system.preconditioner
+
     @abstractmethod
     def init(self, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> State:
         """The state before the first step, starting from zero or from the guess."""
@@ -225,6 +229,7 @@ def solve(
     if guess is not None and not guess.curvature_exact:  # its residual would be wrong: a pass to know it
         curvature_value = system.model.curvature_product(guess.value, system.stride)
         guess = replace(guess, curvature_value=curvature_value, curvature_exact=True)
+    system = replace(system, preconditioner=solver.preconditioner(system))
     ended = _iterated(solver, system, rhs, solver.init(system, rhs, guess), tolerance, max_passes, say)
     if not ended.history and guess is None and ended.status is Status.BROKE_DOWN:  # zeros would pass for certainty
         raise ArithmeticError(f"{type(solver).__name__} has no solution: in its first pass it {ended.said}.")

@@ -48,6 +48,7 @@ def growing_guess(
         "Use a loader that does not shuffle.",
     )
     found: Start | None = None
+    system = replace(system, preconditioner=solver.preconditioner(system))
     for stride in strides:
         part = replace(system, stride=stride)
         if found is not None:
