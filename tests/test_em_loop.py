@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 import sampla
+from cases import build_tiny
 from sampla.inference.e_step import EStep, FinalProblem
 from sampla.inference.infer import maximised
-from sampla.inference.state import EMState, EMStep
+from sampla.inference.state import EMState
+from sampla.inference.trace import EMStep
 
 
 def row(number: int) -> EMStep:
@@ -69,3 +71,25 @@ def test_a_loop_that_had_ended_makes_no_further_step(ended: str) -> None:
 def test_a_stopped_loop_goes_on_counting_and_nothing_learnt_takes_no_step() -> None:
     assert len(maximised(Scripted({}), fresh(trace=[row(1), row(2)])).trace) == 5
     assert maximised(Scripted({}, learns=False), fresh()).trace == []
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "fewest"),
+    [("gaussian-scalar", "krylov", 1), ("categorical", "krylov", 9), ("gaussian-scalar", "samples", 9)],
+)
+def test_every_e_step_asks_the_rule_whether_it_has_settled(name: str, method: Any, fewest: int) -> None:
+    """With one that never says so, the loop goes on to where steps bring nothing, or to the last one, and complains."""
+    asked = []
+
+    class Rule(sampla.EM):
+        def has_settled(self, trace: list[EMStep], ahead: float, error: float = 0.0) -> bool:  # noqa: ARG002
+            asked.append(len(trace))
+            return False
+
+    problem = build_tiny(name)
+    likelihood = sampla.Gaussian(15.0, learn=False) if name == "gaussian-scalar" else None
+    options: dict[str, Any] = {} if likelihood is None else {"likelihood": likelihood}
+    with pytest.warns(sampla.ConvergenceWarning, match="EM was asked to settle .* a rule of your own"):
+        la = problem.fit("isotropic", solver="block-cg", em=Rule(method=method, max_steps=12), **options)
+    assert asked == list(range(1, len(la.report_.trace) + 1))
+    assert len(asked) >= fewest

@@ -42,6 +42,7 @@ FLOORS = (
     ("verbs", "solvers"),
     ("one Krylov space of M", "inference.krylov"),
     ("what follows from samples and from the space", "inference.evidence inference.quadrature"),
+    ("what an EM step found", "inference.trace"),
     ("what is asked of EM", "inference.settings"),
     ("which way a fit goes", "inference.route"),
     ("what the loop remembers", "inference.state"),

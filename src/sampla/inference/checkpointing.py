@@ -23,7 +23,8 @@ from sampla.core.chunks import Chunks
 from sampla.core.stack import Stack
 from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import LogError
-from sampla.inference.state import EMState, EMStep, trace_rows
+from sampla.inference.state import EMState
+from sampla.inference.trace import EMStep, trace_rows
 from sampla.model import LinearModel, NoiseDraw
 from sampla.solvers import Memory, Mode, Start
 

@@ -16,10 +16,10 @@ from sampla.inference.exact import grown_to_range, unseen_draws
 from sampla.inference.krylov import KrylovSpace, krylov_space
 from sampla.inference.mackay import has_settled, tolerance_factor
 from sampla.inference.quadrature import FixedPoint, Hyper, LogError, Settled, estimated, gamma
-from sampla.inference.state import EMState, EMStep, Task
+from sampla.inference.state import EMState, Task
+from sampla.inference.trace import EMStep
 from sampla.model import LinearModel
-from sampla.solvers import LinearSystem, Mode, RightHandSide, Start, linear_mode
-from sampla.solvers._preconditioners import Sketch
+from sampla.solvers import LinearSystem, Mode, RightHandSide, Sketch, Start, linear_mode
 
 _AT_ONCE = 8
 """A space of so many iterations grows by one more in a step: it then reaches any size in few steps, and at most an
@@ -90,8 +90,7 @@ class KrylovEStep(EStep):
 
     def _fixed_point_step(self, state: EMState) -> EMState:
         """The space grows by an iteration, or more where it is large; alpha and noise are its fixed point."""
-        task, tolerance = self.task, self.task.em.tolerance
-        space = self._first_space(state)
+        task, space = self.task, self._first_space(state)
         for _ in range(1 + space.iterations // _AT_ONCE):
             space = self._grown(state, space)
         used = float(state.prior.precision[0])
@@ -114,11 +113,12 @@ class KrylovEStep(EStep):
         size = float((space.quadrature.nodes + hyper.ratio).reciprocal().square() @ space.quadrature.weights[:, -1])
         row = self._row(state, space, found, change, error, (hyper.precision * size) ** 0.5)
         enough = space.complete or space.iterations >= FEWEST_ITERATIONS
-        settled = has_settled(tolerance, 0.0, error) and enough and not unknown
+        trace = [*state.trace, row]
+        settled = task.em.has_settled(trace, 0.0, error) and enough and not unknown
         grew = state.space is not None and len(space.basis) > len(state.space.basis)
         return replace(
             state, prior=state.prior.with_precision(torch.full_like(state.prior.precision, hyper.precision)),
-            space=space, noise_factor=hyper.noise_factor, trace=[*state.trace, row], settled=settled,
+            space=space, noise_factor=hyper.noise_factor, trace=trace, settled=settled,
             stuck=not (settled or grew), noise_unknown=unknown, precision_error=found.precision_error,
             noise_error=found.noise_error,
         )  # fmt: skip
@@ -133,10 +133,11 @@ class KrylovEStep(EStep):
         proposed = min(max(found.hyper.ratio, used / _FURTHEST_DOWN), used * _FURTHEST_UP)
         change, truncation = abs(log(proposed / used)), found.precision_error.truncation
         row = self._row(state, space, found, change, truncation, (used * size) ** 0.5, mode.error)
+        trace = [*state.trace, row]
         return replace(
             state, prior=state.prior.with_precision(torch.full_like(state.prior.precision, proposed)), space=space,
-            mode=mode, trace=[*state.trace, row],
-            settled=has_settled(self.task.em.tolerance, change, truncation) and mode.error <= self._finest,
+            mode=mode, trace=trace,
+            settled=self.task.em.has_settled(trace, change, truncation) and mode.error <= self._finest,
             precision_error=LogError(found.precision_error.standard_error, truncation + 2 * mode.error),
         )  # fmt: skip
 

@@ -6,7 +6,8 @@ from typing import Any
 from sampla.core.data import Data
 from sampla.inference.evidence import LogEvidence, at_least_zero, dimension_by_layer
 from sampla.inference.quadrature import LogError
-from sampla.inference.state import Inference, trace_rows
+from sampla.inference.state import Inference
+from sampla.inference.trace import trace_rows
 from sampla.solvers import Status
 
 _SMALL_CHANGE = 0.1

@@ -22,19 +22,28 @@ from sampla.inference.mackay import (
     LEAST_LEFT,
     accelerated,
     change_that_matters,
-    has_settled,
     is_rounding,
     relative_change,
     tolerance_factor,
     why_noise_is_unknown,
 )
 from sampla.inference.quadrature import LogError
-from sampla.inference.state import EMState, EMStep, Task
+from sampla.inference.state import EMState, Task
+from sampla.inference.trace import EMStep
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel, NoiseDraw
 from sampla.priors import BoundPrior
-from sampla.solvers import Iterate, LinearSystem, Mode, RightHandSide, Solution, Start, linear_mode, solve_balanced
-from sampla.solvers._preconditioners import Jacobi
+from sampla.solvers import (
+    Iterate,
+    Jacobi,
+    LinearSystem,
+    Mode,
+    RightHandSide,
+    Solution,
+    Start,
+    linear_mode,
+    solve_balanced,
+)
 
 _SLOWEST = 0.02
 """EM's update of the noise covers a part 1 - used of the way, at least this."""
@@ -84,7 +93,7 @@ class SampledEStep(EStep):
         change = max(change_that_matters(state.prior.precision, alpha, gamma), noise_change)
         row = _row(state, samples, alpha, gamma, gamma_error, theta, mode, change)
         trace, near = [*state.trace, row], self._factor == 1
-        settled = has_settled(em.tolerance, change) and near and not unknown
+        settled = em.has_settled(trace, change) and near and not unknown
         prior = state.prior.with_precision(alpha if settled else _proposed(trace, alpha))
         if mode is not None and model is not state.model:  # what is known of the loss is that of the old noise
             mode = replace(mode, memory=None)

@@ -6,6 +6,8 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from sampla.core.checks import require, require_count, require_fraction
+from sampla.inference.mackay import has_settled
+from sampla.inference.trace import EMStep
 
 CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
 LinearModelKind: TypeAlias = Literal["surrogate", "tangent"]
@@ -58,6 +60,16 @@ class EM:
         require_count(self.exact_up_to, "EM exact_up_to", 0, "The default is 256; 0 means never.")
         known = self.method in (None, "krylov", "samples")
         require(known, "EM method 'krylov', 'samples' or None", f"{self.method!r}", "None chooses.")
+
+    def has_settled(self, trace: list[EMStep], ahead: float, error: float = 0.0) -> bool:  # noqa: ARG002  (for rules of one's own)
+        """Whether the loop ends with this step, unless the E-step has been too coarse or cannot tell the noise.
+
+        Args:
+            trace: the EM steps so far, this one last.
+            ahead: largest relative distance of a hyperparameter from its fixed point, as far as steps tell.
+            error: relative error of that fixed point as the E-step's Krylov space knows it.
+        """
+        return has_settled(self.tolerance, ahead, error)
 
     @property
     def kind(self) -> str:

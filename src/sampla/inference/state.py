@@ -1,7 +1,7 @@
 """What stays the same over a fit, what the loop over hyperparameters remembers, and what it leaves behind."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import LogError
 from sampla.inference.route import Route
 from sampla.inference.settings import EM
+from sampla.inference.trace import EMStep
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel, NoiseDraw, Survey
 from sampla.priors import BoundPrior
@@ -21,38 +22,6 @@ _FALLING = 0.2
 """Change of a late EM step by which the noise is on its way to zero, as a rule: the model explains all the targets."""
 _LARGEST_PERCENTAGE = 10.0
 """An error of a logarithm from which it is not given as a percentage."""
-
-
-@dataclass(frozen=True)
-class EMStep:
-    """One row of the trace."""
-
-    precision: list[float]
-    """alpha of each prior group that the E-step used."""
-    updated_precision: list[float]
-    """What MacKay's update made of it; the next step starts from a secant through these."""
-    noise_precision: Any
-    """The noise precision that the E-step used; None if the likelihood has none."""
-    effective_dimension: list[float]
-    effective_dimension_error: list[float]
-    """Standard error of the estimate; zero when exact."""
-    mode_norm: float
-    """|mode|_A at the alpha used."""
-    change: float
-    """Largest |log ratio| of updated to used precisions, over groups in which the data determine anything."""
-    passes: int
-    """Products per right-hand side: of the solve, or of the growing Krylov space."""
-    mode_error: float
-    """Estimated relative error of the mode; zero where it is as exact as the Krylov space."""
-    solve_error: float | None = None
-    """Estimated function-space error of the samples; None where none are solved for."""
-    solve_history: list[float] = field(default_factory=list)
-    """Error estimate after each pass of the samples' solve."""
-    truncation: float | None = None
-    """How far alpha and the noise may still move if the Krylov space grows; None where there is none."""
-    seconds: float = 0.0
-    products: float = 0.0
-    """All products with M and gradients of this step."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +154,8 @@ def what_is_open(task: Task, state: EMState) -> str:
         falling = state.model.likelihood.learns_noise and last.change > _FALLING
         remedy = ", or give Gaussian(noise_precision=1 / std**2) if the noise only ever falls" if falling else ""
         return f"the hyperparameters still change by {last.change:.1%} a step: raise EM(max_steps=...){remedy}"
+    if last.mode_error <= min(task.em.mode_tolerance, task.em.tolerance / 4):
+        return "it has not settled by EM.has_settled, a rule of your own: raise EM(max_steps=...), or change the rule"
     return (
         f"the linear mode is known to {last.mode_error:.2%} only, of which alpha needs more: raise EM(max_steps=...), "
         "or use float64 where rounding stops the search"
@@ -193,8 +164,3 @@ def what_is_open(task: Task, state: EMState) -> str:
 
 def _percent(error: float) -> str:
     return f"{error:.1%}" if error < _LARGEST_PERCENTAGE else "more than ten times"
-
-
-def trace_rows(trace: list[EMStep]) -> list[dict[str, Any]]:
-    """The trace as plain dicts, for JSON."""
-    return [asdict(step) for step in trace]

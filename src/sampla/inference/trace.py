@@ -1,0 +1,41 @@
+"""What each EM step found: the trace of a fit."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EMStep:
+    """One row of the trace."""
+
+    precision: list[float]
+    """alpha of each prior group that the E-step used."""
+    updated_precision: list[float]
+    """What MacKay's update made of it; the next step starts from a secant through these."""
+    noise_precision: Any
+    """The noise precision that the E-step used; None if the likelihood has none."""
+    effective_dimension: list[float]
+    effective_dimension_error: list[float]
+    """Standard error of the estimate; zero when exact."""
+    mode_norm: float
+    """|mode|_A at the alpha used."""
+    change: float
+    """Largest |log ratio| of updated to used precisions, over groups in which the data determine anything."""
+    passes: int
+    """Products per right-hand side: of the solve, or of the growing Krylov space."""
+    mode_error: float
+    """Estimated relative error of the mode; zero where it is as exact as the Krylov space."""
+    solve_error: float | None = None
+    """Estimated function-space error of the samples; None where none are solved for."""
+    solve_history: list[float] = field(default_factory=list)
+    """Error estimate after each pass of the samples' solve."""
+    truncation: float | None = None
+    """How far alpha and the noise may still move if the Krylov space grows; None where there is none."""
+    seconds: float = 0.0
+    products: float = 0.0
+    """All products with M and gradients of this step."""
+
+
+def trace_rows(trace: list[EMStep]) -> list[dict[str, Any]]:
+    """The trace as plain dicts, for JSON."""
+    return [asdict(step) for step in trace]
