@@ -1,6 +1,8 @@
 """How much the data have determined, and what that says about the hyperparameters (MacKay 1992)."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,20 +13,26 @@ from sampla.inference.mackay import updated_alphas
 from sampla.priors import BoundPrior
 from sampla.solvers import Iterate
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 def effective_dimension(solution: Iterate, num_samples: int, prior: BoundPrior) -> tuple[Tensor, Tensor]:
     """gamma_g = tr_g(H^-1 M) for every prior group (docs/method.md, section 3).
 
     Returns:
         (G,) gamma, never negative, and (G,) its standard error: from the solver if it knows it exactly (error zero),
-        otherwise the mean over posterior samples of sum_i z_i (M z)_i.
+        otherwise the mean over posterior samples of sum_i z_i (M z)_i, and the nearest to it without negative parts.
     """
     if solution.effective_dimension is not None:
         gamma = prior.group_sum(solution.effective_dimension)
         return gamma, torch.zeros_like(gamma)
     values, images = solution.value[:num_samples], solution.curvature_value[:num_samples]
     each = torch.stack([prior.group_sum(row) for row in values * images])  # sums are unbiased for tr(H^-1 M)
-    return each.mean(0).clamp_min(0), _standard_error(values, images, prior)
+    gamma, error = each.mean(0), _standard_error(values, images, prior)
+    if bool((gamma < 0).any()):  # a group's share of z' M z may be, where the data say little about it
+        shares = at_least_zero(dict(enumerate(zip(gamma.tolist(), error.tolist(), strict=True))))
+        gamma = gamma.new_tensor([share for share, _ in shares.values()])
+    return gamma, error
 
 
 def _standard_error(values: Tensor, images: Tensor, prior: BoundPrior) -> Tensor:
@@ -67,7 +75,7 @@ def dimension_by_layer(solution: Iterate, num_samples: int, layout: ParameterLay
     }
 
 
-def at_least_zero(shares: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+def at_least_zero(shares: dict[Key, tuple[float, float]]) -> dict[Key, tuple[float, float]]:
     """The shares nearest to sampled ones of which none is negative, and which add up to the same.
 
     A share's true value is at least zero, and sampling errors can be far larger than it. Of
