@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
 
 import sampla
 from helpers import laplace
@@ -252,6 +253,30 @@ def test_other_threads_and_processes_have_their_own() -> None:
                 os._exit(3)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_process_that_was_killed_in_a_bar_stops_no_other(progress: bool) -> None:
+    """It leaves tqdm's lock between processes taken, for all that were forked with it."""
+    lock, ready, done = tqdm.get_lock().mp_lock, threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            ready.set()
+            done.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    ready.wait()
+    fit = threading.Thread(
+        target=lambda: laplace(Pressing().eval(), progress=progress).fit(BATCHES).predict(X), daemon=True
+    )
+    fit.start()
+    fit.join(60)
+    waits = fit.is_alive()
+    done.set()
+    holder.join()
+    assert not waits
 
 
 def test_an_estimator_is_stopped_between_chunks() -> None:

@@ -5,10 +5,21 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 from sampla.core.interrupts import Interruptible
 
 Item = TypeVar("Item")
+
+
+class _Bar(tqdm):
+    """tqdm without its lock between processes, which even a bar that is never shown takes.
+
+    A process that is killed while it holds that lock leaves all that were forked with it waiting for ever. The lock
+    between threads is the one that the user's own bars take.
+    """
+
+    _lock = TqdmDefaultWriteLock.th_lock
 
 
 class Progress:
@@ -24,7 +35,7 @@ class Progress:
 
     def sweep(self, items: Iterable[Item], total: int | None) -> Iterator[Item]:
         """Yield the items and draw a progress bar named after the stage."""
-        yield from tqdm(
+        yield from _Bar(
             Interruptible(items),
             total=total,
             desc=self.stage,
@@ -37,4 +48,4 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line above the bar."""
         if self.enabled:
-            tqdm.write(text, file=sys.stderr)
+            _Bar.write(text, file=sys.stderr)
