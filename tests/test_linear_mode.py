@@ -146,6 +146,20 @@ def test_the_estimated_error_is_true_and_the_bound_holds(problems, check):
     assert (ratios < 0.5).double().mean() < 0.1
 
 
+def test_an_error_that_is_measured_below_the_tolerance_is_no_reason_to_warn():
+    """Where the search ends before its own estimate, from a poor preconditioner, says so."""
+    rows, targets = randn(80, 6), (randn(80, 1, seed=1) > 0).double()
+    model = linear_model(sampla.DesignMatrix(6, dtype=torch.float64), sampla.Bernoulli(), batches(rows, targets, 30))
+    precision, poor = torch.full((6,), 1e-3).double(), Jacobi(torch.full((6,), 1e-3).double())
+    near = linear_mode(model, precision, torch.full((6,), 20.0).double(), tolerance=1e-3).value
+    settings = {"guess": near, "tolerance": 1e-3, "max_steps": 0}
+    with pytest.warns(sampla.ConvergenceWarning, match="stopped at max_steps"):
+        assert not linear_mode(model, precision, poor, **settings).converged
+    found = linear_mode(model, precision, poor, check=True, **settings)
+    assert found.converged
+    assert found.error < 1e-3 < found.bound
+
+
 def _exact(problem, precision, start=None):
     return mode(problem.features, problem.targets, problem.case.loss, precision, start)
 

@@ -325,6 +325,7 @@ def linear_mode(
     if end is not _End.CONVERGED:
         search.point, error = search.best
         error = search.checked() if check and search.point.finite else error
+        end = _End.CONVERGED if check and error <= tolerance else end  # the estimate may have been above the truth
     point = search.point
     bound = objective.bound(point) if search.log_concave else inf
     if end is not _End.CONVERGED:
