@@ -346,7 +346,7 @@ class LinearModel:
         """Second moments of the residuals at the linear model's mean, and of phi z over K samples, for the M-step."""
         name = f"noise, {float(mean.sum())}"
         residual, function = self._once(name, samples, lambda: self._noise_moments(mean, samples))
-        return residual, function
+        return self._to_device(residual), self._to_device(function)  # kept ones come from a file, on the CPU
 
     def _noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         origin = self.features.origin

@@ -11,6 +11,7 @@ import sampla
 from reliability.fits import batches, door, same
 from sampla.core import journal as module
 from sampla.core.journal import Journal
+from sampla.model import LinearModel
 
 GIVEN = sampla.GPrior(0.5, learn=False)
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -145,3 +146,19 @@ def test_writing_takes_its_share_and_no_more(tmp_path: Path, monkeypatch: pytest
     assert journal._full
     journal.begin(1)
     assert not journal._full
+
+
+def test_moments_of_a_network_on_another_device_are_taken_back_there(tmp_path: Path) -> None:
+    """They are not where the vectors are, and files are read on the CPU; with the targets' they are compared."""
+
+    class Features:
+        device, like = torch.device("meta"), torch.zeros(0)
+
+    class Kept(Journal):
+        def once(self, name: str, given: torch.Tensor, *_: Any) -> list[torch.Tensor]:  # noqa: ARG002
+            return [torch.ones((), dtype=torch.float64), torch.ones((), dtype=torch.float64)]
+
+    features: Any = Features()
+    model = LinearModel(features, sampla.Gaussian(1.0), [], journal=Kept(tmp_path))
+    vectors = torch.zeros(1, 3)
+    assert [moment.device.type for moment in model.noise_moments(vectors, vectors)] == ["meta", "meta"]
