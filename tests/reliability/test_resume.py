@@ -46,6 +46,25 @@ def test_whenever_it_is_stopped_it_ends_the_same_to_the_bit(name: str, tmp_path:
     assert resumed or len(whole.report_.trace) == 1
 
 
+@pytest.mark.filterwarnings("ignore::sampla.ConvergenceWarning")
+def test_traces_that_had_to_become_exact_stay_exact(tmp_path: Path) -> None:
+    """Nothing is sampled once more at the first step after a stop, which might then take the noise for known."""
+    data = [(DATA[:12].double(), REAL[:12].double())]
+
+    def fitted(steps: int, folder: Path | None = None) -> sampla.LinearisedLaplace:
+        em, prior = sampla.EM(exact_up_to=5, max_steps=steps), sampla.GPrior(precision=0.01, learn=False)
+        noise = sampla.Gaussian(structure="diagonal")
+        return laplace(network(2).double(), noise, solver="block-cg", prior=prior, em=em).fit(data, folder)
+
+    whole = fitted(6)
+    fitted(3, tmp_path)
+    again = fitted(6, tmp_path)
+    assert [row["passes"] for row in whole.report_.trace][2:] == [0] * 4
+    costs = [[row["products"] for row in each.report_.trace] for each in (whole, again)]
+    assert costs[0] == costs[1]
+    assert same(whole, again)
+
+
 def shuffled(seed: int) -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(TensorDataset(DATA, REAL), 16, shuffle=True, generator=generator)

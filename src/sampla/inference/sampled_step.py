@@ -68,6 +68,7 @@ class SampledEStep(EStep):
 
     def start(self, state: EMState) -> EMState:
         """With the right-hand sides of a loop that was stopped, if it is one."""
+        self._exact = self._exact or self._was_exact(state)
         if self.task.route.moves_curvature and state.mode is not None:
             moved = state.model.replaced(features=OutputsAt(self._features, state.mode.value))
             state = replace(state, model=moved)
@@ -219,6 +220,12 @@ class SampledEStep(EStep):
     def _draw_for(self, model: LinearModel, count: int) -> None:
         """The right-hand sides again, from the same standard normals; EM needs few of them."""
         self._draw, self._target = model.draw_noise(self.task.seed, count), None
+
+    def _was_exact(self, state: EMState) -> bool:
+        """Whether a loop that was stopped had gone over to exact traces: once it has, it stays with them."""
+        last = state.trace[-1] if state.trace else None
+        exact = last is not None and last.passes == 0 and not any(last.effective_dimension_error)
+        return exact and self.task.route.exact_if_needed
 
     def _noise_unknown(self, state: EMState, gamma: Tensor, gamma_error: Tensor) -> str:
         """Why N C - gamma cannot tell the noise; empty if it can, or need not."""
