@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import sampla
 from cases import randn
@@ -49,6 +50,23 @@ def test_it_is_the_difference_from_an_exact_solve_of_the_same_samples(case: str)
     stated = (found.solve_error.square() * size).mean() ** 0.5
     assert float(true) > 1e-3 * float(size.mean()) ** 0.5, "there is something to find"
     assert 0.5 < float(stated / true) < 2
+
+
+def test_a_loader_that_shuffles_is_measured_by_the_system_that_was_solved() -> None:
+    """Its noise cannot be drawn again: another order of the data is another draw."""
+    x = randn(60, 6)
+    y = (x @ randn(6, 4, seed=1)).argmax(1)
+
+    def error(shuffle: bool) -> float:
+        torch.manual_seed(3)
+        loader = DataLoader(TensorDataset(x, y), 20, shuffle=shuffle)
+        em = sampla.EM(exact_up_to=0)
+        la = sampla.LinearisedLaplace(network(torch.float64), solver="block-cg", em=em, progress=False).fit(loader)
+        found = la.predict(x, certificate=True).solve_error
+        assert found is not None
+        return float(found.mean())
+
+    assert error(shuffle=True) < 3 * error(shuffle=False) < 0.1
 
 
 def test_it_costs_its_passes_once_and_needs_a_fit() -> None:

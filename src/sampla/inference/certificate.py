@@ -9,13 +9,12 @@ from torch import Tensor
 
 from sampla.core.blocks import dots
 from sampla.core.checks import require, without_complaints
-from sampla.inference.e_step import right_hand_side
 from sampla.inference.state import Inference
 from sampla.model import LinearModel
 from sampla.solvers import BlockCG, LinearSystem, RightHandSide, solve
 
-_COMBINATIONS, _TOLERANCE, _MOST_PASSES = 4, 0.05, 200
-"""Vectors, tolerance and products of the solve for the error, which is wanted to about a third."""
+_TOLERANCE, _MOST_PASSES = 0.05, 200
+"""Tolerance and products of the solve for the error, which is wanted to about a third."""
 
 
 def error_sample(inference: Inference | None, seed: int) -> Tensor:
@@ -23,8 +22,8 @@ def error_sample(inference: Inference | None, seed: int) -> Tensor:
 
     With residuals r_k = b_k - H z_k and random signs s_k, e = H^-1 sum_k s_k r_k / K^(1/2) has E (phi e)^2 equal to the
     mean over k of (phi (z_k - z*_k))^2, for every phi: at any input, J e is as large as what is wrong with a sample's
-    function there. A few of them, because all the error may lie in one direction. Costs the noise's pass, a product
-    with all samples, and a solve for these few.
+    function there. A few of them, because all the error may lie in one direction. Costs a product with these few, and a
+    solve for them.
 
     Args:
         inference: a fit whose data can still be read; None is refused.
@@ -36,21 +35,16 @@ def error_sample(inference: Inference | None, seed: int) -> Tensor:
     remedy = "A file holds no training data: call fit(loader), with checkpoint= to go on from what a fit has kept."
     require(inference is not None, "a fit of this process to measure its error", "a posterior from a file", remedy)
     assert inference is not None
-    model, precision = inference.model, inference.prior.diagonal
+    model, precision, kept = inference.model, inference.prior.diagonal, inference.posed
     model = LinearModel(model.features, model.likelihood, model.data, model.ledger, model.chunks, exact=True)
     count = len(inference.samples)
-    draw = model.draw_noise(seed, count)
-    rhs = right_hand_side(seed, precision, draw.data_part, None)
-    samples = inference.solution.value[:count]
-    residual = rhs.total - model.curvature_product(samples) - precision * samples
-    generator, several = torch.Generator().manual_seed(seed), min(count, _COMBINATIONS)
-    signs = (2 * torch.randint(2, (several, count), generator=generator) - 1).to(residual)
-    combined = signs @ residual / count**0.5
+    solved = kept.signs @ inference.solution.value[:count]
+    combined = (kept.combined - model.curvature_product(solved) - precision * solved) / count**0.5
     size = dots(combined, combined).mean().sqrt().to(combined)
     if not bool(size > 0):
         return torch.zeros_like(combined)
-    system = LinearSystem(model, precision, draw.diagonal)
-    posed = RightHandSide(combined / size, torch.zeros_like(combined), several, seed)
+    system = LinearSystem(model, precision, kept.diagonal)
+    posed = RightHandSide(combined / size, torch.zeros_like(combined), len(combined), seed)
     with without_complaints():
         found = solve(BlockCG(), system, posed, tolerance=_TOLERANCE, max_passes=_MOST_PASSES)
     return found.value * size * inference.prior.scale

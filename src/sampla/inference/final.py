@@ -3,6 +3,7 @@
 from dataclasses import replace
 from math import log, nan, pi
 
+import torch
 from torch import Tensor
 
 from sampla.core.checks import complain, without_complaints
@@ -10,8 +11,11 @@ from sampla.inference.e_step import FinalProblem
 from sampla.inference.evidence import LogEvidence, effective_dimension
 from sampla.inference.mackay import updated_noise
 from sampla.inference.quadrature import Estimate, LogError, estimated, gamma
-from sampla.inference.state import EMState, Inference, Task
+from sampla.inference.state import EMState, Inference, Posed, Task
 from sampla.solvers import LinearSystem, RightHandSide, Solution, Start, solve_balanced
+
+_COMBINATIONS = 4
+"""Random combinations of the samples' right-hand sides that are kept, to measure the error of the solve by."""
 
 
 def solved(task: Task, problem: FinalProblem) -> Solution:
@@ -71,7 +75,19 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
         precision_error=state.precision_error,
         noise_error=noise_error,
         unsettled=unsettled,
+        posed=_posed(problem, count),
     )
+
+
+def _posed(problem: FinalProblem, count: int) -> Posed:
+    """Random combinations of the samples' right-hand sides, in the coordinates of the state's model."""
+    rhs, diagonal = problem.rhs, problem.system.diagonal
+    generator = torch.Generator().manual_seed(rhs.seed)
+    signs = (2 * torch.randint(2, (min(count, _COMBINATIONS), count), generator=generator) - 1).to(diagonal)
+    combined = signs @ rhs.data_part[:count] + signs @ rhs.prior_part[:count]
+    if problem.scale is not None:
+        combined, diagonal = combined / problem.scale, diagonal / problem.scale.square()
+    return Posed(signs, combined, diagonal)
 
 
 def _in_full_precision(task: Task, system: LinearSystem, rhs: RightHandSide, start: Start | None) -> Solution:

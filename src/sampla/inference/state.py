@@ -90,6 +90,21 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Posed:
+    """What is kept of the final linear system, to measure the error of its solution later.
+
+    The right-hand sides cannot be drawn again: a loader that shuffles gives another draw on every pass.
+    """
+
+    signs: Tensor
+    """(k, K) of 1 and -1."""
+    combined: Tensor
+    """(k, P) sum_k s_k b_k of the K samples' right-hand sides, with these signs."""
+    diagonal: Tensor
+    """(P,) an estimate of the diagonal of M, for preconditioning."""
+
+
+@dataclass(frozen=True)
 class Inference:
     """The posterior of a linear model in the coordinates of its parameters theta."""
 
@@ -112,6 +127,7 @@ class Inference:
     precision_error: LogError | None
     """Relative errors of alpha, where they are known."""
     noise_error: LogError | None
+    posed: Posed
     unsettled: str = ""
     """What keeps EM from having settled; empty if it has."""
 

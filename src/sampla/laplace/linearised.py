@@ -230,7 +230,7 @@ class LinearisedLaplace:
             method: "monte-carlo" or "probit", how class probabilities are averaged.
             num_draws: draws of a Monte Carlo average.
             certificate: whether to measure what the solve has left undone at these inputs (``Predictive.solve_error``),
-                by two passes over the training data and a solve for four vectors, once after a fit.
+                by a solve for four vectors over the training data, once after a fit.
         """
         posterior, error = self._fitted(), None
         with deferred_interrupts(), apart(self.model), freed_memory_kept():
