@@ -344,7 +344,7 @@ class LinearModel:
 
     def noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Second moments of the residuals at the linear model's mean, and of phi z over K samples, for the M-step."""
-        name = f"noise, {float(mean.sum())}"
+        name = f"noise, {float(mean.sum())}" if self.journal.keeps else "noise"
         residual, function = self._once(name, samples, lambda: self._noise_moments(mean, samples))
         return self._to_device(residual), self._to_device(function)  # kept ones come from a file, on the CPU
 

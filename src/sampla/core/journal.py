@@ -63,6 +63,11 @@ class Journal:
                 path.unlink()
 
     @property
+    def keeps(self) -> bool:
+        """Whether a stage has begun, so that passes are told apart."""
+        return self._stage is not None
+
+    @property
     def _path(self) -> Path:
         """Of the next file."""
         assert self._folder is not None
@@ -98,7 +103,7 @@ class Journal:
             compute: takes the pass.
             counters: adds products and readings of the data to the counts, and returns them.
         """
-        if self._stage is None:
+        if not self.keeps:
             return list(compute())
         sizes = [float(given.sum()), *(float(vector_norm(given, order)) for order in (1, 2))]
         asked = {"name": name, "shape": list(given.shape), "sizes": sizes}
