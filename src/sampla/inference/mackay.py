@@ -24,6 +24,8 @@ LEAST_LEFT = 1e-3
 """Part of N C that N C - gamma is taken to be at least, and must exceed for the noise to be learnt from it."""
 _SMALLEST = 1e-300
 """Divisor at least."""
+_FEWEST_DEGREES = 4.0
+"""Degrees of freedom that an estimated trace is taken to have at least."""
 DETERMINED = 0.1
 """gamma that a group must exceed for the data to say anything about its alpha; EM does not wait for the others."""
 _STANDARD_ERRORS = 3.0
@@ -179,3 +181,17 @@ def is_rounding(residual: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _at_least(value: Number, least: float) -> Number:
     return value.clamp_min(least) if isinstance(value, Tensor) else max(value, least)
+
+
+def trace_error(value: Tensor, variance: Tensor) -> Tensor:
+    """Standard error of an estimated trace, a mean of Gaussian quadratic forms that tells its own variance as well.
+
+    The two rise and fall together: where value and variance are both a multiple of chi^2_nu, nu = 2 value^2 / variance,
+    the mean square of (value - truth) / variance^(1/2) is nu / (nu - 2) instead of one.
+
+    Args:
+        value: the estimate, at least zero.
+        variance: of it, estimated.
+    """
+    nu = (2 * value.square() / variance.clamp_min(_SMALLEST)).clamp_min(_FEWEST_DEGREES)
+    return (variance * nu / (nu - 2)).sqrt()

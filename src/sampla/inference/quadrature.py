@@ -18,7 +18,15 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from sampla.inference.krylov import KrylovSpace, Quadrature
-from sampla.inference.mackay import ALL_MET, BOUNDS, settled_error, updated_alpha, updated_noise, why_noise_is_unknown
+from sampla.inference.mackay import (
+    ALL_MET,
+    BOUNDS,
+    settled_error,
+    trace_error,
+    updated_alpha,
+    updated_noise,
+    why_noise_is_unknown,
+)
 
 _RANGE = log(BOUNDS[0]), log(BOUNDS[1])
 _NARROW = 1.5
@@ -80,7 +88,8 @@ def _standard_error(
         return 0.0
     nodes, weights = space.quadrature.nodes, space.quadrature.weights[:, :probes]
     values = form(Quadrature(nodes, torch.eye(len(nodes), dtype=torch.float64)), ratio)
-    return float((2 / probes * (nodes * values.square()) @ weights.mean(1)).sqrt())
+    average = weights.mean(1)
+    return float(trace_error(values @ average, 2 / probes * (nodes * values.square()) @ average))
 
 
 @dataclass(frozen=True)
