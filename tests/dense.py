@@ -69,8 +69,8 @@ def predictive_covariance(features: Tensor, inverse: Tensor) -> Tensor:
     return rows @ inverse @ rows.mT
 
 
-class NoModeError(AssertionError):
-    """The reference has found no mode."""
+class NoReferenceError(AssertionError):
+    """A reference that float64 cannot tell."""
 
 
 def mode(features: Tensor, targets: Tensor, loss: Loss, precision: Tensor, start: Tensor | None = None) -> Tensor:
@@ -91,7 +91,7 @@ def mode(features: Tensor, targets: Tensor, loss: Loss, precision: Tensor, start
         theta = theta + length * step
         if float((step * (hessian @ step)).sum()) < 1e-22 * float((precision * theta.square()).sum()):
             return theta
-    raise NoModeError("the reference's own Newton iteration did not converge")
+    raise NoReferenceError("the reference's own Newton iteration did not converge")
 
 
 def fast_hessians(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -317,6 +317,8 @@ def gaussian_log_evidence(features: Tensor, targets: Tensor, weights: Tensor, pr
     rows = features.flatten(0, 1)
     noise = torch.block_diag(*torch.linalg.inv(weights))
     covariance = (rows / precision) @ rows.mT + noise
+    if bool(torch.linalg.cholesky_ex(covariance).info):
+        raise NoReferenceError("the covariance of the targets is singular up to rounding")
     return float(
         torch.distributions.MultivariateNormal(torch.zeros(len(rows)).double(), covariance).log_prob(targets.flatten())
     )

@@ -116,19 +116,20 @@ def trials(count: int, seed: int, folder: Path, say: Callable[[str], None] = lam
         for number in range(count):
             case = problem(1000 * seed + number)
             la = case.fitted()
+            found["tried"] += 1
+            if not (la.report_.status.startswith("reached") and la.report_.settled):
+                found["refused"] += 1
+                continue
             try:
                 row = judged(case, la)
-            except dense.NoModeError:  # classes that a plane separates, under next to no prior
+            except dense.NoReferenceError:  # classes that a plane separates, or no noise, under next to no prior
                 found["without a reference"] += 1
                 continue
             low = {name: row[name] for name in ("samples", "mean") if row.get(name, 1.0) < 0.5}
             wrong = bool(low) or row["least gamma"] < 0
-            refused = not (la.report_.status.startswith("reached") and la.report_.settled)
-            verdict = "refused" if refused else "wrong" if wrong else "right"
-            found["tried"] += 1
-            found[verdict] += 1
+            found["wrong" if wrong else "right"] += 1
             rows.append(row)
-            if verdict == "wrong":
+            if wrong:
                 say(f"case {number}, {case.kind}: {low or row}")
     return found | _summary(rows)
 
