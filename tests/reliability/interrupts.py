@@ -304,7 +304,7 @@ class Sender:
         """Until the signal has come, if it has not yet."""
         assert self.process.stdout is not None
         try:
-            while int(self.process.stdout.readline()) != self.number:
+            while self.process.stdout.readline().strip() != str(self.number):  # a line may have been cut by a signal
                 pass
         except KeyboardInterrupt:  # after the action's end
             pass
