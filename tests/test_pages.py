@@ -17,6 +17,8 @@ from experiments.common.store import Store
 from experiments.regression import uci_page
 from experiments.tomography import real
 
+from reliability import page as reliability
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -33,6 +35,7 @@ PAGES = {
     ),
     "experiments/results/uci/results": ("experiments/regression/uci", uci_page.page),
     "experiments/results/tomography-real/results": ("experiments/tomography/real", real.page),
+    "docs/reliability": ("tests/reliability/reliability", reliability.page),
     "benchmarks/engine": ("benchmarks/engine/engine", engine.page),
     "benchmarks/linear_models": ("benchmarks/linear/linear_models", linear.page),
     "benchmarks/solvers": ("benchmarks/solvers/solvers", solvers.page),

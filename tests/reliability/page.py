@@ -19,7 +19,7 @@ def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
     rows = {name: store.rows[name] for name in WHAT if name in store.rows}
     lines = [
-        [WHAT[name], *(f"{row[each]:,}" for each in ("tried", "right", "refused", "wrong")), f"{row['seconds']:.0f} s"]
+        [WHAT[name], *(f"{row.get(n, 0):,}" for n in ("tried", "right", "refused", "wrong")), f"{row['seconds']:.0f} s"]
         for name, row in rows.items()
     ]
     machine = f", {store.environment['machine']}"
