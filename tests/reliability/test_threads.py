@@ -66,15 +66,18 @@ def test_fits_beside_predictions_are_right(shared: bool) -> None:
     la = posterior(model).fit([(X, Y)])
     expected, alone = la.predict(X).std, posterior(network(), "isotropic").fit([(X, Y)]).samples_
     results: list[sampla.LinearisedLaplace] = []
+    # Drawn here: two threads that draw their weights at once share torch's one generator.
+    others = [model, model] if shared else [network(), network()]
 
     def fit() -> None:
-        results.append(posterior(model if shared else network(), "isotropic").fit([(X, Y)]))
+        results.append(posterior(others.pop(), "isotropic").fit([(X, Y)]))
 
     def ask() -> None:
         for _ in range(40):
             assert torch.equal(la.predict(X).std, expected)
 
     together(fit, ask, fit)
+    assert len(results) == 2
     for result in results:
         for name, samples in result.samples_.items():
             assert torch.equal(samples, alone[name])
