@@ -125,7 +125,7 @@ class LinearModel:
             self.exact if exact is None else exact, self.journal,
         )  # fmt: skip
 
-    def _once(self, name: str, given: Tensor, compute: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+    def once(self, name: str, given: Tensor, compute: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
         """The results of a pass, from the journal if it has them, with what they had cost."""
 
         def counters(products: float = 0.0, sweeps: int = 0) -> tuple[float, int]:
@@ -282,7 +282,7 @@ class LinearModel:
         With a stride, M is estimated from every stride-th minibatch of the data, for that part of the cost.
         """
         name = f"M v, {stride}, {self.exact}"
-        return self._once(name, vectors, lambda: [self._curvature_product(vectors, stride)])[0]
+        return self.once(name, vectors, lambda: [self._curvature_product(vectors, stride)])[0]
 
     def _curvature_product(self, vectors: Tensor, stride: int) -> Tensor:
         count, seen = vectors.shape[0], 0
@@ -304,7 +304,7 @@ class LinearModel:
 
     def loss_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """The loss -sum log p(y_n | phi_n theta), or of the tangent, and its gradient: (1, P) -> float, (1, P)."""
-        loss, gradient = self._once("loss", theta, lambda: self._loss_gradient(theta))
+        loss, gradient = self.once("loss", theta, lambda: self._loss_gradient(theta))
         return float(loss), gradient
 
     def _loss_gradient(self, theta: Tensor) -> list[Tensor]:
@@ -326,7 +326,7 @@ class LinearModel:
         (1, P), (1, P) -> (1, P); the same data in every call, as long as the loader's order is fixed.
         """
         both = torch.cat([theta, vector])
-        return self._once(f"Newton, {stride}", both, lambda: [self._newton_product(theta, vector, stride)])[0]
+        return self.once(f"Newton, {stride}", both, lambda: [self._newton_product(theta, vector, stride)])[0]
 
     def _newton_product(self, theta: Tensor, vector: Tensor, stride: int) -> Tensor:
         theta, vector = self._to_device(theta), self._to_device(vector)
@@ -345,7 +345,7 @@ class LinearModel:
     def noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Second moments of the residuals at the linear model's mean, and of phi z over K samples, for the M-step."""
         name = f"noise, {float(mean.sum())}" if self.journal.keeps else "noise"
-        residual, function = self._once(name, samples, lambda: self._noise_moments(mean, samples))
+        residual, function = self.once(name, samples, lambda: self._noise_moments(mean, samples))
         return self._to_device(residual), self._to_device(function)  # kept ones come from a file, on the CPU
 
     def _noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:

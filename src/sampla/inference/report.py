@@ -8,6 +8,7 @@ from sampla.inference.evidence import LogEvidence, at_least_zero, dimension_by_l
 from sampla.inference.quadrature import LogError
 from sampla.inference.state import Inference
 from sampla.inference.trace import trace_rows
+from sampla.posterior.width import Width
 from sampla.solvers import Status
 
 _SMALL_CHANGE = 0.1
@@ -82,6 +83,8 @@ class FitReport:
     """What keeps EM from having settled, and what helps; empty if it has."""
     chunks: dict[str, Any] | None = None
     """How much went through the features at once, how that was found, and how often memory ran out."""
+    width: dict[str, Any] | None = None
+    """By which factors predictions take the posterior's deviations, and where they come from (``posterior.width``)."""
 
     @property
     def std_error(self) -> float:
@@ -110,6 +113,8 @@ class FitReport:
             f"prior        {self._describe_prior()}",
             f"data         determine {self._describe_gamma()} of {self.num_parameters:,} parameters",
         ]
+        if self.width is not None:
+            lines.append(f"width        {Width.from_dict(self.width)}")
         if len(self.effective_dimension_by_layer) > 1:
             lines.append(f"layers       {self._describe_layer()}")
         if self.products:
@@ -247,6 +252,7 @@ def build_report(
     seconds: float,
     tolerance: float,
     products: str = "",
+    width: Width | None = None,
 ) -> FitReport:
     """Collect the report from what the fit left behind."""
     noise = inference.model.likelihood.noise_precision
@@ -288,4 +294,5 @@ def build_report(
         effective_dimension_by_layer={name: gamma for name, (gamma, _) in layers.items()},
         effective_dimension_by_layer_error={name: error for name, (_, error) in layers.items()},
         chunks=inference.model.chunks.facts(),
+        width=None if width is None else width.to_dict(),
     )

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,11 @@ from sampla.inference.certificate import error_sample
 from sampla.inference.checkpointing import held, restore_chunks, restore_state, save_state, saved_noise
 from sampla.inference.infer import Inference, infer
 from sampla.inference.memory_plan import MemoryPlan, plan_memory
-from sampla.inference.report import FitReport, build_report
+from sampla.inference.mode import mode_of
+from sampla.inference.report import build_report
 from sampla.inference.settings import EM, CurvatureAt, LinearModelKind
 from sampla.laplace.choices import check_numbers, check_options, chosen_likelihood, chosen_prior, chosen_solver
+from sampla.laplace.fitted import Fitted
 from sampla.laplace.guards import (
     apart,
     check_evaluation_mode,
@@ -47,6 +49,7 @@ from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
 from sampla.posterior.posterior import Posterior, load_posterior
 from sampla.posterior.predictive import Predictive
+from sampla.posterior.width import Width, leave_one_out_width
 from sampla.priors import Prior
 from sampla.solvers import Solver
 
@@ -57,7 +60,7 @@ _REMEDY = (
 )
 
 
-class LinearisedLaplace:
+class LinearisedLaplace(Fitted):
     """Linearised Laplace with exact posterior samples (Antoran et al. 2023; docs/method.md, section 6).
 
     Args:
@@ -90,6 +93,10 @@ class LinearisedLaplace:
             hold them: a pass brings the K it multiplies to the network and takes the result back. None: with the
             network. Needs block conjugate gradients.
         progress: show a bar on anything over two seconds.
+        width: by which factors predictions take the posterior's standard deviations: "loo" finds them by leave-one-out
+            on the training data, one for probabilities and one for joint predictions, for half a pass more (and a
+            search for the linear mode where nothing is learnt); "em" leaves the posterior as it is; a number is the
+            factor (docs/method.md, section 9). ``samples_`` are of the posterior itself.
 
     Raises:
         ValueError: for unknown names, K < 2, a model in train mode, a device that is not there, or vectors_on with
@@ -127,11 +134,13 @@ class LinearisedLaplace:
         autocast: torch.dtype | None = None,
         vectors_on: torch.device | str | None = None,
         progress: bool = True,
+        width: Literal["loo", "em"] | float = "loo",
     ) -> None:
+        super().__init__()
         fix = "Pass the trained network (of an ExportedProgram its module())."
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, fix)
         check_numbers(num_samples, seed, max_passes, tolerance)
-        check_options(curvature_at, linear_model, log_evidence, autocast, chunks)
+        check_options(curvature_at, linear_model, log_evidence, autocast, chunks, width)
         self.model = model
         self.likelihood, self.prior = chosen_likelihood(likelihood), chosen_prior(prior)
         self.names, self.excluded = select_parameters(model, parameters)
@@ -143,12 +152,9 @@ class LinearisedLaplace:
         self.num_samples, self.seed = int(num_samples), int(seed)  # of NumPy, they may overflow
         self.tolerance, self.max_passes = tolerance, max_passes
         self.em = EM() if em is None else named(em, {}, EM)
-        self.curvature_at, self.linear_model = curvature_at, linear_model
+        self.curvature_at, self.linear_model, self.width = curvature_at, linear_model, width
         self.log_evidence, self.output, self.chunks, self.autocast = log_evidence, output, chunks, autocast
         self._progress = Progress(progress)
-        self._posterior: Posterior | None = None
-        self._inference: Inference | None = None
-        self._report: FitReport | None = None
         self._error: Tensor | None = None
 
     def fit(
@@ -194,12 +200,13 @@ class LinearisedLaplace:
                     restore=lambda state: restore_state(checkpoint, state, identity()),
                     keep=lambda state: save_state(checkpoint, state, identity()),
                 )  # fmt: skip
+                width = self._found_width(model.replaced(likelihood=inference.model.likelihood), inference)
             words = self._describe_products(features) + ("; torch.autocast around the fit put aside" if ambient else "")
             spent = perf_counter() - start
-            report = build_report(inference, data, self.excluded, adjoint, spent, self.tolerance, words)
+            report = build_report(inference, data, self.excluded, adjoint, spent, self.tolerance, words, width)
             posterior = Posterior(
                 features, inference.model.likelihood, inference.samples, report.to_dict(), identity()["network"],
-                network_dtypes(self.model),
+                network_dtypes(self.model), width,
             )  # fmt: skip
             if report.seconds > 2:
                 self._progress.say(report.summary)
@@ -238,70 +245,6 @@ class LinearisedLaplace:
             if certificate:
                 error = self._error = error_sample(self._inference, self.seed) if self._error is None else self._error
             return posterior.predict(x, method, num_draws, error)
-
-    @property
-    def prior_precision_(self) -> Tensor:
-        """(G,) alpha of each prior group (G = 1 for isotropic and g-prior)."""
-        return torch.tensor(self._fitted().facts["prior_precision"], dtype=torch.float64)
-
-    @property
-    def noise_precision_(self) -> Tensor | None:
-        """Noise precision of a likelihood that has one: () or, for a Gaussian, (C,) or (C, C); None for others."""
-        return self._fitted().likelihood.noise_precision
-
-    @property
-    def effective_dimension_(self) -> Tensor:
-        """(G,) gamma: how many parameters the data determine, for each prior group."""
-        return torch.tensor(self._fitted().facts["effective_dimension"], dtype=torch.float64)
-
-    @property
-    def log_evidence_(self) -> float:
-        """log p(y) of the linear model in nats, to compare networks and priors; its errors are in ``report_``.
-
-        log p(y | mode) - |mode|_A^2 / 2 - log det(I + A^-1 M) / 2 of ``linear_model`` (docs/method.md, section 8), with
-        Gaussian noise log N(y; 0, J A^-1 J' + B^-1), or for the tangent the same density of y - f + J w; not of the
-        network itself. The determinant by stochastic Lanczos quadrature (exact with solver="dense").
-
-        Raises:
-            RuntimeError: if the fit was not asked for it.
-        """
-        value = self._fitted().facts["log_evidence"]
-        if value is None:
-            raise RuntimeError(
-                "the log evidence was not estimated, because nothing was learnt or the solver does not tell it: "
-                "fit with log_evidence=True"
-            )
-        return float(value)
-
-    @property
-    def samples_(self) -> dict[str, Tensor]:
-        """Parameter name -> (K, *shape): zero-mean posterior samples, to be added to the trained weights."""
-        return self._fitted().layout.named(self._fitted().samples)
-
-    @property
-    def linear_mean_(self) -> dict[str, Tensor] | None:
-        """Parameter name -> shape: the mode of ``linear_model`` itself, which the hyperparameter update uses."""
-        inference = self._inference
-        if inference is None or inference.mean is None:
-            return None
-        return {name: value[0] for name, value in self._fitted().layout.named(inference.mean[None]).items()}
-
-    @property
-    def report_(self) -> FitReport:
-        """What the fit did, cost and reached. ``print(la.report_)``."""
-        if self._report is None:
-            self._report = FitReport.from_dict(self._fitted().facts)
-        return self._report
-
-    def save(self, path: str | Path) -> None:
-        """Write the posterior to one safetensors file.
-
-        Raises:
-            RuntimeError: before fit.
-            OSError: if it cannot be written; an older file at ``path`` stays.
-        """
-        with deferred_interrupts():
-            self._fitted().save(path)
 
     @classmethod
     def load(
@@ -347,14 +290,19 @@ class LinearisedLaplace:
         features.require_autocast(first.rows(0, 2).inputs)
         return features, data, adjoint
 
+    def _found_width(self, model: LinearModel, inference: Inference) -> Width:
+        if not isinstance(self.width, str):
+            return Width(float(self.width), float(self.width), "given")
+        if self.width == "em":
+            return Width()
+        self._progress.enter("leave-one-out")
+        mean = mode_of(inference, self.em.mode_tolerance, self._progress.enter)
+        at_mode = self.curvature_at == "linear-mode" and not model.likelihood.is_quadratic
+        return leave_one_out_width(model, inference.samples, mean, at_mode, self.seed)
+
     def _describe_products(self, features: NetworkFeatures) -> str:
         reduced = f"; under autocast to {self.autocast} but for the last passes" if self.autocast else ""
         return features.products.description + reduced
-
-    def _fitted(self) -> Posterior:
-        if self._posterior is None:
-            raise RuntimeError("this LinearisedLaplace is not fitted yet: call fit(loader) first")
-        return self._posterior
 
     def _chunks_for(self, checkpoint: str | Path | None) -> Chunks:
         chunks = Chunks(say=self._progress.say)

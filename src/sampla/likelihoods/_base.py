@@ -47,6 +47,9 @@ class Likelihood(ABC):
     """True if log_prob is quadratic in f with B independent of f: the mean then solves a linear system."""
     class_axis: int | None = None
     """The axis of the outputs, counted from the end, along which probabilities add up to one; None: no such axis."""
+    observation_axes: tuple[int, ...] | None = None
+    """The axes of the outputs, counted from the end, that one observation is about, where a datum has several that are
+    independent given f (pixels, places in a sequence, labels); None: a datum is one observation."""
     learns_noise = False
     """True if EM is to learn ``noise_precision``; ``residuals`` and ``with_noise`` are needed then."""
     noise_precision: Tensor | None = None
@@ -56,6 +59,12 @@ class Likelihood(ABC):
     @abstractmethod
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """(n,) log p(y_n | f_n) in nats, summed over the inner axes of one datum; differentiable by autograd."""
+
+    def observation_log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(n, ...) log p of each observation in nats, the ``observation_axes`` taken out; sums to ``log_prob``."""
+        if self.observation_axes is not None:
+            raise NotImplementedError(f"{type(self).__name__} has observation_axes: write observation_log_prob")
+        return self.log_prob(outputs, targets)
 
     @abstractmethod
     def curvature_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:

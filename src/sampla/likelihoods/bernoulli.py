@@ -22,6 +22,7 @@ class Bernoulli(Likelihood):
         ValueError: for a value that is a label, in [0, 1].
     """
 
+    observation_axes = ()
     ignore_value: float | None = None
 
     def __init__(self, ignore_value: float | None = None) -> None:
@@ -31,12 +32,15 @@ class Bernoulli(Likelihood):
         self.ignore_value = None if ignore_value is None else float(ignore_value)
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.observation_log_prob(outputs, targets).reshape(outputs.shape[0], -1).sum(1)
+
+    def observation_log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         known = self.counted(targets)
         labels = targets if known is None else targets.where(known, 0)  # any label will do where none is asked for
         loss = binary_cross_entropy_with_logits(outputs, labels.to(outputs), reduction="none")
         if known is not None:
             loss = loss * known
-        return -loss.reshape(loss.shape[0], -1).sum(1)
+        return -loss
 
     def counted(self, targets: Tensor) -> Tensor | None:
         return None if self.ignore_value is None else as_counts(targets) != self.ignore_value

@@ -30,6 +30,7 @@ class Categorical(Likelihood):
     """
 
     class_axis: int = -1
+    observation_axes = (-1,)
     ignore_index: int | None = None
 
     def __init__(self, class_axis: int = -1, ignore_index: int | None = None) -> None:
@@ -37,9 +38,13 @@ class Categorical(Likelihood):
         require(class_axis < 0, "a class axis counted from the end", f"{class_axis}", fix)
         whole = ignore_index is None or int(ignore_index) == ignore_index
         require(whole, "ignore_index as an integer", f"{ignore_index}", "-100 is usual.")
-        self.class_axis, self.ignore_index = int(class_axis), None if ignore_index is None else int(ignore_index)
+        self.class_axis, self.observation_axes = int(class_axis), (int(class_axis),)
+        self.ignore_index = None if ignore_index is None else int(ignore_index)
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.observation_log_prob(outputs, targets).reshape(targets.shape[0], -1).sum(1)
+
+    def observation_log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         logits = outputs.movedim(self.class_axis, -1).flatten(0, -2)
         known, labels = self._known(targets), as_counts(targets).flatten()
         if known is not None:  # any class will do where none is asked for
@@ -47,7 +52,7 @@ class Categorical(Likelihood):
         loss = cross_entropy(logits, labels, reduction="none")
         if known is not None:
             loss = loss * known.flatten()
-        return -loss.view(targets.shape[0], -1).sum(1)
+        return -loss.view(targets.shape)
 
     def counted(self, targets: Tensor) -> Tensor | None:
         known = self._known(targets)

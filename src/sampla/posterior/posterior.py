@@ -1,6 +1,6 @@
 """The posterior over a network's parameters: its samples, what they predict, and their file."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sampla.features import (
 )
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.posterior.predictive import Predictive, check_average, relative_size
+from sampla.posterior.width import Width
 
 _BUILT_IN = {"Categorical": Categorical, "Bernoulli": Bernoulli}
 _PIECE = 512
@@ -41,6 +42,8 @@ class Posterior:
     """Fingerprint of the network's weights when it was fitted."""
     dtypes: dict[str, str]
     """Type of each of its floating-point weights and buffers then."""
+    width: Width = field(default_factory=Width)
+    """By which factors predictions take the samples' deviations."""
 
     @property
     def layout(self) -> ParameterLayout:
@@ -79,7 +82,10 @@ class Posterior:
             require_finite(mean, "network outputs", f"{origin}Check the scaling of the inputs.")
         functions = torch.cat(deviations, dim=1).to(mean.dtype)
         left = None if error is None else relative_size(functions[count:], functions[:count])
-        return Predictive(mean, functions[:count], self.likelihood, method, num_draws, solve_error=left)
+        return Predictive(
+            mean, functions[:count], self.likelihood, method, num_draws, solve_error=left,
+            width=self.width.marginal, joint_width=self.width.joint,
+        )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write samples, likelihood and facts to one safetensors file (no pickle)."""
@@ -138,8 +144,9 @@ def load_posterior(
     if likelihood is not None and likelihood.learns_noise and noise is not None:
         likelihood = likelihood.with_noise(torch.tensor(noise, dtype=torch.float64))
     return Posterior(
-        features, likelihood or _rebuilt(facts["likelihood"], path), samples, facts["fit"], facts["network"], dtypes
-    )
+        features, likelihood or _rebuilt(facts["likelihood"], path), samples, facts["fit"], facts["network"], dtypes,
+        Width.from_dict(facts["fit"].get("width")),
+    )  # fmt: skip
 
 
 def _require_weights(path: str | Path, network: nn.Module, expected: str, dtypes: dict[str, str]) -> None:

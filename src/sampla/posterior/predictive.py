@@ -1,8 +1,9 @@
 """What the posterior says about new data: pure functions of the mean and K zero-mean function samples.
 
-K samples define the Gaussian N(mean, (1/K) sum_k d_k d_k'). Monte Carlo averages use many draws from it,
-d = sum_k xi_k d_k / sqrt(K) with xi standard normal, which cost no further pass through the network
-(docs/method.md, section 7).
+K samples define the Gaussian N(mean, s^2 (1/K) sum_k d_k d_k') of a width s. Monte Carlo averages use many draws from
+it, s d = s sum_k xi_k d_k / sqrt(K) with xi standard normal, which cost no further pass through the network
+(docs/method.md, section 7). There are two widths (section 9): one for what is said of a single label, and one for
+functions, which explain several.
 """
 
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class Predictive:
     mean: Tensor
     """(n, *out) outputs of the trained network."""
     deviations: Tensor
-    """(K, n, *out) J(x) z_k: zero-mean samples of the function."""
+    """(K, n, *out) J(x) z_k: zero-mean samples of the function under the posterior itself, of width 1."""
     likelihood: Likelihood
     method: str = "monte-carlo"
     """How ``probs`` averages: "monte-carlo" or "probit"."""
@@ -56,22 +57,26 @@ class Predictive:
     solve_error: Tensor | None = None
     """(n,) how large what the solve has left undone is beside the standard deviation of each datum's outputs, where it
     was asked for; known to about a third, less well where the outputs are few."""
+    width: float = 1.0
+    """s for single labels: what ``probs``, ``entropy`` and ``log_prob`` take the deviations times."""
+    joint_width: float = 1.0
+    """s for functions: ``samples``, ``variance``, ``std``, ``mutual_information`` and the joint densities."""
 
     def __post_init__(self) -> None:
         check_average(self.method, self.num_draws)
 
     @property
     def samples(self) -> Tensor:
-        """(K, n, *out) joint samples of the outputs: each k is one function over all n inputs."""
-        return self.mean + self.deviations
+        """(K, n, *out) joint samples of the outputs, of the joint width: each k is one function over all n inputs."""
+        return self.mean + self.joint_width * self.deviations
 
     @property
     def variance(self) -> Tensor:
-        """(n, *out) posterior variance of the outputs, in output units squared, without observation noise.
+        """(n, *out) variance of the outputs at the joint width, in output units squared, without observation noise.
 
         Its relative standard error is sqrt(2 / K).
         """
-        return self.deviations.square().mean(0)
+        return self.joint_width**2 * self._variance
 
     @property
     def std(self) -> Tensor:
@@ -85,22 +90,24 @@ class Predictive:
         Monte Carlo: E[p(f)]. Probit: p(mean / sqrt(1 + pi/8 variance)) (MacKay 1992).
         """
         if self.method == "probit":
-            return self.likelihood.probabilities(self.mean / (1 + pi / 8 * self.variance).sqrt())
-        return self._average(self.likelihood.probabilities)
+            return self.likelihood.probabilities(self.mean / (1 + pi / 8 * self.width**2 * self._variance).sqrt())
+        return self._average(self.likelihood.probabilities, self.width)
 
     @property
     def entropy(self) -> Tensor:
         """(n, ...) entropy in nats of the averaged class probabilities: total uncertainty."""
-        return self._entropy_of(self._average(self.likelihood.probabilities))
+        return self._entropy_of(self._average(self.likelihood.probabilities, self.width))
 
     @property
     def mutual_information(self) -> Tensor:
-        """(n, ...) entropy minus expected entropy, in nats: what knowing the parameters would tell about y."""
-        expected = self._average(lambda f: self._entropy_of(self.likelihood.probabilities(f)))
-        return (self.entropy - expected).clamp_min(0)
+        """(n, ...) what knowing the parameters would tell about y, in nats: entropy of the averaged probabilities minus
+        the average of their entropy, both at the joint width."""
+        probabilities, width = self.likelihood.probabilities, self.joint_width
+        expected = self._average(lambda f: self._entropy_of(probabilities(f)), width)
+        return (self._entropy_of(self._average(probabilities, width)) - expected).clamp_min(0)
 
     def scaled(self, factor: float) -> "Predictive":
-        """The same with every function's deviation from the mean times a factor: the covariance times its square.
+        """The same with both widths equal to a factor on the posterior's own deviations.
 
         That is another distribution than the posterior, a "cold" one below 1: for where one number is to be chosen by
         what it gains on held-out data (``best_scale``).
@@ -110,7 +117,7 @@ class Predictive:
         """
         fix = "1 is the posterior itself, 0 the network alone."
         require(0 <= factor < inf, "a factor of at least 0", f"{factor}", fix)
-        return replace(self, deviations=self.deviations * factor)
+        return replace(self, width=factor, joint_width=factor)
 
     def best_scale(self, targets: Tensor) -> float:
         """The factor in [0.01, 10] with which ``scaled`` gives these targets the highest mean log predictive density.
@@ -137,10 +144,10 @@ class Predictive:
         self.likelihood.check_targets(self.mean, targets)
         log_det = self.likelihood.log_determinant(self.mean)
         if log_det is not None:
-            return self._gaussian(targets, torch.arange(len(targets), device=targets.device), log_det)
+            return self._gaussian(targets, torch.arange(len(targets), device=targets.device), log_det, self.width)
         if self.method == "probit":
             return self.likelihood.log_prob(self.likelihood_outputs(self.probs), targets)
-        each = self.sample_log_prob(targets)
+        each = self._each_log_prob(targets, self.width)
         return each.logsumexp(0) - log(len(each))
 
     def joint_log_prob(self, targets: Tensor, group: Tensor) -> Tensor:
@@ -163,19 +170,14 @@ class Predictive:
         )
         log_det = self.likelihood.log_determinant(self.mean)
         if log_det is not None:
-            return self._gaussian(targets, group, log_det)
+            return self._gaussian(targets, group, log_det, self.joint_width)
         each = self.sample_log_prob(targets)
         joint = each.new_zeros(len(each), int(group.max()) + 1).index_add(1, group, each)
         return joint.logsumexp(0) - log(len(joint))
 
     def sample_log_prob(self, targets: Tensor) -> Tensor:
-        """(num_draws, n) log likelihood of each target under each drawn function."""
-        targets = self._given(targets, "targets")
-        parts = [
-            torch.vmap(lambda f, y=y: self.likelihood.log_prob(f, y))(draws)
-            for draws, y in zip(self._drawn(), targets.split(self._rows()), strict=True)
-        ]
-        return torch.cat(parts, dim=1)
+        """(num_draws, n) log likelihood of each target under each drawn function, at the joint width."""
+        return self._each_log_prob(self._given(targets, "targets"), self.joint_width)
 
     def likelihood_outputs(self, probs: Tensor) -> Tensor:
         """Outputs (logits) that have the given probabilities."""
@@ -200,19 +202,31 @@ class Predictive:
     def _rows(self) -> int:
         return max(1, _ENTRIES // (self.num_draws * max(1, self.mean[0].numel())))
 
-    def _drawn(self) -> list[Tensor]:
+    @property
+    def _variance(self) -> Tensor:
+        """(n, *out) under the posterior itself."""
+        return self.deviations.square().mean(0)
+
+    def _each_log_prob(self, targets: Tensor, width: float) -> Tensor:
+        parts = [
+            torch.vmap(lambda f, y=y: self.likelihood.log_prob(f, y))(draws)
+            for draws, y in zip(self._drawn(width), targets.split(self._rows()), strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def _drawn(self, width: float) -> list[Tensor]:
         """Draws (num_draws, rows, *out) of the outputs, a few data at a time, the same functions for all."""
         count = len(self.deviations)
-        mix = standard_normal(self.seed, PREDICTIVE, range(count), 0, (self.num_draws,), self.mean) / count**0.5
-        rows = self._rows()
+        mix = standard_normal(self.seed, PREDICTIVE, range(count), 0, (self.num_draws,), self.mean)
+        mix, rows = mix / count**0.5 * width, self._rows()
         pairs = zip(self.mean.split(rows), self.deviations.split(rows, dim=1), strict=True)
         return [mean + torch.tensordot(mix, deviations, dims=([0], [0])) for mean, deviations in pairs]
 
-    def _average(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        return torch.cat([function(draws).mean(0) for draws in self._drawn()])
+    def _average(self, function: Callable[[Tensor], Tensor], width: float) -> Tensor:
+        return torch.cat([function(draws).mean(0) for draws in self._drawn(width)])
 
-    def _gaussian(self, targets: Tensor, group: Tensor, noise_log_det: float) -> Tensor:
-        """log N(y; mean, B^-1 + (1/K) D'D) for each group, by Woodbury in K x K; log det B is that of one datum."""
+    def _gaussian(self, targets: Tensor, group: Tensor, noise_log_det: float, width: float) -> Tensor:
+        """log N(y; mean, B^-1 + (s^2/K) D'D) for each group, by Woodbury in K x K; log det B is that of one datum."""
         residual = (targets.to(self.mean) - self.mean).unsqueeze(0)
         weighted = self.likelihood.curvature_product(self.mean, residual)
         pushed = self.likelihood.curvature_product(self.mean, self.deviations)
@@ -224,8 +238,8 @@ class Predictive:
         def flat(each: Tensor) -> Tensor:
             return each.reshape(*each.shape[:2], -1).movedim(0, -1)  # (k, n, *out) -> (n, out, k)
 
-        inner = grouped(flat(self.deviations).mT @ flat(pushed)) / count  # (G, K, K)
-        cross = grouped(flat(self.deviations).mT @ flat(weighted)) / count**0.5  # (G, K, 1)
+        inner = grouped(flat(self.deviations).mT @ flat(pushed)) / count * width**2  # (G, K, K)
+        cross = grouped(flat(self.deviations).mT @ flat(weighted)) / count**0.5 * width  # (G, K, 1)
         square = grouped((flat(residual) * flat(weighted)).sum((1, 2)))
         root = torch.linalg.cholesky(inner + torch.eye(count).to(inner))
         explained = torch.cholesky_solve(cross, root).mul(cross).sum((1, 2))

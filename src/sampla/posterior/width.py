@@ -1,0 +1,175 @@
+"""The width of error bars, found from the training data: by which factors deviations from the network are taken.
+
+EM finds the prior for which the linear model explains the targets best. That is no promise for predictions around the
+network: where it has fitted its training data to the last, their error bars come out several times too wide. So the
+posterior's deviations are taken s times, with the s that gives training labels the highest probability when each is
+left out (leave_one_out.py). Probabilities of one label, and those of several labels explained by one function, want
+different s: the second comes from the same score for a label that has been seen ten times (docs/method.md, section 9).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import inf, isfinite, nan, sqrt
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sampla.core.checks import require
+from sampla.model import LinearModel
+from sampla.posterior.leave_one_out import GaussianLeftOut, Linear, linear_batches, mixing
+
+Rule = Literal["loo", "em", "given"]
+
+FACTORS: list[float] = [0.0, *np.geomspace(0.02, 6.0, 24).tolist()]
+"""Factors among which the best is looked for."""
+_REPEATS = 10
+"""How often a label is seen for the joint factor: the size of a group in joint scores (Osband et al. 2022)."""
+_PARTS = 20
+"""Parts of the data that are left out in turn, for standard errors."""
+NEAR_ONE = 0.9
+"""Leverage from which an observation determines what is said of it almost alone."""
+_COVERS = {False: 1.0, True: 2.0}
+"""Deviations at most, by whether B is at the linear mode, that may lie between the linear mode and the network."""
+
+
+@dataclass(frozen=True)
+class Width:
+    """Factors on the posterior's standard deviations, and where they come from."""
+
+    marginal: float = 1.0
+    """For probabilities and densities of single data."""
+    joint: float = 1.0
+    """For functions: joint samples and densities, their standard deviations, and what is derived from them."""
+    rule: Rule = "em"
+    """"loo": by leave-one-out on the training data; "em": the posterior as EM leaves it; "given"."""
+    errors: tuple[float, float] = (0.0, 0.0)
+    """Standard errors of both factors, from the data (a jackknife over twenty parts of them)."""
+    score: float = nan
+    """Mean leave-one-out log density of an observation at the marginal factor, in nats."""
+    score_error: float = nan
+    """Its standard error."""
+    num_observations: float = nan
+    """How many observations were left out in turn."""
+    near_one: float = nan
+    """How many of them have a leverage above .9."""
+    cover: float = inf
+    """What no factor was allowed to exceed: the distance between linear mode and network, in deviations."""
+    scale: float = 1.0
+    """By how much the linear mode's outputs were multiplied to stand for the network's."""
+
+    def __post_init__(self) -> None:
+        for value in (self.marginal, self.joint):
+            fix = "1 is EM's own, 0 the network alone; width='loo' finds it from the training data."
+            require(0 <= value < inf, "a width of at least 0", f"{value}", fix)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> "Width":
+        """The inverse of ``to_dict``; None, from a file of an earlier version, is EM's width."""
+        return cls() if values is None else cls(**{**values, "errors": tuple(values["errors"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, without what is not known."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if not isinstance(value, float) or isfinite(value)}
+
+    def __str__(self) -> str:
+        if self.rule != "loo":
+            return f"{self.marginal:.3g} of the posterior's deviations" + (", as given" if self.rule == "given" else "")
+        one, several = self.errors
+        words = f"{self.marginal:.2f} +- {one:.2f} of the posterior's deviations"
+        if self.joint != self.marginal:
+            words += f" for probabilities, {self.joint:.2f} +- {several:.2f} for joint predictions"
+        return (
+            f"{words}; leave-one-out log score {self.score:.3f} +- {self.score_error:.3f} nats an observation, "
+            f"leverage near 1: {self.near_one:.0f} of {self.num_observations:.0f}"
+        )
+
+
+def leave_one_out_width(model: LinearModel, samples: Tensor, mean: Tensor, at_mode: bool, seed: int) -> Width:
+    """The factors that leave-one-out on the training data prefers, by a pass of K + 1 jvps.
+
+    Args:
+        model: of the network's own parameters, unscaled, its outputs the network's.
+        samples: (K, P) zero-mean posterior samples.
+        mean: (P,) the linear model's mode.
+        at_mode: whether H has B at the linear mode's outputs, not at the network's.
+        seed: of the draws over which a likelihood is averaged.
+    """
+    scale = float(model.once("scale", mean, lambda: [_scale(model, mean)])[0]) if at_mode else 1.0
+    scores, tallies = model.once("width", samples, lambda: _sums(model, samples, mean, at_mode, seed, scale))
+    counts, (near, apart, spread) = tallies[:_PARTS], tallies[_PARTS:].tolist()
+    cover = inf  # of Gaussian noise, the only likelihood with one score, the linear model has the width right
+    if len(scores) > 1:
+        cover = _COVERS[at_mode] * sqrt(apart / spread) if spread > 0 else 0.0
+    factors = [min(_best(each.sum(-1)), cover) for each in scores]
+    at = int(np.abs(np.asarray(FACTORS) - factors[0]).argmin())
+    parts = (scores[0, at] / counts)[counts > 0]
+    return Width(
+        factors[0], factors[-1], "loo", (_error(scores[0], cover), _error(scores[-1], cover)),
+        score=float(scores[0, at].sum() / counts.sum()),
+        score_error=float(parts.std()) / len(parts) ** 0.5 if len(parts) > 1 else nan,
+        num_observations=float(counts.sum()), near_one=near, cover=cover, scale=scale,
+    )  # fmt: skip
+
+
+def _scale(model: LinearModel, mean: Tensor) -> Tensor:
+    """c of the least-squares fit f = c f* over the training data: the mode's outputs are the network's but for it."""
+    along = size = torch.zeros((), dtype=torch.float64)
+    for each in linear_batches(model, mean.new_empty(0, len(mean)), mean, True):
+        network, mode = (_centred(each, values).double().cpu() for values in (each.network, each.mode))
+        along, size = along + (network * mode).sum(), size + mode.square().sum()
+    return along / size.clamp_min(1e-300)
+
+
+def _centred(each: Linear, values: Tensor) -> Tensor:
+    """Outputs less what changes no probability: their mean over the classes; zero where nothing counts."""
+    axis = each.batch.likelihood.class_axis
+    return each.batch.weighted(values if axis is None else values - values.mean(axis, keepdim=True))
+
+
+def _sums(
+    model: LinearModel, samples: Tensor, mean: Tensor, at_mode: bool, seed: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Scores (powers, factors, parts) summed over the data; counts of the parts, leverages near one, |f - f*|^2_B at f*
+    and the mean of |d|^2_B."""
+    mix = mixing(seed, len(samples), samples.new_empty(0, device=model.features.device))
+    scores: Tensor | None = None
+    tallies = torch.zeros(_PARTS + 3, dtype=torch.float64)
+    for each in linear_batches(model, samples, mean, at_mode):
+        left = each.left_out(mix, scale)
+        powers = (1.0,) if isinstance(left, GaussianLeftOut) else (1.0, _REPEATS)
+        counted = each.counted(left.leverage)
+        found = left.log_prob(FACTORS, powers) * counted
+        found = found.reshape(len(powers), len(FACTORS), len(counted), -1).sum(-1).double()
+        part = torch.arange(each.batch.start, each.batch.stop, device=found.device) % _PARTS
+        summed = found.new_zeros(len(powers), len(FACTORS), _PARTS).index_add_(2, part, found)
+        scores = summed.cpu() if scores is None else scores + summed.cpu()
+        number = counted.reshape(len(counted), -1).sum(1).double().cpu()
+        tallies[:_PARTS].index_add_(0, part.cpu(), number)
+        bent = each.batch.weighted
+        apart = torch.cat([(each.network - each.mode)[None], each.deviations])
+        size = (apart * bent(each.batch.likelihood.curvature_product(each.mode, apart))).double().flatten(1).sum(1)
+        near = (counted * (left.leverage > NEAR_ONE)).double().sum()
+        tallies[_PARTS:] += torch.stack([near, size[0], size[1:].mean()]).cpu()
+    assert scores is not None
+    return scores, tallies
+
+
+def _best(scores: Tensor) -> float:
+    """The factor with the largest of the scores (factors,), by a parabola through the three around it."""
+    at = int(scores.argmax())
+    if not 1 < at < len(FACTORS) - 1:
+        return FACTORS[at]
+    low, middle, high = scores[at - 1 : at + 2].tolist()
+    bend = low - 2 * middle + high
+    step = 0.5 * (low - high) / bend if bend < 0 else 0.0
+    ratio: float = FACTORS[2] / FACTORS[1]
+    return float(FACTORS[at] * ratio**step)
+
+
+def _error(scores: Tensor, cover: float) -> float:
+    """Jackknife standard error of the factor, from scores (factors, parts)."""
+    left = [min(_best(scores.sum(-1) - scores[:, part]), cover) for part in range(_PARTS)]
+    return float(np.sqrt((_PARTS - 1) / _PARTS * np.square(np.asarray(left) - np.mean(left)).sum()))
