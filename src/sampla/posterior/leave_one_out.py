@@ -5,15 +5,16 @@ With V_n = J_n H^-1 J_n', g_n the gradient of -log p(y_n | f) at the mode's outp
     f_-n = f*_n + V_-n g_n,    V_-n = V_n (I - B_n V_n)^-1,
 
 one Newton step without the observation, exact for a Gaussian likelihood (Rad & Maleki 2020). K samples give V g, the
-mean of (d_k'g) d_k, without any (C, C) matrix, and I - B V acts on it as 1 - h with the leverage h = (V g)'B(V g) / g'V g.
+mean of (d_k'g) d_k, without any (C, C) matrix, and I - B V acts on it as 1 - h with the leverage h = (Vg)'B(Vg) / g'Vg.
 As these are sums of K squares, 1 / (1 - h) is biased upwards; its unbiased estimate from h chi^2_K / K is
 1F1(1; K / 2; K h / 2).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import log, pi
+from math import log, pi, sqrt
 
+import numpy as np
 import torch
 from scipy.special import hyp1f1
 from torch import Tensor
@@ -28,7 +29,9 @@ _LARGEST_LEVERAGE = 3.0
 """What an estimated leverage is cut at: truly it is below 1, and beyond this its estimate says no more than that."""
 _LARGEST_STEP, _LARGEST_VARIANCE = 1e4, 10.0
 """What 1 / (1 - h) is cut at where it moves the mean, and where it widens the variance."""
-_DRAWS = 128
+_TINY = 1e-8
+"""Leverage that is none."""
+_DRAWS = 64
 """Draws of the function in an average over it."""
 _ENTRIES = 2**22
 """Numbers in flight in such an average."""
@@ -201,17 +204,15 @@ def inverse_remainder(leverage: Tensor, count: int) -> Tensor:
 
     (1F1(1; K / 2; K h / 2) - 1) / h, of which h times it has the mean h / (1 - h) over h chi^2_K / K.
     """
-    cut = leverage.detach().double().clamp(0, _LARGEST_LEVERAGE).cpu()
-    series = torch.from_numpy(hyp1f1(1.0, count / 2, count / 2 * cut.numpy())) - 1
-    small = cut < 1e-8  # the limit at zero, where the difference from one is rounding
-    factor = (series / cut.clamp_min(1e-8)).masked_fill(small, 1.0).clamp_max(_LARGEST_STEP)
-    result: Tensor = factor.to(leverage)
-    return result
+    cut = leverage.detach().double().clamp(0, _LARGEST_LEVERAGE).cpu().numpy()
+    series = hyp1f1(1.0, count / 2, count / 2 * cut) - 1
+    factor = np.where(cut < _TINY, 1.0, series / np.maximum(cut, _TINY))  # at zero the difference from one is rounding
+    return torch.as_tensor(np.minimum(factor, _LARGEST_STEP)).to(leverage)
 
 
 def mixing(seed: int, count: int, like: Tensor) -> Tensor:
     """(S, K) standard normals over the root of K: draws of the function from K samples of it."""
-    return standard_normal(seed, PREDICTIVE, range(count), 0, (_DRAWS,), like).T.contiguous() / count**0.5
+    return standard_normal(seed, PREDICTIVE, range(count), 0, (_DRAWS,), like).T.contiguous() / sqrt(count)
 
 
 def _gradient(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> Tensor:
