@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device soak lint figures benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device soak lint figures benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -60,6 +60,10 @@ uci: extras
 # experiments/results/calibration: a few minutes.
 calibration: $(INSTALLED)
 	$(BIN)/python -m experiments.regression.calibration
+
+# experiments/results/width: ROOT holds the images and the tables, CHECKPOINTS the ResNets. Half an hour on one core.
+width: extras
+	$(BIN)/python -m experiments.width.suite --root $(ROOT) --checkpoints $(CHECKPOINTS) --anew
 
 # experiments/results/mnist and cifar10: ROOT holds mnist/, cifar10/ and the others, CHECKPOINTS the ResNet-20. The
 # peers are installed beside sampla and are no dependency of it.

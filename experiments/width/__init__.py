@@ -1,0 +1,1 @@
+"""The width of error bars that training data choose, on many small trained networks."""
