@@ -20,7 +20,13 @@ from sampla.core.rounding import Rounding
 from sampla.core.typing import Loader
 from sampla.features import Chunked, Features, Linearisation, displaced, predicted
 from sampla.likelihoods import Likelihood
-from sampla.likelihoods.checks import ProbabilityWatch, check_counted, check_curvature, check_settings
+from sampla.likelihoods.checks import (
+    ProbabilityWatch,
+    check_counted,
+    check_curvature,
+    check_observations,
+    check_settings,
+)
 from sampla.linear_batch import LinearBatch
 
 _NOISE_BLOCK = 32
@@ -223,6 +229,7 @@ class LinearModel:
             likelihood = likelihood.with_noise(torch.ones((), dtype=torch.float64))
         if likelihood.noise_is_known:
             check_curvature(likelihood, outputs, targets)
+            check_observations(likelihood, outputs, targets)
 
     def _prior_mean(self, here: Linearisation) -> Tensor:
         """What the linear model says at theta = 0: zero, or f - J w for a tangent."""

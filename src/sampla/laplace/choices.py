@@ -1,6 +1,7 @@
 """What LinearisedLaplace knows by name, and which values its settings may have."""
 
 from math import inf
+from numbers import Real
 from typing import Any
 
 import torch
@@ -91,6 +92,6 @@ def check_options(
     fix = "None uses full precision."
     require(reduced, "autocast as torch.bfloat16, torch.float16 or None", f"{autocast}", fix)
     check_chunks(chunks)
-    number = isinstance(width, int | float) and not isinstance(width, bool) and 0 <= width < inf
+    number = isinstance(width, Real) and not isinstance(width, bool) and 0 <= width < inf
     fix = "'loo' finds it from the training data, 'em' and 1 are the posterior itself, 0 is the network alone."
     require(number or width in ("loo", "em"), "width as 'loo', 'em' or a number of at least 0", f"{width!r}", fix)

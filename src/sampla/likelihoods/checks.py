@@ -126,6 +126,39 @@ def check_curvature(likelihood: Likelihood, outputs: Tensor, targets: Tensor) ->
     _check_class_axis(likelihood, at)
 
 
+def check_observations(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> None:
+    """Refuse log densities of observations that do not add up to those of their data, on a few data.
+
+    Raises:
+        ValueError: for another shape, or another sum over the observations that count.
+    """
+    default = type(likelihood).observation_log_prob is Likelihood.observation_log_prob
+    if default and likelihood.observation_axes is None:
+        return
+    name, few, targets = type(likelihood).__name__, outputs.detach()[:_DATA], targets[:_DATA]
+    at = few * (_LARGEST / few.abs().amax().clamp_min(_LARGEST))
+    each, whole = likelihood.observation_log_prob(at, targets), likelihood.log_prob(at, targets).double()
+    axes = likelihood.observation_axes
+    about = range(1, at.ndim) if axes is None else [at.ndim + axis for axis in axes]
+    shape = tuple(size for axis, size in enumerate(at.shape) if axis not in about)
+    require(
+        tuple(each.shape) == shape, f"{name}.observation_log_prob of shape {shape}, one for each observation",
+        f"{tuple(each.shape)}", "observation_axes are the axes of the outputs that one observation is about.",
+    )  # fmt: skip
+    counted = likelihood.counted(targets)
+    if counted is not None:
+        each = each * counted.expand_as(at).to(each).amax(tuple(about)) if about else each * counted
+    summed = each.double().reshape(len(at), -1).sum(1)
+    off = float((summed - whole).abs().max())
+    close = 0.1 if torch.finfo(at.dtype).bits < 32 else 1e-3
+    require(
+        off <= close * max(float(whole.abs().max()), 1.0),
+        f"{name}.observation_log_prob that sums to {name}.log_prob over the observations of a datum",
+        f"sums that are off by up to {off:.2g}",
+        "In a subclass of a built-in likelihood write observation_log_prob alone: its log_prob is the sum.",
+    )  # fmt: skip
+
+
 def _check_quadratic(
     likelihood: Likelihood, at: Tensor, targets: Tensor, u: Tensor, bent: Tensor, close: float
 ) -> None:
