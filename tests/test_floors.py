@@ -57,6 +57,7 @@ FLOORS = (
         "before and after a fit",
         "inference inference.report inference.memory_plan inference.checkpointing inference.certificate inference.mode",
     ),
+    ("what would be without a datum", "inference.influence"),
     ("linear models: the user's rows", "linear.sources"),
     ("linear models: what a first pass says of the columns, and what is taken off them", "linear.columns"),
     ("linear models: regression in closed form", "linear.closed_form"),

@@ -3,6 +3,7 @@
 from sampla.core.checks import ConvergenceWarning
 from sampla.features import DesignMatrix, NetworkFeatures
 from sampla.inference.infer import infer
+from sampla.inference.influence import Influence
 from sampla.inference.settings import EM, CurvatureAt
 from sampla.laplace.linearised import LinearisedLaplace
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -29,6 +30,7 @@ __all__ = [
     "DualDescent",
     "GPrior",
     "Gaussian",
+    "Influence",
     "Isotropic",
     "Layerwise",
     "Likelihood",

@@ -145,9 +145,25 @@ def _suggested(given: Any) -> str:
     return "lambda batch: (inputs, targets)"
 
 
+def asked_about(item: Any, device: torch.device, unpack: Unpack | None) -> tuple[Inputs, Tensor | None]:
+    """Inputs and targets of one batch of test data, in the form that the loader of the fit gives them; targets or None.
+
+    Raises:
+        TypeError, ValueError: as for a batch of a loader.
+    """
+    inputs, targets = _pair(item, "the test data", unpack)
+    if targets is None:
+        return moved(as_inputs(inputs, "the test data"), device), None
+    batch = _batch_of(inputs, targets, "the test data", 0, device)
+    return batch.inputs, batch.targets
+
+
 def _as_batch(item: Any, index: int, position: int, device: torch.device, unpack: Unpack | None) -> Batch:
     where = f"batch {index} of the loader"
-    inputs, targets = _pair(item, where, unpack)
+    return _batch_of(*_pair(item, where, unpack), where, position, device)
+
+
+def _batch_of(inputs: Any, targets: Any, where: str, position: int, device: torch.device) -> Batch:
     inputs = as_inputs(inputs, where)
     if isinstance(targets, (Tensor, np.ndarray)):
         targets = as_tensor(targets, f"the targets of {where}")
@@ -271,12 +287,19 @@ class CheckedLoader(Data):
 
     def _require_known(self, hashes: Tensor, position: int) -> None:
         """Each datum is one of the first pass's, before anything is made of it: not every pass is read to its end."""
+        where = self._first_strange(hashes)
+        if where is not None:
+            kind = f"inputs and target together, is none of the {len(self._known)} of the first"
+            self._refuse(f"its datum {position + where}, {kind}")
+
+    def stranger(self, batch: Batch) -> int | None:
+        """The first datum of another loader's batch that is none of these; None: all are. After a first pass."""
+        return self._first_strange(self._hashes(batch))
+
+    def _first_strange(self, hashes: Tensor) -> int | None:
         places = torch.searchsorted(self._known, hashes).clamp_max(len(self._known) - 1)
         strange = self._known[places] != hashes
-        if bool(strange.any()):
-            where = position + int(strange.int().argmax())
-            detail = f"its datum {where}, inputs and target together, is none of the {len(self._known)} of the first"
-            self._refuse(detail)
+        return int(strange.int().argmax()) if bool(strange.any()) else None
 
     def _finish(self, size: int, content: int, order: int, batches: int, found: list[Tensor]) -> None:
         if self._fingerprint is None:

@@ -20,12 +20,5 @@ def mode_of(inference: Inference, tolerance: float, say: Callable[[str], None]) 
         return inference.mean
     precision = inference.prior.diagonal
     near = Jacobi(inference.posed.diagonal + precision)
-    found = linear_mode(
-        inference.model,
-        precision,
-        near,
-        tolerance=tolerance,
-        check=True,
-        say=lambda text: say("leave-one-out: " + text),
-    )
+    found = linear_mode(inference.model, precision, near, tolerance=tolerance, check=True, say=say)
     return found.value[0] * inference.prior.scale

@@ -13,7 +13,7 @@ from sampla.core.arguments import named
 from sampla.core.checkpoint import plain
 from sampla.core.checks import device_here, require
 from sampla.core.chunks import Chunks
-from sampla.core.data import CheckedLoader, Unpack, unpacking
+from sampla.core.data import CheckedLoader, Unpack, asked_about, unpacking
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.journal import Journal
 from sampla.core.memory import memory_explained
@@ -31,6 +31,7 @@ from sampla.features import (
 from sampla.inference.certificate import error_sample
 from sampla.inference.checkpointing import held, restore_chunks, restore_state, save_state, saved_noise
 from sampla.inference.infer import Inference, infer
+from sampla.inference.influence import At, Influence, Measure, influence
 from sampla.inference.memory_plan import MemoryPlan, plan_memory
 from sampla.inference.mode import mode_of
 from sampla.inference.report import build_report
@@ -245,6 +246,41 @@ class LinearisedLaplace(Fitted):
             if certificate:
                 error = self._error = error_sample(self._inference, self.seed) if self._error is None else self._error
             return posterior.predict(x, method, num_draws, error)
+
+    def influence(
+        self, train: Loader, test: Any, *, measure: Measure | None = None, at: At = "network",
+        labels: str | None = None, unpack: Unpack | None = None,
+    ) -> Influence:  # fmt: skip
+        """By how much test losses, outputs or anything else would change without each of the training data.
+
+        To first order: (dq / df)' J_test H^-1 J_n' g_n, g_n the gradient of datum n's loss, for each quantity q
+        (``Influence``; docs/method.md, section 10).
+
+        Args:
+            train: data of the fit, all or some, not shuffled.
+            test: one batch of test data as the loader has them: (x, y), of whose losses -log p(y | f) the change is
+                told, or (x, None), of whose outputs. Each number asked about costs about as much as one sample.
+            measure: of outputs and targets, (n,) numbers to be told of in their place, such as margins.
+            at: where gradients are taken: at the outputs of the "network", or of the linear model at its mode.
+            labels, unpack: as for ``fit``, for both.
+
+        Returns:
+            The Influence: (n_test, n_train) changes, the error of the solve, and its words.
+
+        Raises:
+            RuntimeError: before fit.
+            ValueError: for a posterior from a file, training data that the fit has not had or that are shuffled, test
+                data that do not fit.
+        """
+        posterior, unpacked = self._fitted(), unpacking(labels, unpack)
+        with deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(), memory_explained(_REMEDY):
+            check_evaluation_mode(self.model)
+            features, device = posterior.features, posterior.features.device
+            data = CheckedLoader(train, device, self._progress, unpacked, posterior.likelihood.counted)
+            return influence(
+                self._inference, features, data, asked_about(test, device, unpacked), measure=measure, at=at,
+                tolerance=self.tolerance, max_passes=self.max_passes, seed=self.seed, say=self._progress.enter,
+            )  # fmt: skip
 
     @classmethod
     def load(
