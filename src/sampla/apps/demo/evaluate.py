@@ -11,9 +11,9 @@ from sampla.apps.demo.data import ImageSet, noisy, pure_noise, rotated
 from sampla.posterior.metrics import dyadic_log_likelihood, expected_calibration_error
 
 NETWORK, MONTE_CARLO, PROBIT = "network alone", "sampla (Monte Carlo)", "sampla (probit)"
-AT_NETWORK = "curvature at the network"
-METHODS = (NETWORK, MONTE_CARLO, PROBIT)
-"""METHODS take the likelihood's curvature at the linear mode, AT_NETWORK at the network's outputs."""
+EM_WIDTH = "sampla, EM's width"
+METHODS = (NETWORK, MONTE_CARLO, PROBIT, EM_WIDTH)
+"""All of one fit. EM_WIDTH is the posterior as EM leaves it; the others have the width that leave-one-out prefers."""
 ANGLES = tuple(range(15, 181, 15))
 """Degrees."""
 NOISE_STDS = (0.1, 0.2, 0.3, 0.5)
@@ -53,9 +53,6 @@ class Answers:
     probs: dict[str, Tensor]
     """Method -> (n, C)."""
     predictive: Predictive
-    """Curvature at the linear mode."""
-    at_network: Predictive | None
-    """Curvature at the network's outputs, where that was fitted too."""
 
     def entropy(self, method: str) -> Tensor:
         """(n,) entropy in nats of a method's probabilities: the score by which foreign inputs are told."""
@@ -75,24 +72,18 @@ class Evaluation:
     answers: Answers
     """On the clean test images."""
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The columns of the table: METHODS, and AT_NETWORK where it was fitted too."""
-        return tuple(self.clean.methods)
 
-
-def evaluate(la: LinearisedLaplace, at_network: LinearisedLaplace | None, test: ImageSet, seed: int) -> Evaluation:
+def evaluate(la: LinearisedLaplace, test: ImageSet, seed: int) -> Evaluation:
     """Measure all methods on the clean, rotated and noisy test images.
 
     Args:
-        la: fitted with curvature_at="linear-mode".
-        at_network: fitted with curvature_at="network"; None leaves that column out.
+        la: fitted.
         test: held-out images.
         seed: of the noise and of the dyadic pairs, which are the same for every method.
     """
 
     def answer(images: Tensor) -> Answers:
-        return _answer(la.predict(images), None if at_network is None else at_network.predict(images))
+        return _answer(la.predict(images))
 
     answers = answer(test.images)
     turned, auroc = [], {}
@@ -106,35 +97,33 @@ def evaluate(la: LinearisedLaplace, at_network: LinearisedLaplace | None, test: 
     return Evaluation(scores("clean", 0, answers, test.labels, seed), turned, spoiled, auroc, answers)
 
 
-def _answer(predictive: Predictive, at_network: Predictive | None) -> Answers:
+def _answer(predictive: Predictive) -> Answers:
     """Class probabilities of every method for one set of images."""
     probs = {
         NETWORK: predictive.mean.softmax(-1),
         MONTE_CARLO: predictive.probs,
         PROBIT: replace(predictive, method="probit").probs,
+        EM_WIDTH: predictive.scaled(1.0).probs,
     }
-    if at_network is not None:
-        probs[AT_NETWORK] = at_network.probs
-    return Answers(probs, predictive, at_network)
+    return Answers(probs, predictive)
 
 
 def scores(kind: str, strength: float, answers: Answers, labels: Tensor, seed: int) -> SetScores:
     """Every method's scores on one set."""
-    predictive = answers.predictive
+    predictive, at_em = answers.predictive, answers.predictive.scaled(1.0)
     alone = predictive.mean.log_softmax(-1).gather(-1, labels[:, None]).mT  # (1, n)
     joint = {
         NETWORK: _joint_nll(alone, seed),
         MONTE_CARLO: _joint_nll(predictive.sample_log_prob(labels), seed),
         PROBIT: None,
+        EM_WIDTH: _joint_nll(at_em.sample_log_prob(labels), seed),
     }
     nll = {
         NETWORK: -float(alone.mean()),
         MONTE_CARLO: -float(predictive.log_prob(labels).mean()),
         PROBIT: -float(replace(predictive, method="probit").log_prob(labels).mean()),
+        EM_WIDTH: -float(at_em.log_prob(labels).mean()),
     }
-    if answers.at_network is not None:
-        joint[AT_NETWORK] = _joint_nll(answers.at_network.sample_log_prob(labels), seed)
-        nll[AT_NETWORK] = -float(answers.at_network.log_prob(labels).mean())
     methods = {
         method: Scores(
             accuracy=float((probs.argmax(-1) == labels).double().mean()),

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sampla.apps.demo.data import ImageSet
-from sampla.apps.demo.evaluate import AT_NETWORK, MONTE_CARLO, NETWORK, PROBIT, Evaluation, SetScores
+from sampla.apps.demo.evaluate import EM_WIDTH, METHODS, MONTE_CARLO, NETWORK, PROBIT, Evaluation, SetScores
 from sampla.apps.figures import (
     BLUE,
     GREEN,
@@ -23,7 +23,7 @@ from sampla.apps.figures import (
 from sampla.apps.page import Picture
 from sampla.inference.report import FitReport
 
-COLOURS = {NETWORK: GREY, MONTE_CARLO: BLUE, PROBIT: GREEN, AT_NETWORK: ORANGE}
+COLOURS = {NETWORK: GREY, MONTE_CARLO: BLUE, PROBIT: GREEN, EM_WIDTH: ORANGE}
 
 
 def pictures(
@@ -106,7 +106,7 @@ def _reliability(evaluation: Evaluation, labels: Tensor) -> Picture:
         "On the dashed line confidence and accuracy agree; below it the claim is too bold, above it too modest. "
         "Bigger dots stand for more images; bins with fewer than five are left out."
     )
-    curves = _reliability_curves(evaluation, labels, evaluation.methods)
+    curves = _reliability_curves(evaluation, labels, METHODS)
     return Picture("reliability", "Is the confidence deserved?", caption, reliability_figure(curves))
 
 
@@ -117,10 +117,8 @@ def _rotation(evaluation: Evaluation) -> Picture:
         "its errors go together can lower. Lower is better."
     )
     panels = {
-        "NLL of a label": _over_angles(evaluation, "nll", evaluation.methods),
-        "Joint NLL of ten labels": _over_angles(
-            evaluation, "joint_nll", tuple(m for m in evaluation.methods if m != PROBIT)
-        ),
+        "NLL of a label": _over_angles(evaluation, "nll", METHODS),
+        "Joint NLL of ten labels": _over_angles(evaluation, "joint_nll", tuple(m for m in METHODS if m != PROBIT)),
     }
     x = [s.strength for s in _rotated(evaluation)]
     image = curves_figure(x, panels, xlabel="rotation, degrees", ylabel="nats", xticks=range(0, 181, 30))

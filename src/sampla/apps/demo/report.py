@@ -3,7 +3,7 @@
 from math import hypot
 from typing import Any
 
-from sampla.apps.demo.evaluate import AT_NETWORK, MONTE_CARLO, NETWORK
+from sampla.apps.demo.evaluate import EM_WIDTH, MONTE_CARLO, NETWORK
 from sampla.apps.demo.table import Row, Verdict
 from sampla.apps.page import Page, Picture, render
 
@@ -85,13 +85,14 @@ def _story(summary: dict[str, Any]) -> list[str]:
 
 
 def _notes(summary: dict[str, Any]) -> list[str]:
-    angle = summary["tests"]["ood_angle"]
+    angle, fit = summary["tests"]["ood_angle"], summary["fit"]
     return [
         f"Targets compare {MONTE_CARLO} with the {NETWORK}. NLL: mean negative log-likelihood of a label, in nats. "
         "ECE: expected calibration error, 15 bins. Joint NLL: of groups of ten labels on two images repeated (dyadic "
         "sampling), in nats per group; the probit approximation has no joint distribution.",
-        f"sampla takes the likelihood's curvature at the mode of the linear model; the column '{AT_NETWORK}', where "
-        "there is one, at the network's outputs, as linearised Laplace is usually defined (Monte Carlo).",
+        f"sampla takes the posterior's deviations times {fit['width']['marginal']:.2f} for probabilities and times "
+        f"{fit['width']['joint']:.2f} for joint predictions, which leave-one-out on the training images prefers; the "
+        f"column '{EM_WIDTH}' is the same posterior with factors of one (Monte Carlo).",
         f"AUROC: how well the entropy of the predicted probabilities tells foreign images (turned by {angle} degrees, "
         "or with every pixel uniform noise) from held-out clean ones. Noise of a given standard deviation is added to "
         "pixels in [0, 1] and clipped to that range.",

@@ -66,9 +66,6 @@ class Result:
     network: nn.Module
     training: Training
     la: sampla.LinearisedLaplace
-    """Curvature at the linear mode: what the headline is about."""
-    at_network: sampla.LinearisedLaplace | None
-    """Curvature at the network's outputs, for comparison; only where it takes seconds."""
     evaluation: Evaluation
     rows: list[tables.Row]
     verdicts: list[tables.Verdict]
@@ -124,22 +121,20 @@ def _trained_fitted_measured(settings: Settings, data: DemoData, say: Callable[[
     )
     training = train(network, data.train, recipe, settings.seed, progress=not settings.quiet)
     say(f"trained {recipe.epochs} epochs in {training.seconds:.1f} s: training loss {training.loss:.4f}")
-    la = _fit(network, data, settings, "linear-mode")
+    la = sampla.LinearisedLaplace(
+        network, num_samples=settings.num_samples, seed=settings.seed, progress=not settings.quiet
+    ).fit(data.train.batches(_BATCH))
     say(f"{la.report_}")
-    at_network = _fit(network, data, settings, "network") if data.name == "digits" else None
-    if at_network is not None:
-        say(f"\nand with the likelihood's curvature at the network's outputs:\n{at_network.report_}")
     fitted = perf_counter()
-    evaluation = evaluate(la, at_network, data.test, settings.seed)
+    evaluation = evaluate(la, data.test, settings.seed)
     timings = {
         "training": training.seconds,
         "fit": la.report_.seconds,
-        "fit_at_network": at_network.report_.seconds if at_network else 0.0,
         "evaluation": perf_counter() - fitted,
     }
     rows = tables.table(evaluation)
     return Result(
-        settings, recipe, data, network, training, la, at_network, evaluation, rows, tables.verdicts(rows),
+        settings, recipe, data, network, training, la, evaluation, rows, tables.verdicts(rows),
         {**timings, "total": perf_counter() - start}, peak_memory(),
     )  # fmt: skip
 
@@ -153,15 +148,6 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _fit(
-    network: nn.Module, data: DemoData, settings: Settings, curvature_at: sampla.CurvatureAt
-) -> sampla.LinearisedLaplace:
-    return sampla.LinearisedLaplace(
-        network, prior="g-prior", num_samples=settings.num_samples, seed=settings.seed, curvature_at=curvature_at,
-        progress=not settings.quiet,
-    ).fit(data.train.batches(_BATCH))  # fmt: skip
 
 
 def write_files(result: Result) -> None:
@@ -198,7 +184,6 @@ def summarise(result: Result) -> dict[str, Any]:
         "auroc": evaluation.auroc,
         "tests": {"angles": list(ANGLES), "noise_deviations": list(NOISE_STDS), "ood_angle": OOD_ANGLE},
         "fit": result.la.report_.to_dict(),
-        "fit_at_network": result.at_network.report_.to_dict() if result.at_network else None,
         "seconds": result.timings,
         "peak_memory_bytes": result.peak_memory,
         "machine": machine(),
