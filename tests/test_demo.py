@@ -233,13 +233,14 @@ class TestScores:
         assert found[MONTE_CARLO].joint_nll == pytest.approx(10 * np.log(3), rel=1e-5)
         assert found[PROBIT].joint_nll is None
 
-    def test_auroc_is_of_the_entropy_foreign_against_clean(self):
-        clean = answers(predictive())
-        flat = answers(Predictive(torch.zeros(40, 3), torch.zeros(5, 40, 3), Categorical()))
-        assert aurocs(clean, flat) == dict.fromkeys(METHODS, 1.0)
-        probs = torch.cat([clean.probs[NETWORK], flat.probs[NETWORK]]).double()
-        naive = roc_auc_score([0] * 40 + [1] * 40, -(probs * probs.log()).sum(-1))
-        assert aurocs(clean, flat)[NETWORK] == pytest.approx(naive)
+    def test_auroc_is_of_entropy_and_where_there_are_functions_of_their_disagreement(self):
+        clean, wide = predictive(), replace(predictive(), mean=torch.zeros(40, 3), joint_width=3.0)
+        found, labels = aurocs(answers(clean), answers(wide)), [0] * 40 + [1] * 40
+        probs = torch.cat([clean.mean.softmax(-1), wide.mean.softmax(-1)]).double()
+        assert found[NETWORK] == pytest.approx(roc_auc_score(labels, -(probs * probs.log()).sum(-1)))
+        disagreement = torch.cat([clean.mutual_information, wide.mutual_information])
+        assert found[MONTE_CARLO] == pytest.approx(roc_auc_score(labels, disagreement))
+        assert found[MONTE_CARLO] > 0.9
 
 
 class TestTable:

@@ -22,7 +22,7 @@ from sampla.posterior.leave_one_out import GaussianLeftOut, Linear, linear_batch
 
 Rule = Literal["loo", "em", "given"]
 
-FACTORS: list[float] = [0.0, *np.geomspace(0.02, 6.0, 16).tolist()]
+FACTORS: list[float] = [0.0, *np.geomspace(0.02, 12.0, 18).tolist()]
 """Factors among which the best is looked for."""
 _REPEATS = 10
 """How often a label is seen for the joint factor: the size of a group in joint scores (Osband et al. 2022)."""

@@ -55,9 +55,15 @@ class Answers:
     predictive: Predictive
 
     def entropy(self, method: str) -> Tensor:
-        """(n,) entropy in nats of a method's probabilities: the score by which foreign inputs are told."""
+        """(n,) entropy in nats of a method's probabilities."""
         entropy: Tensor = torch.special.entr(self.probs[method]).sum(-1)
         return entropy
+
+    def foreignness(self, method: str) -> Tensor:
+        """(n,) the score in nats by which a method tells foreign inputs: by how much its functions disagree about the
+        label, their mutual information with it; the entropy of its probabilities where it has no functions."""
+        functions = {MONTE_CARLO: self.predictive, EM_WIDTH: self.predictive.scaled(1.0)}
+        return functions[method].mutual_information if method in functions else self.entropy(method)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Evaluation:
     rotated: list[SetScores]
     noisy: list[SetScores]
     auroc: dict[str, dict[str, float]]
-    """Foreign set -> method -> area under the ROC curve of predictive entropy, foreign against clean."""
+    """Foreign set -> method -> area under the ROC curve of ``Answers.foreignness``, foreign against clean."""
     answers: Answers
     """On the clean test images."""
 
@@ -142,7 +148,5 @@ def _joint_nll(sample_log_prob: Tensor, seed: int) -> float:
 
 def _aurocs(familiar: Answers, foreign: Answers) -> dict[str, float]:
     truth = [0] * len(familiar.predictive.mean) + [1] * len(foreign.predictive.mean)
-    return {
-        method: float(roc_auc_score(truth, torch.cat([familiar.entropy(method), foreign.entropy(method)]).numpy()))
-        for method in familiar.probs
-    }
+    found = {m: torch.cat([familiar.foreignness(m), foreign.foreignness(m)]) for m in familiar.probs}
+    return {method: float(roc_auc_score(truth, each.numpy())) for method, each in found.items()}

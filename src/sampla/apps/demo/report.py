@@ -93,7 +93,8 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         f"sampla takes the posterior's deviations times {fit['width']['marginal']:.2f} for probabilities and times "
         f"{fit['width']['joint']:.2f} for joint predictions, which leave-one-out on the training images prefers; the "
         f"column '{EM_WIDTH}' is the same posterior with factors of one (Monte Carlo).",
-        f"AUROC: how well the entropy of the predicted probabilities tells foreign images (turned by {angle} degrees, "
+        f"AUROC: how well the functions' disagreement about the label (mutual information; without functions, the "
+        f"entropy of the predicted probabilities) tells foreign images (turned by {angle} degrees, "
         "or with every pixel uniform noise) from held-out clean ones. Noise of a given standard deviation is added to "
         "pixels in [0, 1] and clipped to that range.",
     ]
