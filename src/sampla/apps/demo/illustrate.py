@@ -78,14 +78,16 @@ def _overview(evaluation: Evaluation, test: ImageSet) -> Picture:
     image = overview_figure(
         _reliability_curves(evaluation, test.labels, (NETWORK, MONTE_CARLO)),
         [s.strength for s in _rotated(evaluation)],
-        _over_angles(evaluation, "nll", (NETWORK, MONTE_CARLO)),
+        _over_angles(evaluation, "joint_nll", (NETWORK, MONTE_CARLO)),
         examples(evaluation, test, 4),
-        title="Turned images", xlabel="rotation, degrees", ylabel="NLL, nats", xticks=range(0, 181, 45),
+        title="Turned images, ten labels jointly", xlabel="rotation, degrees", ylabel="joint NLL, nats",
+        xticks=range(0, 181, 45),
     )  # fmt: skip
     caption = (
         "Left: how often the network alone and sampla are right when they claim a given confidence, on images neither "
-        "has seen. Middle: what a wrong claim costs as the images are turned. Right: the held-out images the "
-        "posterior is most and least sure of, with the predicted digit and its probability (orange: wrong)."
+        "has seen. Middle: what wrong claims about ten labels, on two images each repeated several times, cost as the "
+        "images are turned. Right: the held-out images the posterior is most and least sure of, with the "
+        "predicted digit and its probability (orange: wrong)."
     )
     return Picture("overview", "In one picture", caption, image)
 
