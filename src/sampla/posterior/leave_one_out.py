@@ -144,6 +144,8 @@ def linear_batches(model: LinearModel, samples: Tensor, mean: Tensor, at_mode: b
     columns = torch.cat([displaced(mean[None].to(samples), origin), samples]).to(model.features.device)
     for batch in model.batches(len(columns)):
         pushed, outputs = batch.features.jvp(columns), batch.features.outputs
+        if torch.finfo(outputs.dtype).bits < 32:  # scores are differences that such types do not show
+            pushed, outputs = pushed.float(), outputs.float()
         yield Linear(batch, outputs, predicted(outputs, pushed[:1], origin)[0], pushed[1:], at_mode)
     model.ledger.products += len(columns) / 2
 
@@ -190,7 +192,7 @@ def left_out(
     factor = inverse_remainder(leverage, len(deviations))
     wider = deviations * factor.clamp(1, _LARGEST_VARIANCE).sqrt()
     leverage = leverage.squeeze(axes) if axes else leverage
-    return LeftOut(likelihood, targets, mode + times * step * factor, wider, leverage, mix)
+    return LeftOut(likelihood, targets, mode + times * step * factor, wider, leverage, mix.to(wider))
 
 
 def observation_axes(likelihood: Likelihood, outputs: Tensor) -> tuple[int, ...]:

@@ -134,7 +134,8 @@ def _sums(
 ) -> tuple[Tensor, Tensor]:
     """Scores (powers, factors, parts) summed over the data; counts of the parts, leverages near one, |f - f*|^2_B at f*
     and the mean of |d|^2_B."""
-    mix = mixing(seed, len(samples), samples.new_empty(0, device=model.features.device))
+    like = torch.empty(0, dtype=torch.float32, device=model.features.device)
+    mix = mixing(seed, len(samples), like)
     scores: Tensor | None = None
     tallies = torch.zeros(_PARTS + 3, dtype=torch.float64)
     for each in linear_batches(model, samples, mean, at_mode):
