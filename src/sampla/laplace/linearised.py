@@ -13,7 +13,7 @@ from sampla.core.arguments import named
 from sampla.core.checkpoint import plain
 from sampla.core.checks import device_here, require
 from sampla.core.chunks import Chunks
-from sampla.core.data import CheckedLoader, Unpack, asked_about, unpacking
+from sampla.core.data import CheckedLoader, Unpack, unpacking
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.journal import Journal
 from sampla.core.memory import memory_explained
@@ -31,13 +31,11 @@ from sampla.features import (
 from sampla.inference.certificate import error_sample
 from sampla.inference.checkpointing import held, restore_chunks, restore_state, save_state, saved_noise
 from sampla.inference.infer import Inference, infer
-from sampla.inference.influence import At, Influence, Measure, influence
 from sampla.inference.memory_plan import MemoryPlan, plan_memory
 from sampla.inference.mode import mode_of
 from sampla.inference.report import build_report
 from sampla.inference.settings import EM, CurvatureAt, LinearModelKind
 from sampla.laplace.choices import check_numbers, check_options, chosen_likelihood, chosen_prior, chosen_solver
-from sampla.laplace.fitted import Fitted
 from sampla.laplace.guards import (
     apart,
     check_evaluation_mode,
@@ -46,6 +44,7 @@ from sampla.laplace.guards import (
     not_finite_explained,
     only_device,
 )
+from sampla.laplace.training_data import REMEDY, AboutTrainingData
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
 from sampla.posterior.posterior import Posterior, load_posterior
@@ -54,14 +53,8 @@ from sampla.posterior.width import Width, leave_one_out_width
 from sampla.priors import Prior
 from sampla.solvers import Solver
 
-_REMEDY = (
-    "The products have been made as small as that helps; what is left are blocks of num_samples vectors of all "
-    "parameters: take a smaller num_samples or EM(max_rows=...), fewer parameters=[...], or on a GPU vectors_on='cpu'. "
-    "la.plan(loader) counts them."
-)
 
-
-class LinearisedLaplace(Fitted):
+class LinearisedLaplace(AboutTrainingData):
     """Linearised Laplace with exact posterior samples (Antoran et al. 2023; docs/method.md, section 6).
 
     Args:
@@ -186,7 +179,7 @@ class LinearisedLaplace(Fitted):
         start = perf_counter()
         with (
             deferred_interrupts(), apart(self.model, said=True) as ambient,
-            freed_memory_kept(), memory_explained(_REMEDY), held(checkpoint),
+            freed_memory_kept(), memory_explained(REMEDY), held(checkpoint),
         ):  # fmt: skip
             features, data, adjoint = self._opened(loader, unpacking(labels, unpack))
             identity = cache(lambda: self._identity(features, data))  # once a fit: it hashes the whole network
@@ -201,7 +194,7 @@ class LinearisedLaplace(Fitted):
                     restore=lambda state: restore_state(checkpoint, state, identity()),
                     keep=lambda state: save_state(checkpoint, state, identity()),
                 )  # fmt: skip
-                width = self._found_width(model.replaced(likelihood=inference.model.likelihood), inference)
+                width, mode = self._found_width(model.replaced(likelihood=inference.model.likelihood), inference)
             words = self._describe_products(features) + ("; torch.autocast around the fit put aside" if ambient else "")
             spent = perf_counter() - start
             report = build_report(inference, data, self.excluded, adjoint, spent, self.tolerance, words, width)
@@ -211,7 +204,8 @@ class LinearisedLaplace(Fitted):
             )  # fmt: skip
             if report.seconds > 2:
                 self._progress.say(report.summary)
-            self._inference, self._report, self._posterior, self._error = inference, report, posterior, None
+            self._inference, self._report, self._posterior = inference, report, posterior
+            self._error, self._mode = None, mode
             journal.end()
         return self
 
@@ -246,41 +240,6 @@ class LinearisedLaplace(Fitted):
             if certificate:
                 error = self._error = error_sample(self._inference, self.seed) if self._error is None else self._error
             return posterior.predict(x, method, num_draws, error)
-
-    def influence(
-        self, train: Loader, test: Any, *, measure: Measure | None = None, at: At = "network",
-        labels: str | None = None, unpack: Unpack | None = None,
-    ) -> Influence:  # fmt: skip
-        """By how much test losses, outputs or anything else would change without each of the training data.
-
-        To first order: (dq / df)' J_test H^-1 J_n' g_n, g_n the gradient of datum n's loss, for each quantity q
-        (``Influence``; docs/method.md, section 10).
-
-        Args:
-            train: data of the fit, all or some, not shuffled.
-            test: one batch of test data as the loader has them: (x, y), of whose losses -log p(y | f) the change is
-                told, or (x, None), of whose outputs. Each number asked about costs about as much as one sample.
-            measure: of outputs and targets, (n,) numbers to be told of in their place, such as margins.
-            at: where gradients are taken: at the outputs of the "network", or of the linear model at its mode.
-            labels, unpack: as for ``fit``, for both.
-
-        Returns:
-            The Influence: (n_test, n_train) changes, the error of the solve, and its words.
-
-        Raises:
-            RuntimeError: before fit.
-            ValueError: for a posterior from a file, training data that the fit has not had or that are shuffled, test
-                data that do not fit.
-        """
-        posterior, unpacked = self._fitted(), unpacking(labels, unpack)
-        with deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(), memory_explained(_REMEDY):
-            check_evaluation_mode(self.model)
-            features, device = posterior.features, posterior.features.device
-            data = CheckedLoader(train, device, self._progress, unpacked, posterior.likelihood.counted)
-            return influence(
-                self._inference, features, data, asked_about(test, device, unpacked), measure=measure, at=at,
-                tolerance=self.tolerance, max_passes=self.max_passes, seed=self.seed, say=self._progress.enter,
-            )  # fmt: skip
 
     @classmethod
     def load(
@@ -326,15 +285,15 @@ class LinearisedLaplace(Fitted):
         features.require_autocast(first.rows(0, 2).inputs)
         return features, data, adjoint
 
-    def _found_width(self, model: LinearModel, inference: Inference) -> Width:
+    def _found_width(self, model: LinearModel, inference: Inference) -> tuple[Width, Tensor | None]:
+        """The width, and the linear mode where it was needed for it."""
         if not isinstance(self.width, str):
-            return Width(float(self.width), float(self.width), "given")
+            return Width(float(self.width), float(self.width), "given"), None
         if self.width == "em":
-            return Width()
+            return Width(), None
         self._progress.enter("leave-one-out")
-        mean = mode_of(inference, self.em.mode_tolerance, self._progress.enter)
-        at_mode = self.curvature_at == "linear-mode" and not model.likelihood.is_quadratic
-        return leave_one_out_width(model, inference.samples, mean, at_mode, self.seed)
+        mode = mode_of(inference, self.em.mode_tolerance, self._progress.enter)
+        return leave_one_out_width(model, inference.samples, mode, self._at_mode(model.likelihood), self.seed), mode
 
     def _describe_products(self, features: NetworkFeatures) -> str:
         reduced = f"; under autocast to {self.autocast} but for the last passes" if self.autocast else ""

@@ -98,7 +98,7 @@ def leave_one_out_width(model: LinearModel, samples: Tensor, mean: Tensor, at_mo
         at_mode: whether H has B at the linear mode's outputs, not at the network's.
         seed: of the draws over which a likelihood is averaged.
     """
-    scale = float(model.once("scale", mean, lambda: [_scale(model, mean)])[0]) if at_mode else 1.0
+    scale = outputs_scale(model, mean) if at_mode else 1.0
     scores, tallies = model.once("width", samples, lambda: _sums(model, samples, mean, at_mode, seed, scale))
     counts, (near, apart, spread) = tallies[:_PARTS], tallies[_PARTS:].tolist()
     cover = inf  # of Gaussian noise, the only likelihood with one score, the linear model has the width right
@@ -115,8 +115,12 @@ def leave_one_out_width(model: LinearModel, samples: Tensor, mean: Tensor, at_mo
     )  # fmt: skip
 
 
-def _scale(model: LinearModel, mean: Tensor) -> Tensor:
+def outputs_scale(model: LinearModel, mean: Tensor) -> float:
     """c of the least-squares fit f = c f* over the training data: the mode's outputs are the network's but for it."""
+    return float(model.once("scale", mean, lambda: [_scale(model, mean)])[0])
+
+
+def _scale(model: LinearModel, mean: Tensor) -> Tensor:
     along = size = torch.zeros((), dtype=torch.float64)
     for each in linear_batches(model, mean.new_empty(0, len(mean)), mean, True):
         network, mode = (_centred(each, values).double().cpu() for values in (each.network, each.mode))

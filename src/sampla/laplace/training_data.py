@@ -1,0 +1,105 @@
+"""What a fitted LinearisedLaplace says of its training data: each without itself, and what each has changed."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sampla.core.allocator import freed_memory_kept
+from sampla.core.data import CheckedLoader, Unpack, asked_about, unpacking
+from sampla.core.interrupts import deferred_interrupts
+from sampla.core.memory import memory_explained
+from sampla.core.progress import Progress
+from sampla.core.typing import Loader
+from sampla.inference.influence import At, Influence, Measure, influence
+from sampla.inference.leave_one_out import LeaveOneOut, leave_one_out
+from sampla.inference.settings import EM, CurvatureAt
+from sampla.laplace.fitted import Fitted
+from sampla.laplace.guards import apart, check_evaluation_mode
+from sampla.likelihoods import Likelihood
+
+REMEDY = (
+    "The products have been made as small as that helps; what is left are blocks of num_samples vectors of all "
+    "parameters: take a smaller num_samples or EM(max_rows=...), fewer parameters=[...], or on a GPU vectors_on='cpu'. "
+    "la.plan(loader) counts them."
+)
+"""What helps against too little memory."""
+
+
+class AboutTrainingData(Fitted):
+    """Questions about the data of a fit."""
+
+    model: nn.Module
+    em: EM
+    curvature_at: CurvatureAt
+    tolerance: float
+    max_passes: int
+    seed: int
+    _progress: Progress
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mode: Tensor | None = None
+
+    def leave_one_out(self, loader: Loader, *, labels: str | None = None, unpack: Unpack | None = None) -> LeaveOneOut:
+        """How the posterior predicts each training observation without it (docs/method.md, section 9).
+
+        One pass of K + 1 jvps, no new fit. A score to compare models by, and a list of labels that may be wrong. As the
+        features have learnt from all the data, those left out too, it is better than on new data, the more so the more
+        the network has memorised.
+
+        Args:
+            loader: the data of the fit, in an order that stays.
+            labels, unpack: as for ``fit``.
+
+        Raises:
+            RuntimeError: before fit.
+            ValueError: for a posterior from a file, for other data, or for a shuffled loader.
+        """
+        posterior, unpacked = self._fitted(), unpacking(labels, unpack)
+        with deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(), memory_explained(REMEDY):
+            check_evaluation_mode(self.model)
+            likelihood, device = posterior.likelihood, posterior.features.device
+            data = CheckedLoader(loader, device, self._progress, unpacked, likelihood.counted)
+            return leave_one_out(
+                self._inference, posterior, data, self._mode, at_mode=self._at_mode(likelihood), seed=self.seed,
+                tolerance=self.em.mode_tolerance, say=self._progress.enter,
+            )  # fmt: skip
+
+    def influence(
+        self, train: Loader, test: Any, *, measure: Measure | None = None, at: At = "network",
+        labels: str | None = None, unpack: Unpack | None = None,
+    ) -> Influence:  # fmt: skip
+        """By how much test losses, outputs or anything else would change without each of the training data.
+
+        To first order: (dq / df)' J_test H^-1 J_n' g_n, g_n the gradient of datum n's loss, for each quantity q
+        (``Influence``; docs/method.md, section 10).
+
+        Args:
+            train: data of the fit, all or some, not shuffled.
+            test: one batch of test data as the loader has them: (x, y), of whose losses -log p(y | f) the change is
+                told, or (x, None), of whose outputs. Each number asked about costs about as much as one sample.
+            measure: of outputs and targets, (n,) numbers to be told of in their place, such as margins.
+            at: where gradients are taken: at the outputs of the "network", or of the linear model at its mode.
+            labels, unpack: as for ``fit``, for both.
+
+        Returns:
+            The Influence: (n_test, n_train) changes, the error of the solve, and its words.
+
+        Raises:
+            RuntimeError: before fit.
+            ValueError: for a posterior from a file, training data that the fit has not had or that are shuffled, test
+                data that do not fit.
+        """
+        posterior, unpacked = self._fitted(), unpacking(labels, unpack)
+        with deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(), memory_explained(REMEDY):
+            check_evaluation_mode(self.model)
+            features, device = posterior.features, posterior.features.device
+            data = CheckedLoader(train, device, self._progress, unpacked, posterior.likelihood.counted)
+            return influence(
+                self._inference, features, data, asked_about(test, device, unpacked), measure=measure, at=at,
+                tolerance=self.tolerance, max_passes=self.max_passes, seed=self.seed, say=self._progress.enter,
+            )  # fmt: skip
+
+    def _at_mode(self, likelihood: Likelihood) -> bool:
+        """Whether B was taken at the linear mode's outputs."""
+        return self.curvature_at == "linear-mode" and not likelihood.is_quadratic
