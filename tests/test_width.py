@@ -121,11 +121,15 @@ def test_no_factor_exceeds_what_covers_the_way_to_the_network(name, at_mode):
     network = case.problem.model(case.problem.inputs).detach()
     curvature = dense.fast_hessians(case.problem.case.loss, case.mode, case.problem.targets)
     features = case.problem.features
-    apart = torch.einsum("nc,ncd,nd->", network - case.mode, curvature, network - case.mode)
-    spread = torch.einsum("ncd,ndc->", features @ case.inverse @ features.mT, curvature)
-    assert width.cover == pytest.approx((2 if at_mode else 1) * float((apart / spread).sqrt()), rel=1e-6)
+    apart = torch.einsum("nc,ncd,nd->n", network - case.mode, curvature, network - case.mode)
+    spread = torch.einsum("ncd,ndc->n", features @ case.inverse @ features.mT, curvature)
+    assert width.cover == pytest.approx((2 if at_mode else 1) * float((apart.sum() / spread.sum()).sqrt()), rel=1e-6)
     assert width.joint == pytest.approx(width.cover)
     assert width.marginal <= width.cover
+    parts = torch.arange(len(apart)) % 20
+    jackknife = [float((apart[parts != part].sum() / spread[parts != part].sum()).sqrt()) for part in range(20)]
+    error = (2 if at_mode else 1) * np.std(jackknife) * 19**0.5
+    assert width.errors[1] == pytest.approx(error, rel=1e-6)
 
 
 @CHOICES

@@ -100,15 +100,15 @@ def leave_one_out_width(model: LinearModel, samples: Tensor, mean: Tensor, at_mo
     """
     scale = outputs_scale(model, mean) if at_mode else 1.0
     scores, tallies = model.once("width", samples, lambda: _sums(model, samples, mean, at_mode, seed, scale))
-    counts, (near, apart, spread) = tallies[:_PARTS], tallies[_PARTS:].tolist()
-    cover = inf  # of Gaussian noise, the only likelihood with one score, the linear model has the width right
-    if len(scores) > 1:
-        cover = _COVERS[at_mode] * sqrt(apart / spread) if spread > 0 else 0.0
+    counts, near = tallies[0], float(tallies[1].sum())
+    # of Gaussian noise, the only likelihood with one score, the linear model has the width right
+    without = [inf if len(scores) == 1 else _cover(tallies, at_mode, part) for part in (*range(_PARTS), None)]
+    cover = without.pop()
     factors = [min(_best(each.sum(-1)), cover) for each in scores]
     at = int(np.abs(np.asarray(FACTORS) - factors[0]).argmin())
     parts = (scores[0, at] / counts)[counts > 0]
     return Width(
-        factors[0], factors[-1], "loo", (_error(scores[0], cover), _error(scores[-1], cover)),
+        factors[0], factors[-1], "loo", (_error(scores[0], without), _error(scores[-1], without)),
         score=float(scores[0, at].sum() / counts.sum()),
         score_error=float(parts.std()) / len(parts) ** 0.5 if len(parts) > 1 else nan,
         num_observations=float(counts.sum()), near_one=near, cover=cover, scale=scale,
@@ -137,12 +137,12 @@ def _centred(each: Linear, values: Tensor) -> Tensor:
 def _sums(
     model: LinearModel, samples: Tensor, mean: Tensor, at_mode: bool, seed: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Scores (powers, factors, parts) summed over the data; counts of the parts, leverages near one, |f - f*|^2_B at f*
+    """Scores (powers, factors, parts) summed over the data; (4, parts) counts, leverages near one, |f - f*|^2_B at f*,
     and the mean of |d|^2_B."""
     like = torch.empty(0, dtype=torch.float32, device=model.features.device)
     mix = mixing(seed, len(samples), like)
     scores: Tensor | None = None
-    tallies = torch.zeros(_PARTS + 3, dtype=torch.float64)
+    tallies = torch.zeros(4, _PARTS, dtype=torch.float64)
     for each in linear_batches(model, samples, mean, at_mode):
         left = each.left_out(mix, scale)
         powers = (1.0,) if isinstance(left, GaussianLeftOut) else (1.0, _REPEATS)
@@ -152,13 +152,17 @@ def _sums(
         part = torch.arange(each.batch.start, each.batch.stop, device=found.device) % _PARTS
         summed = found.new_zeros(len(powers), len(FACTORS), _PARTS).index_add_(2, part, found)
         scores = summed.cpu() if scores is None else scores + summed.cpu()
-        number = counted.reshape(len(counted), -1).sum(1).double().cpu()
-        tallies[:_PARTS].index_add_(0, part.cpu(), number)
+        number, near = (
+            values.reshape(len(counted), -1).sum(1).double()
+            for values in (counted, counted * (left.leverage > NEAR_ONE))
+        )
         bent = each.batch.weighted
         apart = torch.cat([(each.network - each.mode)[None], each.deviations])
-        size = (apart * bent(each.batch.likelihood.curvature_product(each.mode, apart))).double().flatten(1).sum(1)
-        near = (counted * (left.leverage > NEAR_ONE)).double().sum()
-        tallies[_PARTS:] += torch.stack([near, size[0], size[1:].mean()]).cpu()
+        size = apart * bent(each.batch.likelihood.curvature_product(each.mode, apart))
+        size = size.double().reshape(*size.shape[:2], -1).sum(2)
+        tallies += torch.zeros_like(tallies).index_add_(
+            1, part.cpu(), torch.stack([number, near, size[0], size[1:].mean(0)]).cpu()
+        )
     assert scores is not None
     return scores, tallies
 
@@ -175,7 +179,13 @@ def _best(scores: Tensor) -> float:
     return float(FACTORS[at] * ratio**step)
 
 
-def _error(scores: Tensor, cover: float) -> float:
-    """Jackknife standard error of the factor, from scores (factors, parts)."""
-    left = [min(_best(scores.sum(-1) - scores[:, part]), cover) for part in range(_PARTS)]
+def _cover(tallies: Tensor, at_mode: bool, without: int | None) -> float:
+    """What no factor may exceed, from all the data or without a part of them."""
+    apart, spread = (float(each.sum() - (0 if without is None else each[without])) for each in tallies[2:])
+    return _COVERS[at_mode] * sqrt(max(apart, 0.0) / spread) if spread > 0 else 0.0
+
+
+def _error(scores: Tensor, covers: list[float]) -> float:
+    """Jackknife standard error of the factor, from scores (factors, parts) and covers without each part."""
+    left = [min(_best(scores.sum(-1) - scores[:, part]), cover) for part, cover in enumerate(covers)]
     return float(np.sqrt((_PARTS - 1) / _PARTS * np.square(np.asarray(left) - np.mean(left)).sum()))
