@@ -70,6 +70,10 @@ width: extras
 peers: extras
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r experiments/requirements.txt
 
+# experiments/results/influence: three quarters of an hour on one core, most of it training; no data needed.
+influence: peers
+	$(BIN)/python -m experiments.influence.lds
+
 mnist-lenet: peers
 	$(BIN)/python -m experiments.classification.mnist --root $(ROOT)
 

@@ -14,6 +14,7 @@ from benchmarks.solvers import page as solvers
 from experiments.classification import cifar10, cifar100, mnist, report
 from experiments.common.page import render
 from experiments.common.store import Store
+from experiments.influence import lds
 from experiments.regression import uci_page
 from experiments.tomography import real
 
@@ -33,6 +34,7 @@ PAGES = {
         "experiments/classification/page",
         _classification(cifar100.EXPERIMENT, elsewhere=True),
     ),
+    "experiments/results/influence/results": ("experiments/influence/results", lds.page),
     "experiments/results/uci/results": ("experiments/regression/uci", uci_page.page),
     "experiments/results/tomography-real/results": ("experiments/tomography/real", real.page),
     "docs/reliability": ("tests/reliability/reliability", reliability.page),
@@ -40,7 +42,7 @@ PAGES = {
     "benchmarks/linear_models": ("benchmarks/linear/linear_models", linear.page),
     "benchmarks/solvers": ("benchmarks/solvers/solvers", solvers.page),
 }
-NEED_AN_EXTRA = {"gpytorch", "linear_operator", "jax", "torchmetrics", "laplace"}
+NEED_AN_EXTRA = {"curvlinops", "gpytorch", "linear_operator", "jax", "torchmetrics", "laplace"}
 MODULES = sorted(
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
     for folder in ("experiments", "benchmarks")
@@ -99,6 +101,7 @@ def test_every_import_of_a_script_is_installed_by_an_extra():
     installed = {re.split(r"[=>\[]", line)[0] for line in needed}
     assert "sampla[apps,tomography]" in extras["experiments"]
     named = {"sklearn": "scikit-learn", "skimage": "scikit-image", "PIL": "pillow", "laplace": "laplace-torch"}
+    named["curvlinops"] = "curvlinops-for-pytorch"
     imported = set()
     for module in MODULES:
         for node in ast.walk(ast.parse(_source(module))):

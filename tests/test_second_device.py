@@ -135,6 +135,17 @@ def test_a_fit(kind: str, options: dict[str, Any], vectors_on: str | None) -> No
     assert_the_same(network(), batches(kind), kind, **options, vectors_on=vectors_on)
 
 
+@pytest.mark.parametrize("at", ["network", "linear-mode"])
+@pytest.mark.parametrize("vectors_on", [None, "cpu"])
+def test_influence(vectors_on: str | None, at: str) -> None:
+    found, (x, y), prior = [], data("categorical"), sampla.GPrior(1.0, learn=False)
+    options = {"solver": "block-cg", "tolerance": 1e-3, "width": "em", "progress": False}
+    for model, on in ((network(), None), (network().to("second"), vectors_on)):
+        la = sampla.LinearisedLaplace(model, prior=prior, vectors_on=on, **options).fit(batches("categorical"))
+        found.append(la.influence(batches("categorical"), (x[:5], y[:5]), at=at).change.cpu())
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.02
+
+
 @pytest.mark.parametrize("structure", ["diagonal", "full"])
 def test_noise_structures(structure: str) -> None:
     assert_the_same(network(), batches("gaussian"), sampla.Gaussian(structure=structure), vectors_on="cpu")
