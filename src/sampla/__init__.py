@@ -4,6 +4,7 @@ from sampla.core.checks import ConvergenceWarning
 from sampla.features import DesignMatrix, NetworkFeatures
 from sampla.inference.infer import infer
 from sampla.inference.influence import Influence
+from sampla.inference.leave_one_out import LeaveOneOut
 from sampla.inference.settings import EM, CurvatureAt
 from sampla.laplace.linearised import LinearisedLaplace
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -33,6 +34,7 @@ __all__ = [
     "Influence",
     "Isotropic",
     "Layerwise",
+    "LeaveOneOut",
     "Likelihood",
     "LinearModel",
     "LinearisedLaplace",

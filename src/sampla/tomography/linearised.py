@@ -1,6 +1,6 @@
 """Error bars for every pixel of a reconstruction: the deep image prior, linearised (Antoran et al. 2022).
 
-y = T f(w) + noise has features T J and P >> m: parameters by far outnumber measurements (docs/method.md, section 9).
+y = T f(w) + noise has features T J and P >> m: parameters by far outnumber measurements (docs/method.md, section 11).
 With few measurements the m x m kernel over them is formed and factorised (``DenseDual``), m products. With more, block
 CG in weight space is cheaper. It could run over the measurements too (representer weights), with as many products, one
 jvp and one vjp each; that would save memory, 4 m instead of 4 P bytes a vector, which ``plan`` states and which has not
