@@ -149,8 +149,14 @@ class Problem:
         return dense.curvature(self.features, self.weights)
 
     def fit(self, prior: sampla.Prior | str, **options: Any) -> sampla.LinearisedLaplace:
-        """The front door on this problem, quietly."""
-        options = {"likelihood": self.case.make(), "progress": False, "solver": sampla.Dense(), **options}
+        """The front door on this problem, quietly; predictions of the posterior as it is."""
+        options = {
+            "likelihood": self.case.make(),
+            "progress": False,
+            "solver": sampla.Dense(),
+            "width": "em",
+            **options,
+        }
         loader = options.pop("loader", self.loader)
         checkpoint = options.pop("checkpoint", None)
         return sampla.LinearisedLaplace(self.model, prior=prior, **options).fit(loader, checkpoint)

@@ -77,8 +77,8 @@ def spoiled(index: tuple[int, ...], value: float) -> Callable[[Tensor], Tensor]:
 
 
 def laplace(model: nn.Module, likelihood: Any = "categorical", **settings: Any) -> sampla.LinearisedLaplace:
-    """A quiet LinearisedLaplace with 4 samples and a fixed prior."""
-    chosen = {"prior": FIXED, "num_samples": 4, "progress": False, **settings}
+    """A quiet LinearisedLaplace with 4 samples and a fixed prior, its predictions of the posterior as it is."""
+    chosen = {"prior": FIXED, "num_samples": 4, "progress": False, "width": "em", **settings}
     return sampla.LinearisedLaplace(model, likelihood, **chosen)
 
 

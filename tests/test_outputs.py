@@ -152,7 +152,7 @@ def test_image_to_image_regression_is_bayesian_linear_regression() -> None:
     model = nn.Conv2d(1, 1, 3, padding=1).double().eval()
     x, y = randn(4, 1, 5, 6), randn(4, 1, 5, 6, seed=1)
     prior, noise = sampla.Isotropic(2.0, learn=False), sampla.Gaussian(9.0)
-    la = sampla.LinearisedLaplace(model, noise, prior, num_samples=4000, solver="dense", progress=False)
+    la = sampla.LinearisedLaplace(model, noise, prior, num_samples=4000, solver="dense", width="em", progress=False)
     la.fit([(x, y)])
     rows = jacobian(model, ["weight", "bias"], x).flatten(0, 1)
     covariance = torch.linalg.inv(9 * rows.mT @ rows + 2 * torch.eye(10).double())
@@ -193,7 +193,7 @@ def test_a_vocabulary_of_fifty_thousand() -> None:
         la.fit(loader)
     assert la.report_.solve_error < 0.02
     assert la.report_.num_parameters == 3 * vocabulary + 12
-    assert largest.numbers < 0.25 * count * length * vocabulary * samples < 0.01 * vocabulary**2
+    assert largest.numbers <= 8 * length * vocabulary * (samples + 1) < 0.01 * vocabulary**2  # the samples and the mode
     pred = la.predict(tokens[:2])
     assert pred.variance.shape == (2, length, vocabulary)
     assert bool((pred.variance > 0).all())

@@ -112,7 +112,7 @@ def dense_fixed_point(curvature_at: str) -> Fixed:
 def fitted(net: nn.Module, x: Tensor, y: Tensor, likelihood: sampla.Likelihood, **settings: Any) -> Any:
     prior = settings.pop("prior", sampla.Isotropic())
     loader = list(zip(x.split(40), y.split(40), strict=True))
-    return sampla.LinearisedLaplace(net, likelihood, prior, progress=False, **settings).fit(loader)
+    return sampla.LinearisedLaplace(net, likelihood, prior, progress=False, width="em", **settings).fit(loader)
 
 
 @pytest.mark.parametrize("curvature_at", ["network", "linear-mode"])

@@ -114,7 +114,8 @@ class FitReport:
             f"data         determine {self._describe_gamma()} of {self.num_parameters:,} parameters",
         ]
         if self.width is not None:
-            lines.append(f"width        {Width.from_dict(self.width)}")
+            width = Width.from_dict(self.width)
+            lines += [f"width        {width}"] + [f"loo          {width.left_out}"] * bool(width.left_out)
         if len(self.effective_dimension_by_layer) > 1:
             lines.append(f"layers       {self._describe_layer()}")
         if self.products:

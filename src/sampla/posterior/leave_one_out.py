@@ -33,7 +33,7 @@ _TINY = 1e-8
 """Leverage that is none."""
 _DRAWS = 64
 """Draws of the function in an average over it."""
-_ENTRIES = 2**22
+_ENTRIES = 2**20
 """Numbers in flight in such an average."""
 
 
@@ -63,7 +63,7 @@ class LeftOut:
         total = torch.full(shape, -torch.inf, dtype=self.outputs.dtype, device=self.outputs.device)
         for few in self.mix.split(max(1, _ENTRIES // max(1, self.outputs.numel()))):
             drawn = torch.tensordot(few, self.deviations, dims=([1], [0]))
-            targets = self.targets.repeat(len(few), *[1] * (self.targets.ndim - 1))
+            targets = self.targets.expand(len(few), *self.targets.shape).flatten(0, 1)
             for i, factor in enumerate(factors):
                 outputs = (self.outputs + factor * drawn).flatten(0, 1)
                 each = self.likelihood.observation_log_prob(outputs, targets).unflatten(0, (len(few), -1))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sampla.core.checks import require
 from sampla.model import LinearModel
-from sampla.posterior.leave_one_out import GaussianLeftOut, Linear, linear_batches, mixing
+from sampla.posterior.leave_one_out import Linear, linear_batches, mixing
 
 Rule = Literal["loo", "em", "given"]
 
@@ -31,6 +31,8 @@ _PARTS = 20
 """Parts of the data that are left out in turn, for standard errors."""
 NEAR_ONE = 0.9
 """Leverage from which an observation determines what is said of it almost alone."""
+_SAME = 1e-9
+"""Relative difference of scores that is none."""
 _COVERS = {False: 1.0, True: 2.0}
 """Deviations at most, by whether B is at the linear mode, that may lie between the linear mode and the network."""
 
@@ -72,19 +74,28 @@ class Width:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without what is not known."""
-        values = asdict(self)
+        values = {**asdict(self), "errors": list(self.errors)}
         return {name: value for name, value in values.items() if not isinstance(value, float) or isfinite(value)}
 
     def __str__(self) -> str:
         if self.rule != "loo":
-            return f"{self.marginal:.3g} of the posterior's deviations" + (", as given" if self.rule == "given" else "")
+            return f"{self.marginal:.3g} times the posterior's deviations" + (", as given" * (self.rule == "given"))
         one, several = self.errors
-        words = f"{self.marginal:.2f} +- {one:.2f} of the posterior's deviations"
-        if self.joint != self.marginal:
-            words += f" for probabilities, {self.joint:.2f} +- {several:.2f} for joint predictions"
+        if self.joint == self.marginal:
+            return f"{self.marginal:.2f} +- {one:.2f} times the posterior's deviations"
         return (
-            f"{words}; leave-one-out log score {self.score:.3f} +- {self.score_error:.3f} nats an observation, "
-            f"leverage near 1: {self.near_one:.0f} of {self.num_observations:.0f}"
+            f"{self.marginal:.2f} +- {one:.2f} times the posterior's deviations for probabilities, "
+            f"{self.joint:.2f} +- {several:.2f} for joint predictions"
+        )
+
+    @property
+    def left_out(self) -> str:
+        """What leaving out said of the training data, in words; empty where nothing was left out."""
+        if self.rule != "loo":
+            return ""
+        return (
+            f"log score {self.score:.3f} +- {self.score_error:.3f} nats for an observation that is left out; leverage "
+            f"near 1: {self.near_one:.0f} of {self.num_observations:.0f}"
         )
 
 
@@ -101,7 +112,7 @@ def leave_one_out_width(model: LinearModel, samples: Tensor, mean: Tensor, at_mo
     scale = outputs_scale(model, mean) if at_mode else 1.0
     scores, tallies = model.once("width", samples, lambda: _sums(model, samples, mean, at_mode, seed, scale))
     counts, near = tallies[0], float(tallies[1].sum())
-    # of Gaussian noise, the only likelihood with one score, the linear model has the width right
+    # the width of a quadratic likelihood, which alone has one score, does not depend on where B is taken
     without = [inf if len(scores) == 1 else _cover(tallies, at_mode, part) for part in (*range(_PARTS), None)]
     cover = without.pop()
     factors = [min(_best(each.sum(-1)), cover) for each in scores]
@@ -145,7 +156,7 @@ def _sums(
     tallies = torch.zeros(4, _PARTS, dtype=torch.float64)
     for each in linear_batches(model, samples, mean, at_mode):
         left = each.left_out(mix, scale)
-        powers = (1.0,) if isinstance(left, GaussianLeftOut) else (1.0, _REPEATS)
+        powers = (1.0,) if each.batch.likelihood.is_quadratic else (1.0, _REPEATS)
         counted = each.counted(left.leverage)
         found = left.log_prob(FACTORS, powers) * counted
         found = found.reshape(len(powers), len(FACTORS), len(counted), -1).sum(-1).double()
@@ -168,7 +179,12 @@ def _sums(
 
 
 def _best(scores: Tensor) -> float:
-    """The factor with the largest of the scores (factors,), by a parabola through the three around it."""
+    """The factor with the largest of the scores (factors,), by a parabola through the three around it.
+
+    One where all are the same, because the posterior is certain of the training data.
+    """
+    if float(scores.max() - scores.min()) <= _SAME * float(scores.abs().max()):
+        return 1.0
     at = int(scores.argmax())
     if not 1 < at < len(FACTORS) - 1:
         return FACTORS[at]
@@ -182,7 +198,7 @@ def _best(scores: Tensor) -> float:
 def _cover(tallies: Tensor, at_mode: bool, without: int | None) -> float:
     """What no factor may exceed, from all the data or without a part of them."""
     apart, spread = (float(each.sum() - (0 if without is None else each[without])) for each in tallies[2:])
-    return _COVERS[at_mode] * sqrt(max(apart, 0.0) / spread) if spread > 0 else 0.0
+    return _COVERS[at_mode] * sqrt(max(apart, 0.0) / spread) if spread > 0 else inf
 
 
 def _error(scores: Tensor, covers: list[float]) -> float:
