@@ -180,7 +180,7 @@ def test_a_width_that_is_given(width, factors, rule):
         "marginal": factors[0],
         "joint": factors[1],
         "rule": rule,
-        "errors": (0.0, 0.0),
+        "errors": [0.0, 0.0],
         "scale": 1.0,
     }
     assert ("as given" in str(la.report_)) == (rule == "given")
@@ -208,7 +208,7 @@ def test_the_report_is_plain_json_and_comes_back(width):
     assert str(again) == str(report)
     assert Width.from_dict(again.width).to_dict() == report.width
     assert "\nwidth        " in str(report)
-    assert ("leave-one-out log score" in str(report)) == (width == "loo")
+    assert ("for an observation that is left out" in str(report)) == (width == "loo")
 
 
 def test_a_file_keeps_the_width_and_an_older_one_has_that_of_em(tmp_path):
