@@ -87,7 +87,7 @@ print(loo)
 
 figure, axes = plt.subplots(2, 6, figsize=(9, 3.6))
 for n, axis in zip(loo.least_likely(axes.size).tolist(), axes.flat, strict=True):
-    axis.imshow(x[n].view(8, 8), cmap="gray_r")
+    axis.imshow(x[n].view(8, 8).numpy(), cmap="gray_r")
     axis.set_title(f"said to be {y[n]}", color="firebrick" if wrong[n] else "black", fontsize=9)
     axis.axis("off")
 figure.suptitle("Least likely labels without them (red: made wrong)")
