@@ -254,7 +254,7 @@ def test_every_method_finds_the_alpha_of_exact_em_within_its_error(tiny, name, p
 
 def test_what_no_single_space_serves_goes_to_samples(tiny):
     for name, prior, options in (
-        ("categorical", "g-prior", {"curvature_at": "linear-mode"}),
+        ("categorical", "layerwise", {"curvature_at": "linear-mode"}),
         ("gaussian-scalar", "isotropic", {"likelihood": sampla.Gaussian(structure="diagonal")}),
     ):
         problem = tiny[name]
@@ -266,13 +266,13 @@ def test_what_no_single_space_serves_goes_to_samples(tiny):
     ("name", "prior", "options"),
     [
         ("categorical", "layerwise", {}),
-        ("categorical", "isotropic", {"curvature_at": "linear-mode"}),
+        ("categorical", "layerwise", {"curvature_at": "linear-mode"}),
         ("gaussian-scalar", "isotropic", {"likelihood": sampla.Gaussian(structure="diagonal")}),
         ("gaussian-scalar", "g-prior", {"likelihood": sampla.Gaussian(FULL_NOISE, learn=True)}),
     ],
 )
 def test_a_krylov_space_that_cannot_serve_is_refused(tiny, name, prior, options):
-    match = r"expected one alpha, scalar or fixed noise, and curvature_at='network' for EM\(method='krylov'\), got .*"
+    match = r"expected one alpha, and scalar or fixed noise, for EM\(method='krylov'\), got .*"
     with pytest.raises(ValueError, match=match + r"Use EM\(method='samples'\)"):
         tiny[name].fit(PRIORS[prior](), em=sampla.EM(method="krylov"), solver="block-cg", **options)
 

@@ -50,7 +50,8 @@ FLOORS = (
     ("what the loop remembers", "inference.state"),
     ("exact traces", "inference.exact"),
     ("what an E-step is", "inference.e_step"),
-    ("the two ways of an E-step", "inference.krylov_step inference.sampled_step"),
+    ("what E-steps by a Krylov space share", "inference.space_step"),
+    ("the ways of an E-step", "inference.krylov_step inference.moving_step inference.sampled_step"),
     ("the final solve", "inference.final"),
     ("the loop", "inference.infer"),
     (

@@ -35,7 +35,15 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any], tuple[str, str, bool
     ),
     "curvature at the mode": (
         sampla.BlockCG(), {}, {"likelihood": sampla.Bernoulli(), "curvature_at": "linear-mode"},
+        ("krylov", "krylov", True, "one space"),
+    ),
+    "curvature at the mode, by samples": (
+        sampla.BlockCG(), {"method": "samples"}, {"likelihood": sampla.Bernoulli(), "curvature_at": "linear-mode"},
         ("samples", "samples", True, "its own space"),
+    ),
+    "curvature at the mode, dense": (
+        sampla.Dense(), {}, {"likelihood": sampla.Bernoulli(), "curvature_at": "linear-mode"},
+        ("samples", "samples", False, "solver"),
     ),
     "mode of a Gaussian": (
         sampla.BlockCG(), {}, {"curvature_at": "linear-mode"}, ("krylov", "krylov", True, "one space"),
@@ -67,12 +75,12 @@ def test_settings_lead_to(name: str) -> None:
 
 
 def test_a_krylov_space_is_refused_where_none_serves_before_anything_is_solved_for() -> None:
-    with pytest.raises(ValueError, match=r"expected one alpha, .* for EM\(method='krylov'\)"):
+    with pytest.raises(ValueError, match=r"expected one alpha, and scalar or fixed noise, for EM\(method='krylov'\)"):
         route(sampla.BlockCG(), {"method": "krylov"}, likelihood=sampla.Gaussian(structure="full"))
     la = sampla.LinearisedLaplace(
         nn.Linear(3, 2).eval(), sampla.Gaussian(structure="full"), em=sampla.EM(method="krylov"), progress=False
     )
-    with pytest.raises(ValueError, match=r"expected one alpha, .* for EM\(method='krylov'\)"):
+    with pytest.raises(ValueError, match=r"expected one alpha, and scalar or fixed noise, for EM\(method='krylov'\)"):
         la.plan([(torch.randn(4, 3), torch.randn(4, 2))])
 
 

@@ -34,7 +34,7 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 _FILE, _NOISE = "em-state.safetensors", "noise.safetensors"
-_VERSION = 3
+_VERSION = 4
 """Of what the two files hold."""
 _HARMLESS = "em_tolerance"
 """The part of an identity that may change: where it has become smaller, a loop that had settled goes on."""
@@ -207,8 +207,9 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
     errors = {name: row and LogError(**row) for name, row in facts["errors"].items()}
     return EMState(
         state.prior.with_precision(here("precision").to(torch.float64)), model, start, _mode(facts["mode"], here),
-        [EMStep(**row) for row in facts["trace"]], settled, facts["stuck"], space, facts["noise_factor"],
-        noise_unknown=facts["noise_unknown"], **errors,
+        [EMStep(**row) for row in facts["trace"]], settled, facts["stuck"], space,
+        here("place") if "place" in tensors else None, facts["noise_factor"], noise_unknown=facts["noise_unknown"],
+        **errors,
     )  # fmt: skip
 
 
@@ -218,6 +219,8 @@ def _tensors_of(state: EMState) -> dict[str, Tensor]:
         tensors |= {"value": state.start.value, "curvature_value": state.start.curvature_value}
     if state.mode is not None:
         tensors |= _mode_tensors(state.mode)
+    if state.place is not None:
+        tensors["place"] = state.place.clone()  # the mode's own tensor as a rule, which a file may hold once only
     if state.space is not None:
         tensors |= {f"space.{name}": getattr(state.space, name) for name in (*_SMALL, "following")}
         tensors |= {f"space.basis.{number}": part for number, part in enumerate(state.space.basis.parts)}

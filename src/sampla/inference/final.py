@@ -54,8 +54,9 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
     evidence = None
     if determinant is not None and objective is not None:
         assert mean is not None
-        moving = float(dimension.sum()) if task.route.moves_curvature else 0.0
-        excess = _excess(state, solution, mean, mean_error, moving)
+        excess = _excess(state, solution, mean, mean_error)
+        if task.route.moves_curvature:
+            excess += float(dimension.sum()) * (mean_error + _away(state, mean)) / 2
         evidence = LogEvidence(
             -objective - determinant.value / 2, determinant.standard_error / 2, determinant.truncation / 2 + excess
         )
@@ -122,16 +123,23 @@ def _determinant(task: Task, problem: FinalProblem, solution: Solution) -> Estim
     return Estimate(value, 0.0, 0.0, value, value)
 
 
-def _excess(state: EMState, solution: Solution, mean: Tensor, error: float, moving: float) -> float:
+def _excess(state: EMState, solution: Solution, mean: Tensor, error: float) -> float:
     """By how much an error of the mode may have changed the evidence: |e|_H^2 / 2, relative to |mode|_H or |mode|_A.
 
-    Where B is taken at the mode, the determinant moves with it, by gamma / 2 times the relative change of B: ``moving``
-    is that gamma, else zero.
+    Where B is taken at the mode, the determinant moves with it as well, by gamma / 2 times the relative change of B.
     """
     size = float((state.prior.diagonal * mean.square()).double().sum())
     if state.model.likelihood.is_quadratic:
         size += float(mean.double() @ solution.curvature_value[-1].double())
-    return error**2 * size / 2 + error * moving / 2
+    return error**2 * size / 2
+
+
+def _away(state: EMState, mean: Tensor) -> float:
+    """|mode - theta|_A / |mode|_A for the theta at which B is taken, where EM has stopped moving it."""
+    if state.place is None:
+        return 0.0
+    away, size = (float((state.prior.diagonal * v.square()).double().sum()) for v in (mean - state.place[0], mean))
+    return (away / size) ** 0.5 if size > 0 else 0.0
 
 
 def _checked_noise(task: Task, state: EMState, loss: float, mean: Tensor) -> LogError | None:

@@ -23,6 +23,7 @@ from sampla.inference import final
 from sampla.inference.e_step import EStep
 from sampla.inference.krylov_step import KrylovEStep
 from sampla.inference.mackay import is_rounding
+from sampla.inference.moving_step import MovingEStep
 from sampla.inference.route import choose_route
 from sampla.inference.sampled_step import SampledEStep
 from sampla.inference.settings import EM, CurvatureAt
@@ -129,7 +130,9 @@ def prepared(
 
 def e_step_of(task: Task, state: EMState) -> EStep:
     """The E-step of the task's route; the state has the model that the noise was drawn for."""
-    kind = KrylovEStep if task.route.e_step == "krylov" else SampledEStep
+    if task.route.e_step == "samples":
+        return SampledEStep(task, state.model)
+    kind = MovingEStep if task.route.moves_curvature else KrylovEStep
     return kind(task, state.model)
 
 

@@ -85,6 +85,10 @@ class MemoryPlan:
     """Where the network is, if that is not where the vectors are."""
     movable: bool = False
     """Whether the solver lets vectors live elsewhere."""
+    spaces: int = 1
+    """How many Krylov spaces are held at once: two where B moves, and the space of the last B serves the next."""
+    more: int | None = None
+    """Vectors of P held beyond these if EM's Krylov space grows as far as it may; None: those of one space."""
 
     @property
     def vector(self) -> int:
@@ -115,7 +119,8 @@ class MemoryPlan:
     @property
     def at_most(self) -> int:
         """Bytes if EM's Krylov space grows as far as it may."""
-        return self.total + max(0, self.most_rows - self.krylov_rows) * self.vector
+        more = max(0, self.most_rows - self.krylov_rows) if self.more is None else self.more
+        return self.total + more * self.vector
 
     @property
     def fits(self) -> bool | None:
@@ -172,7 +177,7 @@ class MemoryPlan:
             return "compare the peak with what the machine has"
         if self.at_most <= self.free:
             return "it fits"
-        rows = self.krylov_rows + (self.free - self.total) // self.vector
+        rows = self.krylov_rows + (self.free - self.total) // (self.spaces * self.vector)
         return f"it fits as a rule; em=EM(max_rows={rows}) makes sure"
 
     def _remedy(self, place: "_Place") -> str:
@@ -236,8 +241,10 @@ def plan_memory(
     usual, most = _space_rows(route, num_data * outputs + num_samples, size, likelihood.learns_noise)
     few, means = min(em.num_samples, num_samples), int(likelihood.is_quadratic)
     searches = route.learns and not likelihood.is_quadratic
-    beside = 0 if route.e_step == "krylov" else _WHITENED if route.whitened_space else _DRAWN
-    parts = _largest(num_samples, few, means, usual, searches, beside)
+    shared = route.e_step == "krylov" and not route.moves_curvature
+    beside = 0 if shared else _WHITENED if route.whitened_space else _DRAWN
+    spaces = 2 if route.one_space and route.learns and route.moves_curvature else 1
+    parts, at_most = (_largest(num_samples, few, means, each, searches, beside, spaces) for each in (usual, most))
     columns = max(map(len, model.chunks.ranges(num_samples + means)))
     rows = min(model.chunks.rows(num_samples + means), first.size)
     home, near = like.device, model.features.device
@@ -246,7 +253,7 @@ def plan_memory(
         num_data, outputs, size, num_samples, like.dtype, home, parts, usual, most,
         rows, columns, chunk_memory(model.features, first), 8 * min(CHUNK, size * (usual + num_samples)),
         free_bytes(home), None if near == home else Nearby(near, passing + _WEIGHTS, free_bytes(near)),
-        isinstance(solver, BlockCG),
+        isinstance(solver, BlockCG), spaces, sum(p.vectors for p in at_most) - sum(p.vectors for p in parts),
     )  # fmt: skip
 
 
@@ -259,12 +266,15 @@ def _space_rows(route: Route, reachable: int, size: int, learns_noise: bool) -> 
     return usual, max(most, route.largest_rank) if learns_noise and route.exact_if_needed else most
 
 
-def _largest(samples: int, few: int, means: int, space: int, searches: bool, beside: int) -> tuple[Part, ...]:
+def _largest(
+    samples: int, few: int, means: int, space: int, searches: bool, beside: int, spaces: int
+) -> tuple[Part, ...]:  # fmt: skip
     """What is held when most is held."""
     wide = samples + means
     always = (Part("noise of the right-hand sides", samples), Part("diagonals, scales and the mean", _SINGLE))
     learning = (
         *always, Part("EM's Krylov space", space), Part("what makes it grow", _GROWING * (few + means)),
+        Part("the space and the noise before B moved", (spaces - 1) * (space + few)),
         Part("search for the mode: secant pairs", _SECANTS if searches else 0),
     )  # fmt: skip
     solving = (

@@ -81,6 +81,11 @@ class FitReport:
     """Standard errors of the same; zero when exact."""
     unsettled: str = ""
     """What keeps EM from having settled, and what helps; empty if it has."""
+    curvature_rounds: int | None = None
+    """How often B, the likelihood's curvature, was moved to the linear mode before EM had settled; None where it stays,
+    or moves in every EM step."""
+    curvature_moves: float | None = None
+    """By how much moving it once more would change alpha, relatively."""
     chunks: dict[str, Any] | None = None
     """How much went through the features at once, how that was found, and how often memory ran out."""
     width: dict[str, Any] | None = None
@@ -116,6 +121,8 @@ class FitReport:
         if self.width is not None:
             width = Width.from_dict(self.width)
             lines += [f"width        {width}"] + [f"loo          {width.left_out}"] * bool(width.left_out)
+        if self.curvature_rounds is not None:
+            lines.append(f"curvature    {self._describe_rounds()}")
         if len(self.effective_dimension_by_layer) > 1:
             lines.append(f"layers       {self._describe_layer()}")
         if self.products:
@@ -210,6 +217,11 @@ class FitReport:
             shown.append(f"{others} other{'s' * (others > 1)} {rest:.1f}{why}")
         return f"of these: {', '.join(shown)}"
 
+    def _describe_rounds(self) -> str:
+        rounds = f"{self.curvature_rounds} round" + "s" * (self.curvature_rounds != 1)
+        moves = f", and one more would change alpha by {self.curvature_moves:.1%}" if self.curvature_rounds else ""
+        return f"at the linear mode, found in {rounds}{moves}"
+
     def _describe_em(self) -> str:
         if not self.trace:
             return "fixed by the user"
@@ -294,6 +306,8 @@ def build_report(
         products=products,
         effective_dimension_by_layer={name: gamma for name, (gamma, _) in layers.items()},
         effective_dimension_by_layer_error={name: error for name, (_, error) in layers.items()},
+        curvature_rounds=inference.trace[-1].rounds if inference.trace else None,
+        curvature_moves=inference.trace[-1].moving if inference.trace else None,
         chunks=inference.model.chunks.facts(),
         width=None if width is None else width.to_dict(),
     )

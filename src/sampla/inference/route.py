@@ -83,10 +83,10 @@ def choose_route(
     likelihood, like, size = model.likelihood, model.features.like, model.num_parameters
     learns = prior.learn or likelihood.learns_noise
     moves = curvature_at == "linear-mode" and not likelihood.is_quadratic
-    possible = _shares_one_space(likelihood, prior) and not moves
+    possible = _shares_one_space(likelihood, prior)
     require(
         em.method != "krylov" or possible,
-        "one alpha, scalar or fixed noise, and curvature_at='network' for EM(method='krylov')",
+        "one alpha, and scalar or fixed noise, for EM(method='krylov')",
         "a model whose M changes with what is learnt, or a prior with several alphas",
         "Use EM(method='samples'), or None to choose.",
     )

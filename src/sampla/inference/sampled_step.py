@@ -1,7 +1,7 @@
 """EM from posterior samples (docs/method.md, sections 2 and 3): for what a single Krylov space of M cannot serve.
 
-That is a prior with several alphas, noise that is learnt per output or in full, B at the linear mode, and solvers other
-than block conjugate gradients. Every step solves for a few samples, warm-started, with the noise draws kept; the next
+That is a prior with several alphas, noise that is learnt per output or in full, and solvers other than block conjugate
+gradients. Every step solves for a few samples, warm-started, with the noise draws kept; the next
 alpha comes from a secant through the last two steps.
 """
 
@@ -81,7 +81,7 @@ class SampledEStep(EStep):
     def step(self, state: EMState) -> EMState:
         task, em, label = self.task, self.task.em, state.label
         self._factor = tolerance_factor(state.last_change, em.tolerance)
-        state = self._at_mode(state, label)
+        state = self._at_mode(state, label, task.em_samples)
         samples = self._samples(state, label)
         theta, mode = self._mode(state, samples, label)
         gamma, gamma_error = effective_dimension(samples, task.em_samples, state.prior)
@@ -109,7 +109,7 @@ class SampledEStep(EStep):
     def finish(self, state: EMState) -> FinalProblem:
         """The last samples are the start of K; a space in coordinates in which A is the identity tells log det."""
         task, self._factor = self.task, 1.0
-        state = self._at_mode(state, "final: ", check=True)
+        state = self._at_mode(state, "final: ", task.num_samples, check=True)
         if len(self._draw.data_part) < task.num_samples:
             self._draw_for(state.model, task.num_samples)
         rhs = self._right_hand_side(state, task.num_samples)
@@ -166,14 +166,14 @@ class SampledEStep(EStep):
         space = self._range[1]
         return ExactPosterior(space if factor is None else space.times(factor), state.prior.diagonal)
 
-    def _at_mode(self, state: EMState, label: str, check: bool = False) -> EMState:
+    def _at_mode(self, state: EMState, label: str, count: int, check: bool = False) -> EMState:
         """Where B is taken at the linear mode: find the mode at the present alpha, and move B there."""
         if not self.task.route.moves_curvature:
             return state
         model = state.model.replaced(features=self._features)
         mode = self._linear_mode(model, state, label, check)
         moved = replace(state, mode=mode, model=model.replaced(features=OutputsAt(self._features, mode.value)))
-        return self._redrawn(moved)
+        return self._redrawn(moved, count)
 
     def _mode(self, state: EMState, samples: Iterate, label: str) -> tuple[Tensor, Mode | None]:
         """(1, P) the mode, or the mean, which is a column behind the samples."""
@@ -199,7 +199,7 @@ class SampledEStep(EStep):
         """
         ratio = state.model.likelihood.factor_over(self._first)
         if ratio is None:
-            return self._redrawn(state)
+            return self._redrawn(state, self.task.em_samples)
         draw = self.task.draw
         self._draw, self._target = NoiseDraw(draw.data_part * ratio**0.5, draw.diagonal * ratio), None
         if before is None or state.start is None:
@@ -209,9 +209,9 @@ class SampledEStep(EStep):
         start = replace(state.start, curvature_value=state.start.curvature_value * change, reusable=None)
         return replace(state, start=start)
 
-    def _redrawn(self, state: EMState) -> EMState:
-        """With right-hand sides of a B that has changed, and the samples' own M z of it."""
-        self._draw_for(state.model, self.task.em_samples)
+    def _redrawn(self, state: EMState, count: int) -> EMState:
+        """With so many right-hand sides of a B that has changed, and the samples' own M z of it."""
+        self._draw_for(state.model, count)
         if state.start is None:
             return state
         image = state.model.curvature_product(state.start.value)

@@ -40,7 +40,9 @@ class EMState:
     stuck: bool = False
     """Whether further steps would bring nothing: the Krylov space may not grow, or the noise stays unknown."""
     space: KrylovSpace | None = None
-    """Of M as it was at the first noise precision."""
+    """Of M as it was at the first noise precision, or of the present B where that moves."""
+    place: Tensor | None = None
+    """(1, P) theta at whose outputs J theta B is taken, where it follows the mode; None: at the network's."""
     noise_factor: float = 1.0
     """Present noise precision over the first, where the Krylov space serves every noise precision."""
     precision_error: LogError | None = None
@@ -156,6 +158,11 @@ def what_is_open(task: Task, state: EMState) -> str:
             f"parameters=[...]{exactly}, or more data"
         )
     moves = last.change > task.em.tolerance
+    if last.moving is not None and 2 * last.moving > task.em.tolerance:
+        return (
+            f"the curvature at the linear mode still moves, and the prior's precision with it by {last.moving:.1%}: "
+            "raise EM(max_steps=...)"
+        )
     truncation = last.truncation or 0.0
     if space is not None and truncation > task.em.tolerance / 2 and not (last.mode_error and moves):
         wide = f"the Krylov space of {len(space.basis)} vectors"

@@ -31,6 +31,10 @@ class EMStep:
     """Error estimate after each pass of the samples' solve."""
     truncation: float | None = None
     """How far alpha and the noise may still move if the Krylov space grows; None where there is none."""
+    rounds: int | None = None
+    """How often B had moved to the linear mode, this step included; None where it does not, or does in every step."""
+    moving: float | None = None
+    """By how much another move of B would change log alpha; None where B does not move by such rounds."""
     seconds: float = 0.0
     products: float = 0.0
     """All products with M and gradients of this step."""

@@ -213,9 +213,10 @@ class _Search:
     def advance(self) -> _End | None:
         """One step; None unless there is no going on."""
         point = self.point
-        direction = self._newton_step() if self.newton else -self.secants.solve(point.gradient)
         if self.solved is not None:
             direction, self.solved = self.solved, None
+        else:
+            direction = self._newton_step() if self.newton else -self.secants.solve(point.gradient)
         length, trial = 1.0, point
         for _ in range(_TRIALS):
             trial = self.objective.at(point.theta + length * direction)
