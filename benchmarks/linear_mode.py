@@ -100,7 +100,7 @@ def fitted(case: Case, curvature_at: Any, prior: str) -> sampla.LinearisedLaplac
     network, x, y, likelihood = case
     la = sampla.LinearisedLaplace(
         network, likelihood, prior, num_samples=SAMPLES, solver="block-cg", curvature_at=curvature_at, progress=False,
-        chunks=(256, 16),
+        chunks=(256, 16), width="em",
     )  # fmt: skip
     return la.fit(list(zip(x.split(250), y.split(250), strict=True)))
 
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--prior", default="g-prior")
     asked = parser.parse_args()
-    print("| network | train NLL | network: passes, alpha, gamma | linear mode: passes, alpha, gamma, rounds | ratio | B given |")
+    print("| network | train NLL | at network: passes, alpha, gamma | at mode: the same, rounds | ratio | B given |")
     print("|---|---|---|---|---|---|")
     for name, make in CASES.items():
         if asked.only not in name or (make is on_mnist and asked.root is None):

@@ -1,4 +1,4 @@
-"""B at the linear mode from a Krylov space for each B: against EM in float64 that takes everything anew in each step."""
+"""B at the linear mode from a Krylov space for each B: against EM in float64 that takes all of it anew in each step."""
 
 from dataclasses import replace
 from math import exp, log

@@ -29,10 +29,16 @@ KINDS: dict[str, tuple[Any, int, Tensor, dict[str, Any]]] = {
     "categorical, isotropic": (sampla.Categorical(), 3, CLASSES, {"prior": "isotropic"}),
     "categorical, linear mode": (sampla.Categorical(), 3, CLASSES, {"curvature_at": "linear-mode"}),
     "categorical, linear mode, probes": (
-        sampla.Categorical(), 3, CLASSES, {"curvature_at": "linear-mode", "em": sampla.EM(exact_up_to=0)},
+        sampla.Categorical(),
+        3,
+        CLASSES,
+        {"curvature_at": "linear-mode", "em": sampla.EM(exact_up_to=0)},
     ),
     "categorical, linear mode, by layer": (
-        sampla.Categorical(), 3, CLASSES, {"curvature_at": "linear-mode", "prior": "layerwise"},
+        sampla.Categorical(),
+        3,
+        CLASSES,
+        {"curvature_at": "linear-mode", "prior": "layerwise"},
     ),
     "categorical, dense": (sampla.Categorical(), 3, CLASSES, {"solver": "dense"}),
     "bernoulli": (sampla.Bernoulli(), 2, (REAL > 0).float(), {}),

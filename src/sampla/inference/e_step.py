@@ -1,9 +1,9 @@
 """What an E-step is, and what the two of them share.
 
 An E-step tells what the posterior at the present hyperparameters determines: gamma and the mode, of which MacKay's
-updates are made (mackay.py). There are two: one Krylov space of M for all hyperparameters (krylov_step.py), and a few
-posterior samples at each step (sampled_step.py). The loop (infer.py) runs either by the methods ``start``, ``step`` and
-``finish``.
+updates are made (mackay.py). There are three: one Krylov space of M for all hyperparameters (krylov_step.py), one for
+each B where that is taken at the linear mode (moving_step.py), and a few posterior samples at each step
+(sampled_step.py). The loop (infer.py) runs any of them by the methods ``start``, ``step`` and ``finish``.
 """
 
 from abc import ABC, abstractmethod

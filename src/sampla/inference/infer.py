@@ -4,10 +4,11 @@
     while not settled: state = e_step.step(state)
     K samples by the solver, from what e_step.finish(state) says
 
-An E-step tells what the posterior at the present hyperparameters determines, off one Krylov space of M (krylov_step.py)
-or off a few posterior samples (sampled_step.py), and MacKay's updates (mackay.py) make the next hyperparameters of it.
-The noise draws are kept, so the loop is deterministic and settles; a new prior precision costs no new pass for the
-right-hand sides. The final K samples are solved for with what EM has learnt about M as preconditioner and start.
+An E-step tells what the posterior at the present hyperparameters determines, off Krylov spaces of M (krylov_step.py,
+moving_step.py) or off a few posterior samples (sampled_step.py), and MacKay's updates (mackay.py) make the next
+hyperparameters of it. The noise draws are kept, so the loop is deterministic and settles; a new prior precision costs
+no new pass for the right-hand sides. The final K samples are solved for with what EM has learnt about M as
+preconditioner and start.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,9 @@
 """EM for the price of one Krylov space: gamma for every alpha, and for Gaussian likelihoods the mean too, from M alone.
 
 Works where H = f M + alpha I with one M: one prior group, and no noise to learn or scalar noise, whose precision is the
-factor f. A prior with several alphas shifts M by different amounts in different coordinates, and noise by output, or B
-at the linear mode, changes M itself: there EM works with posterior samples (sampled_step.py).
+factor f. A prior with several alphas shifts M by different amounts in different coordinates, and noise by output
+changes M itself: there EM works with posterior samples (sampled_step.py). B at the linear mode takes a space for each
+B (moving_step.py).
 """
 
 from dataclasses import replace

@@ -37,8 +37,9 @@ class EM:
         max_rows: vectors of P that the Krylov space of M may hold; None: 256, or as many as 256 MiB hold, up to 1,024.
         exact_up_to: min(N C, P) up to which traces are exact, without probes: a Krylov space then holds the whole
             range of M. Up to eight times that they become exact where the noise could not be told otherwise. 0: never.
-        method: "krylov" reads gamma for every alpha off one Krylov space of M, "samples" solves for posterior samples
-            at every step, as the paper does; None: the Krylov space wherever M does not change with what is learnt.
+        method: "krylov" reads gamma for every alpha off one Krylov space of M, or one for each B at the linear mode;
+            "samples" solves for posterior samples at every step, as the paper does; None: Krylov spaces wherever they
+            serve, with one alpha and fixed or scalar noise.
     """
 
     tolerance: float = 0.02
