@@ -33,6 +33,8 @@ NEAR_ONE = 0.9
 """Leverage from which an observation determines what is said of it almost alone."""
 _SAME = 1e-9
 """Relative difference of scores that is none."""
+_LARGEST_SCALE = 10.0
+"""What the mode's outputs are multiplied by at most, or divided; usual are 1 to 3."""
 _COVERS = {False: 1.0, True: 2.0}
 """Deviations at most, by whether B is at the linear mode, that may lie between the linear mode and the network."""
 
@@ -127,7 +129,10 @@ def leave_one_out_width(model: LinearModel, samples: Tensor, mean: Tensor, at_mo
 
 
 def outputs_scale(model: LinearModel, mean: Tensor) -> float:
-    """c of the least-squares fit f = c f* over the training data: the mode's outputs are the network's but for it."""
+    """c of the least-squares fit f = c f* over the training data: the mode's outputs are the network's but for it.
+
+    Between 1 / 10 and 10: of a mode near zero it would be noise.
+    """
     return float(model.once("scale", mean, lambda: [_scale(model, mean)])[0])
 
 
@@ -136,7 +141,7 @@ def _scale(model: LinearModel, mean: Tensor) -> Tensor:
     for each in linear_batches(model, mean.new_empty(0, len(mean)), mean, True):
         network, mode = (_centred(each, values).double().cpu() for values in (each.network, each.mode))
         along, size = along + (network * mode).sum(), size + mode.square().sum()
-    return along / size.clamp_min(1e-300)
+    return (along / size.clamp_min(1e-300)).clamp(1 / _LARGEST_SCALE, _LARGEST_SCALE)
 
 
 def _centred(each: Linear, values: Tensor) -> Tensor:
