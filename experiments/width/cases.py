@@ -163,7 +163,7 @@ def _regression(name: str) -> Case:
     return Case(name, rows, _mlp(_INPUTS[rest], 40, 1), _REGRESSIONS[how], "gaussian", used=True)
 
 
-_CIFAR = call(data.colours, name="cifar10", count=200, test=1000)
+_CIFAR = call(data.colours, name="cifar10", count=200, test=300)
 CASES: tuple[Case, ...] = (
     *(Case(*one, used=True) for one in _USED),
     Case("bern-wine", _table("wine-red", bins=2, bernoulli=True), _mlp(11, 40, 40, 1), Recipe(4000), "bernoulli",
@@ -174,8 +174,6 @@ CASES: tuple[Case, ...] = (
          _mlp(9, 30, 30, 1, **_GELU), Recipe(3000), "bernoulli"),
     Case("cifar10-resnet20-last-stage", _CIFAR, call(networks.own_resnet), None, parameters="1.layers.8.*"),
     Case("cifar10-published-resnet20-last-layer", _CIFAR, call(networks.published_resnet, depth=20), None,
-         parameters="last-layer"),
-    Case("cifar10-published-resnet44-last-layer", _CIFAR, call(networks.published_resnet, depth=44), None,
          parameters="last-layer"),
     Case("naval-regression", _table("naval", count=400, seed=1), _mlp(16, 30, 1, **_RELU), Recipe(3000), "gaussian"),
     Case("protein-regression", _table("protein", count=500, seed=1), _mlp(9, 40, 1, **_GELU), Recipe(3000), "gaussian"),

@@ -1,7 +1,7 @@
 """results.md and its pictures from the store of a run; the words are in page.md.j2."""
 
 from collections.abc import Callable
-from math import exp
+from math import exp, log
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +22,9 @@ _COLOURS = {EM: ("#d55e00", "s"), RULE: ("#0072b2", "o"), BEST: ("#9ca3af", "d")
 _WORSE, _SMALLER, _GAINS, _CLOSE, _COST = 1.02, 0.8, 0.75, 1.05, 1.1
 """The targets: at most so much of the network's NLL; so much of it where the best width gives at most so much; at most
 so much of the best width's NLL, in the median; and of the cost without the rule."""
+_FAR = 10.0
+_EDGES = (0.08, 12.0)
+"""Of the pictures: what lies beyond is drawn there."""
 Rows = dict[str, Row]
 
 
@@ -100,7 +103,7 @@ def targets(rows: Rows) -> list[Target]:
         (not joint, "joint NLL better than the network alone",
          _counted(rows, joint, lambda n: "{rule:.3f} for {alone:.3f}".format(**rows[n]["scores"]["joint NLL"]))),
         (middle <= _CLOSE, "NLL within 5 % of the best width's, in the median",
-         f"{middle - 1:+.1%}; the worst {max(behind, default=1) - 1:+.0%}"),
+         f"{middle - 1:+.1%}; the worst {_shown(max(behind, default=1.0))}"),
     ]  # fmt: skip
     both = [row for row in rows.values() if "passes, em" in row]
     if not both:
@@ -115,7 +118,12 @@ def targets(rows: Rows) -> list[Target]:
 
 
 def _factor(rows: Rows, name: str, to: str) -> str:
-    return f"{relative(rows[name], 'NLL', RULE, to) - 1:+.0%}"
+    return _shown(relative(rows[name], "NLL", RULE, to))
+
+
+def _shown(factor: float) -> str:
+    """A factor in per cent, or of regressions far off in nats."""
+    return f"{factor - 1:+.0%}" if factor < _FAR else f"{log(factor):+.1f} nats"
 
 
 def _counted(rows: Rows, failed: list[str], told: Callable[[str], str]) -> str:
@@ -124,17 +132,21 @@ def _counted(rows: Rows, failed: list[str], told: Callable[[str], str]) -> str:
 
 
 def summary(rows: Rows) -> str:
-    """The widths beside each other over all networks."""
+    """The widths beside each other: median and worst, of classifiers in per cent and of regressions in nats."""
+    heads = ["", "NLL beside alone", "NLL beside best", "joint NLL beside alone", "joint NLL beside best"]
     lines = []
-    for way in WAYS[1:]:
-        alone = [relative(row, "NLL", way, ALONE) for row in rows.values()]
-        best = [relative(row, "NLL", way, BEST) for row in rows.values()]
-        joint = [relative(row, "joint NLL", way, ALONE) for row in rows.values()]
-        joint_best = [relative(row, "joint NLL", way, BEST) for row in rows.values()]
-        kinds = [(median(v), max(v)) for v in (alone, best, joint, joint_best)] if rows else []
-        lines.append([way, *(f"{a - 1:+.1%} / {b - 1:+.0%}" for a, b in kinds)])
-    heads = ["width", "NLL beside alone", "NLL beside best", "joint NLL beside alone", "joint NLL beside best"]
-    return grid(heads, lines) if rows else ""
+    for kind, classifier in (("classifiers", True), ("regressions", False)):
+        those = [row for row in rows.values() if row["classifier"] == classifier]
+        for way in WAYS[1:] if those else ():
+            cells = []
+            for measure, to in ((m, to) for m in ("NLL", "joint NLL") for to in (ALONE, BEST)):
+                found = [relative(row, measure, way, to) for row in those]
+                middle, worst = median(found), max(found)
+                cells.append(
+                    f"{middle - 1:+.1%} / {worst - 1:+.0%}" if classifier else f"{log(middle):+.2f} / {log(worst):+.2f}"
+                )
+            lines.append([f"{way}, {len(those)} {kind}", *cells])
+    return grid(heads, lines)
 
 
 def _four(measure: str) -> Callable[[Any], str]:
@@ -175,7 +187,7 @@ def draw(path: Path, rows: Rows) -> None:
         figure = new_figure(9.0, 1.2 + 0.19 * len(names))
         axes = figure.subplots(1, 2, sharey=True)
         for one, measure in zip(axes, ("NLL", "joint NLL"), strict=True):
-            values = {way: [relative(rows[n], measure, way, ALONE) for n in names] for way in _COLOURS}
+            values = {way: [_inside(relative(rows[n], measure, way, ALONE)) for n in names] for way in _COLOURS}
             for place, (rule, best) in enumerate(zip(values[RULE], values[BEST], strict=True)):
                 one.plot([best, rule], [place, place], color=_COLOURS[BEST][0], linewidth=1)
             for way, (colour, marker) in _COLOURS.items():
@@ -185,6 +197,10 @@ def draw(path: Path, rows: Rows) -> None:
             one.set_xlabel(f"{measure} / that of the network alone")
         axes[0].set_yticks(range(len(names)), [n if rows[n]["used"] else f"{n} *" for n in names], fontsize=6)
         axes[0].set_ylim(-1, len(names))
-        axes[0].legend(loc="upper left")
+        axes[0].legend(loc="lower left", ncols=3, bbox_to_anchor=(0, 1), fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(figure))
+
+
+def _inside(factor: float) -> float:
+    return min(max(factor, _EDGES[0]), _EDGES[1])

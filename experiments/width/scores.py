@@ -60,6 +60,8 @@ def _predictive(arrays: Arrays, name: str) -> Predictive:
     kind = str(arrays["likelihood"])
     likelihood = Gaussian(float(arrays["noise"])) if kind == "gaussian" else chosen_likelihood(kind)
     mean, deviations = (torch.from_numpy(arrays[f"{name}/{part}"]) for part in ("mean", "deviations"))
+    if kind == "gaussian":  # under a shift deviations may exceed the noise by more than float32 has digits
+        mean, deviations = mean.double(), deviations.double()
     return Predictive(mean, deviations, likelihood)
 
 
