@@ -17,7 +17,7 @@ from sampla.posterior.predictive import Predictive
 
 ALONE, EM, RULE, BEST = "alone", "EM", "rule", "best"
 """The widths that are compared: 0, 1, those that the rule finds, and the best one on the clean test set."""
-GRID = (0.0, *np.geomspace(0.02, 6, 24).tolist())
+GRID = (0.0, *np.geomspace(0.02, 12, 24).tolist())
 SETS = (CLEAN, NOISE, TURNED)
 _GROUP = 3
 
