@@ -17,6 +17,7 @@ from experiments.common.store import Store
 from experiments.influence import lds
 from experiments.regression import uci_page
 from experiments.tomography import real
+from experiments.width import page as width
 
 from reliability import page as reliability
 
@@ -37,6 +38,7 @@ PAGES = {
     "experiments/results/influence/results": ("experiments/influence/results", lds.page),
     "experiments/results/uci/results": ("experiments/regression/uci", uci_page.page),
     "experiments/results/tomography-real/results": ("experiments/tomography/real", real.page),
+    "experiments/results/width/results": ("experiments/width/page", width.page),
     "docs/reliability": ("tests/reliability/reliability", reliability.page),
     "benchmarks/engine": ("benchmarks/engine/engine", engine.page),
     "benchmarks/linear_models": ("benchmarks/linear/linear_models", linear.page),

@@ -50,12 +50,17 @@ def page(store: Store) -> dict[str, Any]:
 
 
 def _part(at: str, rows: Rows) -> dict[str, Any]:
-    groups = {USED: _of(rows, used=True), NEW: _of(rows, used=False)}
+    groups = {"all networks": rows, NEW: _of(rows, used=False)}
+    kinds = {
+        f"{name}: {kind}": {n: row for n, row in _of(rows, used).items() if row["classifier"] == classifier}
+        for name, used in ((USED, True), (NEW, False))
+        for kind, classifier in (("classifiers", True), ("regressions", False))
+    }
     return {
-        "at": at, "title": AT[at], "verdicts": {"all networks": targets(rows), NEW: targets(groups[NEW])},
-        "summary": {"all networks": summary(rows), NEW: summary(groups[NEW])},
+        "at": at, "title": AT[at], "verdicts": {name: targets(group) for name, group in groups.items()},
+        "summary": {name: summary(group) for name, group in groups.items()},
         "tables": {name: (table(group, _MAIN, 2), table(group, _SHIFTED), table(group, _FITS))
-                   for name, group in groups.items() if group},
+                   for name, group in kinds.items() if group},
         "warnings": [(name, text) for name, row in rows.items() for text in row["warnings"]],
     }  # fmt: skip
 
@@ -93,8 +98,9 @@ def targets(rows: Rows) -> list[Target]:
     more = {name: row for name, row in rows.items() if asked_more(row)}
     short = [name for name, row in more.items() if relative(row, "NLL", RULE, ALONE) > _SMALLER]
     joint = [n for n, row in rows.items() if row["scores"]["joint NLL"][RULE] >= row["scores"]["joint NLL"][ALONE]]
-    behind = [relative(row, "NLL", RULE, BEST) for row in rows.values()]
-    middle = median(behind) if behind else 1.0
+    behind = {
+        k: [relative(row, "NLL", RULE, BEST) for row in rows.values() if row["classifier"] == k] for k in (True, False)
+    }
     found: list[Target] = [
         (not harmed, "clean NLL at most 2 %, or one standard error of the difference, above the network alone",
          _counted(rows, harmed, lambda name: _factor(rows, name, ALONE))),
@@ -102,9 +108,14 @@ def targets(rows: Rows) -> list[Target]:
          "best width gains 25 %", _counted(more, short, lambda name: _factor(rows, name, ALONE))),
         (not joint, "joint NLL better than the network alone",
          _counted(rows, joint, lambda n: "{rule:.3f} for {alone:.3f}".format(**rows[n]["scores"]["joint NLL"]))),
-        (middle <= _CLOSE, "NLL within 5 % of the best width's, in the median",
-         f"{middle - 1:+.1%}; the worst {_shown(max(behind, default=1.0))}"),
     ]  # fmt: skip
+    for classifier, what in ((True, "classifiers: NLL within 5 %"), (False, "regressions: NLL within .05 nats")):
+        if beyond := behind[classifier]:
+            middle = median(beyond)
+            told = f"{middle - 1:+.1%}; the worst {_shown(max(beyond))}"
+            if not classifier:
+                told = f"{log(middle):+.3f}; the worst {log(max(beyond)):+.2f}"
+            found.append((middle <= _CLOSE, f"{what} of the best width's, in the median", told))
     both = [row for row in rows.values() if "passes, em" in row]
     if not both:
         return found
