@@ -238,3 +238,15 @@ def test_overconfident_classes_get_wider_functions():
 def test_factors_that_make_no_sense(factor):
     with pytest.raises(ValueError, match="expected a factor of at least 0, got"):
         predictive(sampla.Gaussian(1.0)).scaled(factor)
+
+
+def test_a_gaussian_density_far_wider_than_the_noise_is_right_in_float32():
+    """Its Cholesky factor failed: the identity beside 1e9 is lost in float32."""
+    deviations = 3e4 * torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(0))
+    pred = sampla.Predictive(torch.zeros(5, 2), deviations, sampla.Gaussian(100.0))
+    targets = torch.ones(5, 2)
+    found = pred.log_prob(targets)
+    for n in range(5):
+        covariance = torch.eye(2).double() / 100 + torch.einsum("kc,kd->cd", *[deviations[:, n].double()] * 2) / 4
+        normal = torch.distributions.MultivariateNormal(torch.zeros(2).double(), covariance)
+        assert float(found[n]) == pytest.approx(float(normal.log_prob(targets[n].double())), rel=1e-5)

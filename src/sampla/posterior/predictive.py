@@ -227,9 +227,10 @@ class Predictive:
 
     def _gaussian(self, targets: Tensor, group: Tensor, noise_log_det: float, width: float) -> Tensor:
         """log N(y; mean, B^-1 + (s^2/K) D'D) for each group, by Woodbury in K x K; log det B is that of one datum."""
-        residual = (targets.to(self.mean) - self.mean).unsqueeze(0)
-        weighted = self.likelihood.curvature_product(self.mean, residual)
-        pushed = self.likelihood.curvature_product(self.mean, self.deviations)
+        mean, deviations = self.mean.double(), self.deviations.double()  # float32 loses the identity beside large ones
+        residual = (targets.to(mean) - mean).unsqueeze(0)
+        weighted = self.likelihood.curvature_product(mean, residual)
+        pushed = self.likelihood.curvature_product(mean, deviations)
         count, groups = len(self.deviations), int(group.max()) + 1
 
         def grouped(each: Tensor) -> Tensor:
@@ -238,13 +239,13 @@ class Predictive:
         def flat(each: Tensor) -> Tensor:
             return each.reshape(*each.shape[:2], -1).movedim(0, -1)  # (k, n, *out) -> (n, out, k)
 
-        inner = grouped(flat(self.deviations).mT @ flat(pushed)) / count * width**2  # (G, K, K)
-        cross = grouped(flat(self.deviations).mT @ flat(weighted)) / count**0.5 * width  # (G, K, 1)
+        inner = grouped(flat(deviations).mT @ flat(pushed)) / count * width**2  # (G, K, K)
+        cross = grouped(flat(deviations).mT @ flat(weighted)) / count**0.5 * width  # (G, K, 1)
         square = grouped((flat(residual) * flat(weighted)).sum((1, 2)))
         root = torch.linalg.cholesky(inner + torch.eye(count).to(inner))
         explained = torch.cholesky_solve(cross, root).mul(cross).sum((1, 2))
         log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
-        size = grouped(self.mean.new_ones(len(self.mean)))
-        constant = self.mean[0].numel() * log(2 * pi) - noise_log_det
+        size = grouped(mean.new_ones(len(mean)))
+        constant = mean[0].numel() * log(2 * pi) - noise_log_det
         density: Tensor = -0.5 * (square - explained + log_det + size * constant)
-        return density
+        return density.to(self.mean)
