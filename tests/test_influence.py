@@ -224,6 +224,19 @@ def test_the_order_of_train_is_that_of_the_answer() -> None:
     assert torch.allclose(asked.change, whole, rtol=1e-3)
 
 
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_outputs_without_an_inner_axis(likelihood: str) -> None:
+    """(n,) outputs and targets are one output for each datum, as (n, 1) are."""
+    torch.manual_seed(0)
+    x, y = inputs(), (labels() > 0).float()
+    wide = laplace(nn.Linear(x.shape[1], 1).eval(), likelihood, tolerance=1e-4).fit([(x, y[:, None])])
+    flat = laplace(nn.Sequential(wide.model, nn.Flatten(-2)).eval(), likelihood, tolerance=1e-4).fit([(x, y)])
+    found = flat.influence([(x, y)], (x[:3], y[:3]))
+    assert found.change.shape == (3, 24)
+    expected = wide.influence([(x, y[:, None])], (x[:3], y[:3, None])).change
+    assert torch.allclose(found.change, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_what_is_not_counted_has_no_influence() -> None:
     torch.manual_seed(0)
     network = nn.Conv2d(1, 3, 3, padding=1).eval()

@@ -151,6 +151,29 @@ def test_the_score_is_that_of_the_chosen_factor(name, at_mode):
     assert width.near_one == int((leverage > 0.9).sum())
 
 
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_few_data_are_left_out_one_by_one(count):
+    """Fewer data than parts: the jackknife is over the data; of a single one there is none."""
+    x, y = randn(count, 3, seed=1), randn(count, 2, seed=2)
+    model = nn.Linear(3, 2, dtype=torch.float64).eval()
+    features = NetworkFeatures(model, tuple(name for name, _ in model.named_parameters()))
+    samples, mean = 0.2 * randn(9, 8, seed=3), randn(8, seed=4)
+
+    def found(kept: list[int]) -> Width:
+        given = linear_model(features, sampla.Gaussian(2.0), [(x[kept], y[kept])])
+        return leave_one_out_width(given, samples, mean, at_mode=False, seed=0)
+
+    width = found(list(range(count)))
+    if count == 1:
+        assert np.isnan(width.errors).all()
+        assert "NaN" not in json.dumps(width.to_dict())
+        assert np.isnan(Width.from_dict(width.to_dict()).errors).all()
+        return
+    left = np.asarray([found([n for n in range(count) if n != out]).marginal for out in range(count)])
+    assert width.errors[0] == pytest.approx(((count - 1) * left.var()) ** 0.5, rel=1e-6)
+    assert width.errors[0] > 0
+
+
 # The whole fit
 
 

@@ -193,7 +193,7 @@ class _Asked:
                     loss = -self.model.likelihood.log_prob(outputs, few.targets).sum()
                     (slope,) = torch.autograd.grad(loss, outputs)
                 pushed = [here.jvp(solved[part.start : part.stop]) for part in chunks.ranges(len(solved))]
-                found.append((torch.cat(pushed) * slope).flatten(2).sum(2))
+                found.append((torch.cat(pushed) * slope).reshape(len(solved), len(slope), -1).sum(2))
         self.model.ledger.products += len(solved) / 2
         return torch.cat(found, dim=1)
 

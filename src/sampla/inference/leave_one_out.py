@@ -53,13 +53,17 @@ class LeaveOneOut:
 
     @property
     def score_error(self) -> float:
-        """Its standard error, from the spread over the data; other data of the same number would differ by as much."""
+        """Its standard error, from the spread over the data; other data of the same number would differ by as much.
+
+        What another seed of the K samples would change is not in it."""
         return _error_of_sum(self.by_datum)
 
     def minus(self, other: "LeaveOneOut") -> tuple[float, float]:
         """By how much the score exceeds that of another model on the same data in the same order, and its error.
 
         Paired by data: for two models that find the same data hard that error is much smaller than those of the scores.
+        It is that of the data alone. K samples move all data together: two seeds of one model may differ by twice that
+        error and more, so differences are to be seen with several seeds, or a larger K.
 
         Raises:
             ValueError: for another number of data.

@@ -50,7 +50,7 @@ class Width:
     rule: Rule = "em"
     """"loo": by leave-one-out on the training data; "em": the posterior as EM leaves it; "given"."""
     errors: tuple[float, float] = (0.0, 0.0)
-    """Standard errors of both factors, from the data (a jackknife over twenty parts of them)."""
+    """Standard errors of both factors, from the data (a jackknife over twenty parts of them); NaN of a single datum."""
     score: float = nan
     """Mean leave-one-out log density of an observation at the marginal factor, in nats."""
     score_error: float = nan
@@ -72,11 +72,13 @@ class Width:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> "Width":
         """The inverse of ``to_dict``; None, from a file of an earlier version, is EM's width."""
-        return cls() if values is None else cls(**{**values, "errors": tuple(values["errors"])})
+        if values is None:
+            return cls()
+        return cls(**{**values, "errors": tuple(nan if each is None else each for each in values["errors"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without what is not known."""
-        values = {**asdict(self), "errors": list(self.errors)}
+        values = {**asdict(self), "errors": [each if isfinite(each) else None for each in self.errors]}
         return {name: value for name, value in values.items() if not isinstance(value, float) or isfinite(value)}
 
     def __str__(self) -> str:
@@ -118,10 +120,11 @@ def leave_one_out_width(model: LinearModel, samples: Tensor, mean: Tensor, at_mo
     without = [inf if len(scores) == 1 else _cover(tallies, at_mode, part) for part in (*range(_PARTS), None)]
     cover = without.pop()
     factors = [min(_best(each.sum(-1)), cover) for each in scores]
-    at = int(np.abs(np.asarray(FACTORS) - factors[0]).argmin())
-    parts = (scores[0, at] / counts)[counts > 0]
+    at, filled = int(np.abs(np.asarray(FACTORS) - factors[0]).argmin()), (counts > 0).nonzero().flatten().tolist()
+    parts = scores[0, at, filled] / counts[filled]
+    errors = [_error(each, without, filled) for each in scores]
     return Width(
-        factors[0], factors[-1], "loo", (_error(scores[0], without), _error(scores[-1], without)),
+        factors[0], factors[-1], "loo", (errors[0], errors[-1]),
         score=float(scores[0, at].sum() / counts.sum()),
         score_error=float(parts.std()) / len(parts) ** 0.5 if len(parts) > 1 else nan,
         num_observations=float(counts.sum()), near_one=near, cover=cover, scale=scale,
@@ -206,7 +209,15 @@ def _cover(tallies: Tensor, at_mode: bool, without: int | None) -> float:
     return _COVERS[at_mode] * sqrt(max(apart, 0.0) / spread) if spread > 0 else inf
 
 
-def _error(scores: Tensor, covers: list[float]) -> float:
-    """Jackknife standard error of the factor, from scores (factors, parts) and covers without each part."""
-    left = [min(_best(scores.sum(-1) - scores[:, part]), cover) for part, cover in enumerate(covers)]
-    return float(np.sqrt((_PARTS - 1) / _PARTS * np.square(np.asarray(left) - np.mean(left)).sum()))
+def _error(scores: Tensor, covers: list[float], filled: list[int]) -> float:
+    """Jackknife standard error of the factor over the parts that hold data; NaN where there is but one.
+
+    Args:
+        scores: (factors, parts).
+        covers: without each part.
+        filled: the parts that hold data.
+    """
+    if len(filled) < 2:
+        return nan
+    left = np.asarray([min(_best(scores.sum(-1) - scores[:, part]), covers[part]) for part in filled])
+    return float(np.sqrt((len(filled) - 1) * left.var()))
