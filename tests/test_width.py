@@ -20,6 +20,7 @@ from sampla.features import NetworkFeatures
 from sampla.inference.report import FitReport
 from sampla.posterior.predictive import Predictive
 from sampla.posterior.width import FACTORS, Width, leave_one_out_width
+from sampla.posterior.width import _chosen as chosen_of
 from test_leave_one_out import Exact, averaged
 
 GRID = np.geomspace(FACTORS[1], FACTORS[-1], 35)
@@ -317,3 +318,23 @@ def test_what_is_said_of_functions_has_the_joint_width(name, predictive):
 def test_scaled_sets_both(table, predictive):
     for look in table.values():
         torch.testing.assert_close(look(predictive.scaled(0.5)), look(by_hand(predictive, 0.5)))
+
+
+def gaussian_scores(best: float, noise: float) -> torch.Tensor:
+    """(factors, parts) scores that fall off from a best factor, with differences between parts."""
+    factors = torch.tensor(FACTORS)
+    curve = -((factors.clamp_min(0.01).log() - torch.tensor(best).log()) ** 2)
+    slopes = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    slopes -= slopes.mean()
+    return curve[:, None] + noise * (factors.clamp_min(0.01).log())[:, None] * slopes
+
+
+@pytest.mark.parametrize(
+    ("best", "noise", "least", "most"),
+    [(0.05, 20.0, 1, 1), (6.0, 20.0, 1, 1), (0.3, 1e-3, 0.2, 0.45), (4.0, 1e-3, 3, 5)],
+)
+def test_a_quadratic_likelihood_keeps_ems_width_unless_the_data_tell_another(best, noise, least, most):
+    assert least <= chosen_of(gaussian_scores(best, noise), float("inf")) <= most
+    assert chosen_of(gaussian_scores(best, 1e-3), 0.1) == pytest.approx(
+        min(best, 0.1), rel=0.01
+    )  # others have a cover, and take the best

@@ -88,9 +88,10 @@ class LinearisedLaplace(AboutTrainingData):
             network. Needs block conjugate gradients.
         progress: show a bar on anything over two seconds.
         width: by which factors predictions take the posterior's standard deviations: "loo" finds them by leave-one-out
-            on the training data, one for probabilities and one for joint predictions, for half a pass more (and a
-            search for the linear mode where nothing is learnt); "em" leaves the posterior as it is; a number is the
-            factor (docs/method.md, section 9). ``samples_`` are of the posterior itself.
+            on the training data, one for probabilities and one for joint predictions, for half a pass more, about a
+            thousand evaluations of the likelihood for each observation (which show where the network is cheap beside
+            its outputs), and a search for the linear mode where nothing is learnt; "em" leaves the posterior as it
+            is; a number is the factor (docs/method.md, section 9). ``samples_`` are of the posterior itself.
 
     Raises:
         ValueError: for unknown names, K < 2, a model in train mode, a device that is not there, or vectors_on with

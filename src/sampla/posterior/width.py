@@ -5,7 +5,7 @@ network: where it has fitted its training data to the last, their error bars com
 posterior's deviations are taken s times, with the s that gives training labels the highest probability when each is
 left out (leave_one_out.py). Probabilities of one label, and those of several labels explained by one function, want
 different s: the second comes from the same score for a label that has been seen ten times (docs/method.md, section 9).
-With Gaussian noise one s serves both. experiments/width measures the rule on networks that it was not chosen on.
+With Gaussian noise a single s serves both. experiments/width measures the rule on networks that it was not chosen on.
 """
 
 from collections.abc import Mapping
@@ -85,11 +85,12 @@ class Width:
         if self.rule != "loo":
             return f"{self.marginal:.3g} times the posterior's deviations" + (", as given" * (self.rule == "given"))
         one, several = self.errors
+        alone = "; functions do not differ from the network's" if self.joint == 0 else ""
         if self.joint == self.marginal:
-            return f"{self.marginal:.2f} +- {one:.2f} times the posterior's deviations"
+            return f"{self.marginal:.2f} +- {one:.2f} times the posterior's deviations{alone}"
         return (
             f"{self.marginal:.2f} +- {one:.2f} times the posterior's deviations for probabilities, "
-            f"{self.joint:.2f} +- {several:.2f} for joint predictions"
+            f"{self.joint:.2f} +- {several:.2f} for joint predictions{alone}"
         )
 
     @property
@@ -119,8 +120,9 @@ def leave_one_out_width(model: LinearModel, samples: Tensor, mean: Tensor, at_mo
     # the width of a quadratic likelihood, which alone has one score, does not depend on where B is taken
     without = [inf if len(scores) == 1 else _cover(tallies, at_mode, part) for part in (*range(_PARTS), None)]
     cover = without.pop()
-    factors = [min(_best(each.sum(-1)), cover) for each in scores]
-    at, filled = int(np.abs(np.asarray(FACTORS) - factors[0]).argmin()), (counts > 0).nonzero().flatten().tolist()
+    filled = (counts > 0).nonzero().flatten().tolist()
+    factors = [_chosen(each[:, filled], cover) for each in scores]
+    at = int(np.abs(np.asarray(FACTORS) - factors[0]).argmin())
     parts = scores[0, at, filled] / counts[filled]
     errors = [_error(each, without, filled) for each in scores]
     return Width(
@@ -203,6 +205,28 @@ def _best(scores: Tensor) -> float:
     return float(FACTORS[at] * ratio**step)
 
 
+def _chosen(scores: Tensor, cover: float) -> float:
+    """The factor, from scores (factors, parts); no cover, infinity, says that the likelihood is quadratic.
+
+    For these EM's width is right by the model, and leave-one-out often cannot tell it from none: the factor is the one
+    nearest to one that is not worse than the best by a standard error of the difference.
+    """
+    best = _best(scores.sum(-1))
+    if isfinite(cover):
+        return min(best, cover)
+    if scores.shape[-1] < 2:
+        return 1.0
+    at = int(scores.sum(-1).argmax())
+    behind = scores[at] - scores
+    tied = (behind.sum(-1) <= behind.std(-1) * behind.shape[-1] ** 0.5).tolist()
+    step = -1 if best > 1 else 1
+    nearest = best
+    while 0 <= at + step < len(FACTORS) and tied[at + step] and (nearest - 1) * step < 0:
+        at += step
+        nearest = FACTORS[at]
+    return max(nearest, 1.0) if best > 1 else min(nearest, 1.0)
+
+
 def _cover(tallies: Tensor, at_mode: bool, without: int | None) -> float:
     """What no factor may exceed, from all the data or without a part of them."""
     apart, spread = (float(each.sum() - (0 if without is None else each[without])) for each in tallies[2:])
@@ -219,5 +243,5 @@ def _error(scores: Tensor, covers: list[float], filled: list[int]) -> float:
     """
     if len(filled) < 2:
         return nan
-    left = np.asarray([min(_best(scores.sum(-1) - scores[:, part]), covers[part]) for part in filled])
+    left = np.asarray([_chosen(scores[:, [p for p in filled if p != part]], covers[part]) for part in filled])
     return float(np.sqrt((len(filled) - 1) * left.var()))
