@@ -25,9 +25,10 @@ import sampla
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--full", action="store_true", help="5 % and 15 % wrong, two seeds".replace("%", "%%"))
-parser.add_argument("--size", type=int, default=600, help="digits")
+parser.add_argument("--size", type=int, help="digits: 600 where the rest is full, otherwise 300")
 options = parser.parse_args()
-SIZE, SHARES, SEEDS = (options.size, (0.05, 0.15), (0, 1)) if options.full else (options.size, (0.15,), (0,))
+SIZE = options.size or (600 if options.full else 300)
+SHARES, SEEDS = ((0.05, 0.15), (0, 1)) if options.full else ((0.15,), (0,))
 TRAINING = {"stopped early": 30, "memorised": 400}
 """Passes of full-batch Adam."""
 
