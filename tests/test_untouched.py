@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import sampla
 from helpers import assert_unchanged, class_batches, classifier, inputs, laplace, normalised, snapshot
+from sampla.features._kernels import differentiable
 
 SOLVERS = ["dense", "block-cg", "sgd"]
 
@@ -111,6 +112,64 @@ def test_global_state_of_torch_stays() -> None:
     laplace(model).fit(class_batches()).predict(inputs())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert torch.is_grad_enabled() == grad_mode
+
+
+class Recording(nn.Module):
+    """A network that notes the flags of cuDNN whenever it runs."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.found = nn.Sequential(*layers), set[tuple[Any, ...]]()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.found.add(cudnn_flags())
+        outputs: Tensor = self.inner(x)
+        return outputs
+
+
+def cudnn_flags() -> tuple[Any, ...]:
+    """What the user may have set, by the older and the newer interface; torch reads no older flag beside newer ones."""
+    cudnn = torch.backends.cudnn
+    every = [cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, cudnn.fp32_precision]
+    try:
+        tf32 = cudnn.allow_tf32
+    except RuntimeError:
+        tf32 = None
+    return *every, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, tf32
+
+
+@pytest.fixture
+def _own_cudnn_flags() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
+    yield
+    cudnn.fp32_precision = cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "none"
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("_own_cudnn_flags")
+@pytest.mark.parametrize("interface", ["older", "newer"])
+def test_cudnn_flags_inside_products_are_those_of_the_user(interface: str) -> None:
+    cudnn = torch.backends.cudnn
+    cudnn.deterministic, cudnn.benchmark = True, True
+    if interface == "older":
+        cudnn.allow_tf32 = False
+    else:
+        cudnn.conv.fp32_precision = "ieee"
+    outside, network = cudnn_flags(), Recording(*classifier())
+    laplace(network).fit(class_batches()).predict(inputs())
+    assert network.found == {outside}
+    assert cudnn_flags() == outside
+
+
+@pytest.mark.usefixtures("_own_cudnn_flags")
+def test_only_recurrent_layers_are_kept_from_cudnn() -> None:
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    outside = cudnn_flags()
+    with differentiable(native_rnn=True, compiled=False, fold=True):
+        assert cudnn_flags() == (False, *outside[1:])
+    assert cudnn_flags() == outside
 
 
 def test_inside_no_grad_the_fit_is_the_same() -> None:

@@ -83,16 +83,20 @@ def differentiable(native_rnn: bool, compiled: bool, fold: bool) -> Iterator[Non
             Double reverse mode must not have it: a checkpointed part of the network is computed again in the backward
             pass, where torch has taken the mode off, and would save other tensors than in the forward pass.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    cudnn = torch.backends.cudnn.enabled and not native_rnn
+    # cuDNN's other flags stay the user's. torch.backends.cudnn.flags would set each to a default of its own (TF32 on,
+    # deterministic off), and raises where the user has chosen a precision with fp32_precision.
+    fast, cudnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn.enabled
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        flags = torch.backends.cudnn.flags(enabled=cudnn)
+        if native_rnn:
+            torch.backends.cudnn.enabled = False
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-        with _Substituted(fold), flags, eager, sdpa_kernel(SDPBackend.MATH):
+        with _Substituted(fold), eager, sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        if native_rnn:
+            torch.backends.cudnn.enabled = cudnn
 
 
 @contextmanager
