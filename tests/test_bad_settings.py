@@ -32,6 +32,8 @@ from helpers import (
     [
         ({"num_samples": 1}, ValueError, "expected num_samples as an integer of at least 2, got 1. 16 to 64 are usual"),
         ({"num_samples": 4.0}, ValueError, "num_samples as an integer of at least 2, got 4.0"),
+        ({"seed": -1}, ValueError, "expected seed as an integer of at least 0, got -1"),
+        ({"seed": 2**64}, ValueError, r"expected seed as an integer below 2\*\*64, got 18446744073709551616"),
         ({"tolerance": 2.0}, ValueError, r"expected tolerance in \(0, 1\), got 2.0"),
         ({"max_passes": 0}, ValueError, "expected max_passes as an integer of at least 1, got 0"),
         ({"likelihood": "categoricl"}, ValueError, "unknown likelihood 'categoricl'.*Did you mean 'categorical'?"),

@@ -18,7 +18,7 @@ FLOORS = (
     ("no statistics", "core"),
     (
         "core: alone, under the others",
-        "core.interrupts",
+        "core.interrupts core.philox",
     ),
     (
         "core: alone",
@@ -26,8 +26,8 @@ FLOORS = (
         "core.journal",
     ),
     (
-        "core: inner products; when memory is short; what is given by name",
-        "core.blocks core.chunks core.arguments",
+        "core: inner products; when memory is short; what is given by name; keyed draws",
+        "core.blocks core.chunks core.arguments core.noise",
     ),
     ("core: the user's inputs", "core.inputs"),
     ("core: whether data are the same", "core.hashes"),

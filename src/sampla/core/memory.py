@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import finalize
@@ -38,6 +39,16 @@ def memory_explained(remedy: str) -> Iterator[None]:
 
 class OutOfChunksError(MemoryError):
     """One datum and one vector do not fit into memory; the message says what to change."""
+
+
+@cache
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64: Apple's and some of Intel's do not."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device).square()
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def free_bytes(device: torch.device) -> int | None:

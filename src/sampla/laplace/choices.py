@@ -66,7 +66,9 @@ def check_numbers(num_samples: int, seed: int, max_passes: int, tolerance: float
         ValueError: naming the setting.
     """
     require_count(num_samples, "num_samples", 2, "16 to 64 are usual.")
-    require_count(seed, "seed", 0, "The default is 0; the same seed gives the same samples.")
+    fix = "The default is 0; the same seed gives the same samples."
+    require_count(seed, "seed", 0, fix)
+    require(seed < 2**64, "seed as an integer below 2**64", f"{seed}", fix)
     require_count(max_passes, "max_passes", 1, "The default is 200.")
     require_fraction(tolerance, "tolerance", "The default is 0.02.")
 
