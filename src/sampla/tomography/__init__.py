@@ -9,7 +9,7 @@ from sampla.tomography.operators import FunctionOperator, MatrixOperator, Operat
 from sampla.tomography.projected import ProjectedFeatures
 from sampla.tomography.rays import ray_transform
 from sampla.tomography.scores import ImageScores, psnr_ssim, score
-from sampla.tomography.tv import tv_reconstruction
+from sampla.tomography.tv import TotalVariation, solve_tv, tv_reconstruction
 from sampla.tomography.unet import UNet, fixed_input, unet_for
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Prepared",
     "ProjectedFeatures",
     "Recipe",
+    "TotalVariation",
     "Training",
     "UNet",
     "Whitened",
@@ -34,6 +35,7 @@ __all__ = [
     "psnr_ssim",
     "ray_transform",
     "score",
+    "solve_tv",
     "train",
     "tv_reconstruction",
     "unet_for",

@@ -9,13 +9,20 @@ import torch
 from sampla.core.checks import require_finite
 from sampla.tomography.geometry import Geometry
 
+_SAME = 1e-9
+"""Angle in radians below which two views are one."""
+_UNSEEN = 5.0
+"""Usual gaps between views that a gap must exceed to be a part of the turn which was not scanned."""
+_SMOOTH = np.deg2rad(10)
+"""Over which the weight of doubly seen rays goes from one side to the other."""
+
 
 def filtered_back_projection(sinogram: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """The textbook reconstruction, (A, D) -> (H, W), for views spread evenly over a half or a full turn.
+    """The textbook reconstruction, (A, D) -> (H, W).
 
-    f(x, y) = (pi / A) sum_b U^-2 (h * p cos)(u),  with h the band-limited ramp (Ram-Lak) sampled at the bins as they
-    appear at the rotation's centre, u where the pixel's ray meets the detector, U its relative distance from the source
-    and cos the obliquity of the bin's ray. A full fan turn sees each ray twice, as a full parallel one does.
+    f(x, y) = sum_b U^-2 (h * p w cos)(u),  with h the band-limited ramp (Ram-Lak) sampled at the bins as they appear at
+    the rotation's centre, u where the pixel's ray meets the detector, U its relative distance from the source, cos the
+    obliquity of the bin's ray and w what the bin stands for (``ray_weights``): pi / A for views spread evenly.
 
     Raises:
         ValueError: if the sinogram does not fit the geometry or is not finite.
@@ -24,7 +31,7 @@ def filtered_back_projection(sinogram: np.ndarray, geometry: Geometry) -> np.nda
     require_finite(torch.from_numpy(np.asarray(sinogram, dtype=float)), "measurements", "Leave out dead bins.")
     width = geometry.bin_width / geometry.magnification
     places = (np.arange(geometry.num_bins) - (geometry.num_bins - 1) / 2) * width
-    weighted = np.asarray(sinogram, dtype=float)
+    weighted = np.asarray(sinogram, dtype=float) * ray_weights(geometry)
     if geometry.source_origin is not None:
         weighted = weighted * geometry.source_origin / np.hypot(geometry.source_origin, places)
     filtered = _ramp_filtered(weighted, width)
@@ -36,7 +43,49 @@ def filtered_back_projection(sinogram: np.ndarray, geometry: Geometry) -> np.nda
         if geometry.source_origin is not None:
             distance = 1 + (y * np.cos(angle) - x * np.sin(angle)) / geometry.source_origin
         image += np.interp(across / distance, places, view, left=0.0, right=0.0) / distance**2
-    return image * np.pi / geometry.num_angles
+    return image
+
+
+def ray_weights(geometry: Geometry) -> np.ndarray:
+    """(A, D) angle in radians that each bin of each view stands for, when every ray is to count once.
+
+    A view stands for half the way to its neighbours on either side, so that views which are missing are made up for by
+    those next to them. A gap of more than five usual ones is not bridged: nothing is known there (limited angles).
+    Parallel rays repeat after half a turn. A fan sees a ray again from the other side: of a ray (b, g) at the angle g
+    to the central one, and (b + pi - 2 g, -g), each has a share c(b) / (c(b) + c(b')), with c one inside the arc that
+    is scanned, zero outside, and smooth between (Noo, Defrise, Clackdoyle and Kudo 2002; Parker 1982).
+    """
+    angles, period = np.asarray(geometry.angles, dtype=float), 2 * np.pi if geometry.is_fan else np.pi
+    order = np.argsort(angles % period, kind="stable")
+    turned = (angles % period)[order]
+    gaps = np.diff(np.append(turned, turned[0] + period))
+    usual = float(np.median(gaps[gaps > _SAME]))
+    unseen = gaps > _UNSEEN * usual if len(gaps) > 1 else np.zeros(1, dtype=bool)
+    known = np.where(unseen, usual, gaps)
+    steps = np.empty(len(angles))
+    steps[order] = (known + np.roll(known, 1)) / 2
+    weights = np.repeat(steps[:, None], geometry.num_bins, axis=1)
+    if not geometry.is_fan:
+        return weights
+    if not unseen.any():
+        return weights / 2
+    holes = [(turned[k] + usual / 2, gaps[k] - usual) for k in np.flatnonzero(unseen)]
+    assert geometry.source_detector is not None
+    bins = (np.arange(geometry.num_bins) - (geometry.num_bins - 1) / 2) * geometry.bin_width
+    fan = np.arctan(bins / geometry.source_detector)
+    own = _scanned(angles, holes)[:, None]
+    share: np.ndarray = weights * own / (own + _scanned(angles[:, None] + np.pi - 2 * fan, holes))
+    return share
+
+
+def _scanned(angles: np.ndarray, holes: list[tuple[float, float]]) -> np.ndarray:
+    """c of angles: zero in the holes (start, width), rising to one within ten degrees around them."""
+    inside = np.ones_like(angles)
+    for start, width in holes:
+        after = (angles - start - width) % (2 * np.pi)  # behind the end of the hole, going on to its start
+        near = np.minimum(after, 2 * np.pi - width - after)
+        inside *= np.sin(np.pi / 2 * np.clip(near / _SMOOTH, 0, 1)) ** 2
+    return inside
 
 
 def _pixel_centres(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:

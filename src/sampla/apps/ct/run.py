@@ -22,14 +22,13 @@ from sampla.tomography import (
     ImageScores,
     LinearisedDIP,
     Recipe,
+    TotalVariation,
     filtered_back_projection,
     psnr_ssim,
     ray_transform,
     score,
-    tv_reconstruction,
+    solve_tv,
 )
-
-_TV_STEPS = 500
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ class Result:
     predictive: ImagePredictive
     references: dict[str, Tensor]
     """Name -> (H, W) of the usual methods."""
+    variation: TotalVariation
+    """How well one of them is known."""
     scores: ImageScores | None
     """Against the scan's reference image, if it has one."""
     alternatives: dict[str, ImageScores]
@@ -100,12 +101,8 @@ def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = pri
     predictive = dip.posterior_.predict_image()
     spread = dip.noise_std_ * (torch.ones_like(scan.sinogram) if scan.noise_std is None else scan.noise_std).flatten()
     back = filtered_back_projection(scan.sinogram.double().numpy(), scan.geometry)
-    references = {
-        "filtered back-projection": torch.from_numpy(back).float(),
-        "total variation": tv_reconstruction(
-            operator, scan.sinogram.flatten(), float(spread.square().mean().sqrt()), _TV_STEPS
-        ),
-    }
+    variation = solve_tv(operator, scan.sinogram.flatten(), float(spread.square().mean().sqrt()))
+    references = {"filtered back-projection": torch.from_numpy(back).float(), "total variation": variation.image}
     measured = operator.forward(predictive.mean[None])[0]
     variance = operator.forward(predictive.deviations).square().mean(0) + spread.square()
     ratio = (scan.sinogram.flatten() - measured).abs() / variance.sqrt()
@@ -120,8 +117,9 @@ def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = pri
         methods = {**references, "deep image prior": predictive.mean}
         quality = {name: psnr_ssim(image, scan.reference) for name, image in methods.items()}
     return Result(
-        settings, scan, dip, predictive, references, scores, alternatives, quality, ratio, perf_counter() - start
-    )
+        settings, scan, dip, predictive, references, variation, scores, alternatives, quality, ratio,
+        perf_counter() - start,
+    )  # fmt: skip
 
 
 def write_files(result: Result) -> None:
@@ -188,6 +186,7 @@ def summarise(result: Result) -> dict[str, Any]:
         "mean_std": float(result.predictive.std.mean()),
         "shrinkage": {size: result.predictive.shrinkage(size) for size in _sizes(result)},
         "quality": {name: {"psnr": p, "ssim": s} for name, (p, s) in result.quality.items()},
+        "total_variation": {"status": result.variation.status, "converged": result.variation.converged},
         "scores": None if result.scores is None else asdict(result.scores),
         "alternatives": {
             name: {"inside": other.inside, "log_prob": other.log_prob} for name, other in result.alternatives.items()
