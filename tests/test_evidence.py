@@ -386,6 +386,7 @@ def test_advice_names_what_to_change_first(changes, said):
 SAID = [
     ({}, r"^32 posterior samples of 1,234 parameters from 100 data$"),
     ({}, r"^cost         4.5 passes \(9 readings of the loader\), 1.5 s$"),
+    ({"kept_on": "cuda:0"}, r" \(9 readings of the data, which were kept on cuda:0 after the second\), 1.5 s$"),
     ({}, r"^samples      error 1.0% of a function draw \(estimated\); the solve reached the tolerance$"),
     ({"sample_errors": [0.01, 0.03]}, r"^samples .*estimated\), 3.0% for the worst; the solve"),
     ({}, r"^sampling     a standard deviation is known to about 12% with K = 32$"),

@@ -30,7 +30,7 @@ FLOORS = (
         "core.blocks core.chunks core.arguments core.noise",
     ),
     ("core: the user's inputs", "core.inputs"),
-    ("core: whether data are the same", "core.hashes"),
+    ("core: whether data are the same; data on their way", "core.hashes core.batch"),
     ("core: the user's data", "core.data"),
     ("MacKay's updates, of numbers and tensors", "inference.mackay"),
     ("nouns", "features likelihoods priors"),

@@ -131,6 +131,7 @@ def test_whether_it_fits_on_two_devices() -> None:
     assert a_plan(nearby=Nearby(GPU, 17, None)).fits is None
 
 
+HELD = {"device": GPU, "data_bytes": 3 * GIB, "data_stay": True}
 SAID = [
     ({}, r"a fit of 268,435,456 parameters \(P\) to 1,000 data \(N\) of 10 outputs \(C\), with 8 samples \(K\)"),
     ({}, r"one vector   of P in float32 on cpu: 1 GiB"),
@@ -153,6 +154,15 @@ SAID = [
     ({"nearby": Nearby(GPU, 17, 10 * GIB)}, r"it does NOT fit on cuda:0: lower num_samples"),
     ({"nearby": Nearby(GPU, 1, 2 * GIB)}, r"it does NOT fit on cuda:0: pass chunks=\(8, 4\)"),
     ({"most_rows": 40}, r"at the peak  50 GiB$"),
+    (HELD, r"data         3 GiB, kept on cuda:0 after the second reading"),
+    (HELD, r"at the peak  53 GiB"),
+    (HELD | {"nearby": Nearby(GPU, 17, 30 * GIB)}, r"on cuda:0    17 vectors of P .* product: 22 GiB; free: 30 GiB"),
+    (HELD | {"nearby": Nearby(GPU, 17, 30 * GIB)}, r"at the peak  48 GiB"),
+    (
+        HELD | {"data_stay": False},
+        r"data         3 GiB, more than an eighth of what is free on cuda:0: every pass reads",
+    ),
+    (HELD | {"data_stay": False}, r"at the peak  50 GiB"),
 ]
 
 
@@ -168,6 +178,21 @@ def test_every_solver_and_prior_can_be_planned() -> None:
         for prior in ("g-prior", "layerwise"):
             plan = laplace(classifier(), solver=solver, prior=prior).plan(class_batches())
             assert plan.total > plan.num_samples * plan.vector
+
+
+def test_the_data_are_counted() -> None:
+    loader = class_batches()
+    plan = laplace(classifier()).plan(loader)
+    assert plan.data_bytes == sum(x.nbytes + y.nbytes for x, y in loader)
+    assert not plan.data_stay
+    assert not re.search("^data ", str(plan), re.MULTILINE)  # on the CPU there is nothing to say
+
+
+def test_what_torch_has_freed_on_a_gpu_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 60 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 20 * GIB)
+    assert free_bytes(GPU) == 45 * GIB
 
 
 def test_free_memory_and_sizes() -> None:

@@ -7,18 +7,20 @@ random augmentation, or shuffling with drop_last, is noticed and explained.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sampla.core.batch import Batch, arriving
 from sampla.core.checks import require
 from sampla.core.hashes import Counted, datum_hashes, mix, padding_sides, wrap
-from sampla.core.inputs import as_inputs, as_tensor, brought, input_tensors, moved, num_inputs, pick
+from sampla.core.inputs import as_inputs, as_tensor, input_tensors, moved, num_inputs
 from sampla.core.interrupts import Interruptible
+from sampla.core.memory import free_bytes
 from sampla.core.progress import Progress
 from sampla.core.typing import Inputs, Loader, Opaque
 
@@ -39,40 +41,9 @@ _OBJECTS = (
     "datum, or a loader that does not shuffle."
 )
 _EMPTY = "Check the data set, and that the loader can be read more than once (a list or DataLoader, no generator)."
+_OF_FREE = 8
+"""Part of the free memory of a device that data may take which are kept there: one in so many."""
 _LABELS = ("labels", "label", "targets", "target", "y")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """n consecutive data of a pass; the first has number ``position``, from 0, in the loader's order."""
-
-    inputs: Inputs
-    targets: Tensor
-    position: int
-    size: int
-    weights: Tensor | None = None
-    """(n,) how often each datum counts; None: once."""
-
-    @property
-    def opaque(self) -> bool:
-        """Whether the batch is one object for the network, which cannot be cut."""
-        return isinstance(self.inputs, Opaque)
-
-    def rows(self, start: int, stop: int) -> "Batch":
-        """The data from start to stop; all of them if the batch is opaque."""
-        if self.opaque:
-            return self
-        weights = None if self.weights is None else self.weights[start:stop]
-        inputs = pick(self.inputs, slice(start, stop))
-        return Batch(inputs, self.targets[start:stop], self.position + start, min(stop, self.size) - start, weights)
-
-    def minibatches(self, rows: int) -> "Iterator[Batch]":
-        """Cut at positions that are multiples of ``rows``, wherever this batch happens to start."""
-        start = 0
-        while start < self.size:
-            stop = self.size if self.opaque else min(self.size, start + rows - (self.position + start) % rows)
-            yield self.rows(start, stop)
-            start = stop
 
 
 def unpacking(labels: str | None, unpack: Unpack | None) -> Unpack | None:
@@ -154,16 +125,16 @@ def asked_about(item: Any, device: torch.device, unpack: Unpack | None) -> tuple
     inputs, targets = _pair(item, "the test data", unpack)
     if targets is None:
         return moved(as_inputs(inputs, "the test data"), device), None
-    batch = _batch_of(inputs, targets, "the test data", 0, device)
+    batch = _batch_of(inputs, targets, "the test data", 0).on(device)
     return batch.inputs, batch.targets
 
 
-def _as_batch(item: Any, index: int, position: int, device: torch.device, unpack: Unpack | None) -> Batch:
+def _as_batch(item: Any, index: int, position: int, unpack: Unpack | None) -> Batch:
     where = f"batch {index} of the loader"
-    return _batch_of(*_pair(item, where, unpack), where, position, device)
+    return _batch_of(*_pair(item, where, unpack), where, position)
 
 
-def _batch_of(inputs: Any, targets: Any, where: str, position: int, device: torch.device) -> Batch:
+def _batch_of(inputs: Any, targets: Any, where: str, position: int) -> Batch:
     inputs = as_inputs(inputs, where)
     if isinstance(targets, (Tensor, np.ndarray)):
         targets = as_tensor(targets, f"the targets of {where}")
@@ -176,10 +147,9 @@ def _batch_of(inputs: Any, targets: Any, where: str, position: int, device: torc
         "Give one target per datum.",
     )
     assert size is not None
-    targets = brought(targets, device)
     if targets.is_floating_point() and targets.element_size() < 4:
         targets = targets.float()  # the same numbers; what is computed from them is float32 at least
-    return Batch(moved(inputs, device), targets, position, size)
+    return Batch(inputs, targets, position, size)
 
 
 class Data(ABC):
@@ -191,6 +161,10 @@ class Data(ABC):
     """False once two passes came in different orders."""
     sweeps = 0
     """How often the data have been read to their end."""
+    nbytes = 0
+    """Bytes of all data, where they come from the user's loader and have been read once."""
+    kept_on = ""
+    """The device on which they were kept once they had been read twice, and read from there; empty: none."""
 
     @property
     @abstractmethod
@@ -201,9 +175,23 @@ class Data(ABC):
     def __iter__(self) -> Iterator[Batch]:
         """One pass."""
 
+    @property
+    def stays(self) -> bool:
+        """Whether data that have been read once may be kept on the network's device."""
+        return False
+
+    @contextmanager
+    def kept_meanwhile(self) -> Iterator[None]:
+        """Inside, data that come from elsewhere may be kept on the network's device."""
+        yield
+
 
 class CheckedLoader(Data):
     """The user's loader, checked: the same data on every pass, in any order.
+
+    For an accelerator ``kept_meanwhile`` keeps the data of the second pass there, once they have been compared with
+    those of the first, if they take no more than an eighth of the free memory: later passes need no loader and no hash.
+    Else each batch is moved ahead of its use (``arriving``). On the CPU every pass reads the loader.
 
     Args:
         loader: re-iterable of batches.
@@ -239,6 +227,8 @@ class CheckedLoader(Data):
         self._shapes: set[tuple[int, ...]] = set()
         self._objects = False
         self._sides: dict[str, bool] | None = None
+        self._there: list[Batch] = []
+        self._keeping = False
 
     @property
     def num_data(self) -> int:
@@ -256,15 +246,44 @@ class CheckedLoader(Data):
         """A first batch, read ahead of the first pass, which must then hold its data."""
         item = next(iter(Interruptible(self._loader)), None)
         require(item is not None, "a loader with at least one batch", "an empty one", _EMPTY)
-        batch = _as_batch(item, 0, 0, self._device, self._unpack)
+        batch = _as_batch(item, 0, 0, self._unpack)
         self._ahead = self._hashes(batch)
-        return batch
+        return batch.on(self._device)
+
+    @property
+    def stays(self) -> bool:
+        """Whether they may be kept there: not on the CPU, and only where an eighth of what is free holds them."""
+        free = None if self._device.type == "cpu" or self._fingerprint is None else free_bytes(self._device)
+        return free is not None and _OF_FREE * self.nbytes <= free
+
+    @contextmanager
+    def kept_meanwhile(self) -> Iterator[None]:
+        """Inside, a pass keeps the data on the device where they fit; at the end they are let go."""
+        self._keeping = True
+        try:
+            yield
+        finally:
+            self._keeping, self._there = False, []
 
     def __iter__(self) -> Iterator[Batch]:
-        position, content, order, index = 0, 0, 0, -1
+        if self._there:
+            yield from self._progress.sweep(self._there, self._length)
+            self.sweeps += 1
+            return
+        found: list[Batch] | None = [] if self._keeping and self.stays else None
+        for batch in arriving(self._read(), self._device):
+            if found is not None:
+                found.append(batch)
+            yield batch
+        if found is not None:
+            self._there, self.kept_on = found, str(self._device)
+
+    def _read(self) -> Iterator[Batch]:
+        """One pass of the loader: batches where it has them, checked."""
+        position, content, order, index, size = 0, 0, 0, -1, 0
         found: list[Tensor] = []
         for index, item in enumerate(self._progress.sweep(self._loader, self._length)):
-            batch = _as_batch(item, index, position, self._device, self._unpack)
+            batch = _as_batch(item, index, position, self._unpack)
             hashes = self._hashes(batch)
             if self._fingerprint is None:
                 found.append(hashes)
@@ -273,7 +292,9 @@ class CheckedLoader(Data):
             content = wrap(content + int(mix(hashes).sum()))
             order = wrap(order + int(mix(hashes + mix(torch.arange(position, position + batch.size))).sum()))
             position += batch.size
+            size += batch.nbytes
             yield batch
+        self.nbytes = size
         self._finish(position, content, order, index + 1, found)
 
     def _hashes(self, batch: Batch) -> Tensor:

@@ -110,13 +110,13 @@ def num_inputs(inputs: Inputs) -> int | None:
     return int(next(leaf.shape[0] for _, leaf in named_leaves(inputs) if _is_data(leaf)))
 
 
-def moved(inputs: Inputs, device: torch.device) -> Inputs:
-    """Return the inputs on a device; objects of the user's own classes are moved as copies."""
+def moved(inputs: Inputs, device: torch.device, wait: bool = True) -> Inputs:
+    """Return the inputs on a device; objects of the user's own classes are moved as copies, and waited for."""
     if isinstance(inputs, Opaque):
         return Opaque(_applied("to", inputs.content, device))
     if isinstance(inputs, list):
         return [_applied("to", each, device) for each in inputs]
-    return map_inputs(lambda t: brought(t, device), inputs)
+    return map_inputs(lambda t: brought(t, device, wait), inputs)
 
 
 def detached(inputs: Inputs) -> Inputs:
@@ -128,9 +128,10 @@ def detached(inputs: Inputs) -> Inputs:
     return map_inputs(torch.Tensor.detach, inputs)
 
 
-def brought(tensor: Tensor, device: torch.device) -> Tensor:
+def brought(tensor: Tensor, device: torch.device, wait: bool = True) -> Tensor:
     """A tensor where it is needed, and one that derivatives may go through, which those of inference mode are not."""
-    return tensor.to(device).clone() if tensor.is_inference() else tensor.to(device)
+    there = tensor.to(device, non_blocking=not wait)
+    return there.clone() if tensor.is_inference() else there
 
 
 def input_tensors(inputs: Inputs) -> list[Any]:

@@ -53,8 +53,9 @@ def has_float64(device: torch.device) -> bool:
 
 def free_bytes(device: torch.device) -> int | None:
     """Return the bytes of free memory of a device; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cuda":  # torch holds on to what it has freed, and gives it again
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + held)
     found = [_available(), *(_left(Path(limit), Path(used)) for limit, used in _CGROUPS)]
     known = [each for each in found if each is not None]
     return min(known) if known else None

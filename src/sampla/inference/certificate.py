@@ -47,5 +47,6 @@ def error_sample(inference: Inference | None, seed: int) -> Tensor:
         return torch.zeros_like(combined)
     system = LinearSystem(model, precision, kept.diagonal)
     posed = RightHandSide(combined / size, torch.zeros_like(combined), len(combined), seed)
-    found = solve(BlockCG(), system, posed, tolerance=_TOLERANCE, max_passes=_MOST_PASSES)
+    with model.data.kept_meanwhile():
+        found = solve(BlockCG(), system, posed, tolerance=_TOLERANCE, max_passes=_MOST_PASSES)
     return found.value * size * inference.prior.scale

@@ -118,7 +118,7 @@ def influence(
     shape = asked.shape()
     say("checking the training data")
     _check_train(train, model)
-    with one_of_each(stacklevel=5):
+    with one_of_each(stacklevel=5), model.data.kept_meanwhile():
         asked = replace(asked, theta=None if at == "network" else mode_of(inference, _MODE_TOLERANCE, say)[None])
         rows, solved = [], []
         for columns in asked.blocks(len(inference.samples)):

@@ -89,6 +89,10 @@ class MemoryPlan:
     """How many Krylov spaces are held at once: two where B moves, and the space of the last B serves the next."""
     more: int | None = None
     """Vectors of P held beyond these if EM's Krylov space grows as far as it may; None: those of one space."""
+    data_bytes: int = 0
+    """Bytes of all data."""
+    data_stay: bool = False
+    """Whether a fit keeps them where the network is, which is then no CPU."""
 
     @property
     def vector(self) -> int:
@@ -108,13 +112,18 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Bytes at the peak, as a rule, where the vectors are."""
-        product = self.chunk_bytes if self.nearby is None else 0
-        return self.vectors * self.vector + product + self.scratch
+        there = self.chunk_bytes + self._kept if self.nearby is None else 0
+        return self.vectors * self.vector + there + self.scratch
+
+    @property
+    def _kept(self) -> int:
+        """Bytes of the data where the network is."""
+        return self.data_bytes if self.data_stay else 0
 
     @property
     def nearby_total(self) -> int:
         """Bytes at the peak where the network is, if vectors are elsewhere; else zero."""
-        return 0 if self.nearby is None else self.nearby.vectors * self.vector + self.chunk_bytes
+        return 0 if self.nearby is None else self.nearby.vectors * self.vector + self.chunk_bytes + self._kept
 
     @property
     def at_most(self) -> int:
@@ -150,12 +159,22 @@ class MemoryPlan:
             *(f"  {part.vectors:5,} of    {part.what}: {_size(part.vectors * self.vector)}" for part in self.parts),
             f"a product    of {self.rows} data x {self.columns} vectors: {_size(self.chunk_bytes)}, measured; "
             f"Gram matrices: {_size(self.scratch)}",
+            *self._data(),
             f"at the peak  {_size(self.total)}" + self._more(),
             f"free         {_known(self.free)}",
             *self._there(),
             f"so           {self._verdict()}",
         ]
         return "\n".join(lines)
+
+    def _data(self) -> list[str]:
+        place = self.device if self.nearby is None else self.nearby.device
+        if place.type == "cpu":
+            return []
+        size = f"data         {_size(self.data_bytes)}"
+        if self.data_stay:
+            return [f"{size}, kept on {place} after the second reading"]
+        return [f"{size}, more than an eighth of what is free on {place}: every pass reads the loader"]
 
     def _there(self) -> list[str]:
         if self.nearby is None:
@@ -254,6 +273,7 @@ def plan_memory(
         rows, columns, chunk_memory(model.features, first), 8 * min(CHUNK, size * (usual + num_samples)),
         free_bytes(home), None if near == home else Nearby(near, passing + _WEIGHTS, free_bytes(near)),
         isinstance(solver, BlockCG), spaces, sum(p.vectors for p in at_most) - sum(p.vectors for p in parts),
+        model.data.nbytes, model.data.stays,
     )  # fmt: skip
 
 

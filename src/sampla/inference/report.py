@@ -45,7 +45,7 @@ class FitReport:
     passes: float
     """Products with M per sample over the whole fit, noise and hyperparameters included."""
     sweeps: int
-    """How often the loader was read."""
+    """How often the data were read: from the loader, or from the device on which they were kept."""
     vector_bytes: int
     """Memory of K vectors of P."""
     seconds: float
@@ -90,6 +90,8 @@ class FitReport:
     """How much went through the features at once, how that was found, and how often memory ran out."""
     width: dict[str, Any] | None = None
     """By which factors predictions take the posterior's deviations, and where they come from (``posterior.width``)."""
+    kept_on: str = ""
+    """The accelerator on which the data were kept after the second reading; empty: every one was of the loader."""
 
     @property
     def std_error(self) -> float:
@@ -112,7 +114,7 @@ class FitReport:
     def details(self) -> list[str]:
         """The lines below the first, which says what was fitted."""
         lines = [
-            f"cost         {self.passes:.1f} passes ({self.sweeps} readings of the loader), {self.seconds:.1f} s",
+            f"cost         {self.passes:.1f} passes ({self._describe_readings()}), {self.seconds:.1f} s",
             f"samples      {self._describe_sample()}; the solve {self.status}",
             f"sampling     a standard deviation is known to about {self.std_error:.0%} with K = {self.num_samples}",
             f"prior        {self._describe_prior()}",
@@ -182,6 +184,11 @@ class FitReport:
         if "rounding" in self.status:
             return "use float64, or ask for less"
         return "raise max_passes, or ask for less"
+
+    def _describe_readings(self) -> str:
+        if not self.kept_on:
+            return f"{self.sweeps} readings of the loader"
+        return f"{self.sweeps} readings of the data, which were kept on {self.kept_on} after the second"
 
     def _describe_sample(self) -> str:
         words = f"error {self.solve_error:.1%} of a function draw (estimated)"
@@ -310,4 +317,5 @@ def build_report(
         curvature_moves=inference.trace[-1].moving if inference.trace else None,
         chunks=inference.model.chunks.facts(),
         width=None if width is None else width.to_dict(),
+        kept_on=data.kept_on,
     )

@@ -186,7 +186,7 @@ class LinearisedLaplace(AboutTrainingData):
             identity = cache(lambda: self._identity(features, data))  # once a fit: it hashes the whole network
             chunks, journal = self._chunks_for(checkpoint), Journal(checkpoint, identity)
             model = LinearModel(features, self.likelihood, data, chunks=chunks, journal=journal)
-            with not_finite_explained(features, data):
+            with data.kept_meanwhile(), not_finite_explained(features, data):
                 inference = infer(
                     model, self.prior, self.solver,
                     num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
