@@ -17,13 +17,14 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sampla.core.checks import one_of_each, require, require_known
 from sampla.features import ScaledFeatures
 from sampla.inference import final
 from sampla.inference.e_step import EStep
 from sampla.inference.krylov_step import KrylovEStep
-from sampla.inference.mackay import is_rounding
+from sampla.inference.mackay import highest_start, is_rounding
 from sampla.inference.moving_step import MovingEStep
 from sampla.inference.route import choose_route
 from sampla.inference.sampled_step import SampledEStep
@@ -32,7 +33,7 @@ from sampla.inference.state import EMState, Inference, Task, complain_unsettled
 from sampla.inference.tuning import tune
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel, NoiseDraw, Survey
-from sampla.priors import Prior
+from sampla.priors import BoundPrior, Prior
 from sampla.solvers import Solver
 
 __all__ = ["EM", "Inference", "infer"]
@@ -122,11 +123,25 @@ def prepared(
     started, like = model, model.features.like
     drawn = noise(lambda: started.draw_noise(seed, num_samples))
     draw = NoiseDraw(drawn.data_part.to(like.device), drawn.diagonal.to(like.device))  # what was kept is on the CPU
-    bound = prior.bind(model.features.layout, draw.diagonal)
+    bound = lowered(prior.bind(model.features.layout, draw.diagonal), draw.diagonal)
     draw = NoiseDraw(draw.data_part * bound.scale, draw.diagonal * bound.scale.square())
     model = model.replaced(features=ScaledFeatures(model.features, bound.scale))
     route = choose_route(model, bound, solver, em, survey.numbers, curvature_at=curvature_at, log_evidence=log_evidence)
     return Task(solver, em, seed, num_samples, survey, draw, tolerance, max_passes, route, say), EMState(bound, model)
+
+
+def lowered(prior: BoundPrior, diagonal: Tensor) -> BoundPrior:
+    """The prior without an alpha to learn that is so large that the data determine nothing at all.
+
+    Args:
+        prior: where EM is to start.
+        diagonal: (P,) an estimate of the diagonal of M, in the coordinates of theta.
+    """
+    trace = prior.group_sum(diagonal * prior.scale.square())
+    too_high = prior.learnt & (trace > 0) & (prior.precision > highest_start(trace))
+    if not bool(too_high.any()):
+        return prior
+    return prior.with_precision(torch.where(too_high, highest_start(trace), prior.precision))
 
 
 def e_step_of(task: Task, state: EMState) -> EStep:

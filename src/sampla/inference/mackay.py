@@ -27,7 +27,10 @@ _SMALLEST = 1e-300
 _FEWEST_DEGREES = 4.0
 """Degrees of freedom that an estimated trace is taken to have at least."""
 DETERMINED = 0.1
-"""gamma that a group must exceed for the data to say anything about its alpha; EM does not wait for the others."""
+"""gamma that a group must exceed for the data to say anything about its alpha. EM does not wait for the others, unless
+alpha falls: then it is only too large still."""
+_LEAST_AT_START = 1e-4
+"""gamma below which EM does not start: from there alpha would only come down, and rounding hides gamma."""
 _STANDARD_ERRORS = 3.0
 """Standard errors by which N C - gamma must exceed zero for the noise to be learnt from it."""
 _ROUNDING = 4.0
@@ -113,10 +116,31 @@ def relative_change(old: Tensor, new: Tensor) -> float:
     return float((new / old).log().abs().max())
 
 
-def change_that_matters(old: Tensor, new: Tensor, gamma: Tensor) -> float:
-    """The largest relative change of alpha (G,) over the groups about which the data say anything."""
-    counts = gamma > DETERMINED
+def change_that_matters(old: Tensor, new: Tensor, gamma: Tensor, turned: Tensor | None = None) -> float:
+    """The largest relative change of alpha (G,) over the groups about which the data say anything, or may do so yet.
+
+    A group with hardly any gamma is one that the data do not need, whose alpha rises for ever, or one whose alpha is
+    far above its fixed point, from where it falls by about the same factor in every step.
+
+    Args:
+        old: (G,) alpha.
+        new: (G,) MacKay's update of it.
+        gamma: (G,) effective dimension at the old alpha.
+        turned: (G,) bool, groups whose alpha has risen before from a smaller one with as little gamma, so that the
+            fixed point lies where the data say nothing. None: there are none.
+    """
+    falls = new < old if turned is None else (new < old) & ~turned
+    counts = (gamma > DETERMINED) | falls
     return relative_change(old[counts], new[counts]) if bool(counts.any()) else 0.0
+
+
+def highest_start(trace: Tensor) -> Tensor:
+    """(G,) alpha above which EM does not start: gamma = tr (M + alpha)^-1 M is at most tr M / alpha.
+
+    Args:
+        trace: (G,) tr M over each group's parameters.
+    """
+    return trace / _LEAST_AT_START
 
 
 def has_settled(tolerance: float, ahead: float, error: float = 0.0) -> bool:

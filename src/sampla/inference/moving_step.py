@@ -38,6 +38,9 @@ _FIRST = 0.02
 """Truncation error of log alpha allowed at the first alpha, which is some tenths off."""
 _SLOPE, _STEEPEST = 0.3, 0.6
 """d log g / d log alpha where no two steps tell it (.28 to .35), and the largest that is believed."""
+_LEAST = 0.1
+"""The smallest that is believed where it says that B need not move again: between steps far apart |mode|^2 is no power of
+alpha, and a slope of zero only says so."""
 _APART = 0.2
 """Distance of two steps in log alpha from which they tell a slope: nearer, the errors of g would."""
 
@@ -71,7 +74,7 @@ class MovingEStep(SpaceEStep):
             space, found = self.space_that_tells(state, size, allowed, FEWEST_ITERATIONS if rounds > 1 else _FEWEST)
             updated = min(max(found.hyper.ratio, used / FURTHEST_DOWN), used * FURTHEST_UP)
             alpha, slope = _proposed(state.trace, rounds, used, updated)
-            moving = slope * abs(log(alpha / used)) if rounds else _FALL
+            moving = max(slope, _LEAST) * abs(log(alpha / used)) if rounds else _FALL
             if 2 * moving > em.tolerance or allowed <= em.tolerance / 2:
                 break
             allowed = em.tolerance / 2  # B need not move again, so alpha is wanted as well as it can be told

@@ -91,7 +91,8 @@ class SampledEStep(EStep):
             self._exact = True
             return self.step(state)
         model, noise_change, unknown = self._updated_model(state, samples, theta, float(gamma.sum()), unknown)
-        change = max(change_that_matters(state.prior.precision, alpha, gamma), noise_change)
+        before = turned(state.trace, state.prior.precision)
+        change = max(change_that_matters(state.prior.precision, alpha, gamma, before), noise_change)
         row = _row(state, samples, alpha, gamma, gamma_error, theta, mode, change)
         trace, near = [*state.trace, row], self._factor == 1
         settled = em.has_settled(trace, change) and near and not unknown
@@ -280,6 +281,17 @@ def _row(
         solve_error=error,
         solve_history=[] if solve is None else solve.history,
     )
+
+
+def turned(trace: list[EMStep], precision: Tensor) -> Tensor:
+    """(G,) which groups' alpha rose in an earlier step, from below the present one, where the data said nothing."""
+    found = torch.zeros_like(precision, dtype=torch.bool)
+    for row in trace:
+        used, updated, gamma = (
+            precision.new_tensor(each) for each in (row.precision, row.updated_precision, row.effective_dimension)
+        )
+        found |= (used < precision) & (updated > used) & (gamma <= DETERMINED)
+    return found
 
 
 def _kept(samples: Iterate) -> Start:
