@@ -39,8 +39,8 @@ _FIRST = 0.02
 _SLOPE, _STEEPEST = 0.3, 0.6
 """d log g / d log alpha where no two steps tell it (.28 to .35), and the largest that is believed."""
 _LEAST = 0.1
-"""The smallest that is believed where it says that B need not move again: between steps far apart |mode|^2 is no power of
-alpha, and a slope of zero only says so."""
+"""The smallest that is believed where it says that B need not move again: between steps far apart |mode|^2 is no power
+of alpha, and a slope of zero only says so."""
 _APART = 0.2
 """Distance of two steps in log alpha from which they tell a slope: nearer, the errors of g would."""
 

@@ -20,7 +20,8 @@ class EMStep:
     mode_norm: float
     """|mode|_A at the alpha used."""
     change: float
-    """Largest |log ratio| of updated to used precisions, over groups in which the data determine anything, or whose alpha falls."""
+    """Largest |log ratio| of updated to used precisions, over groups in which the data determine anything, or whose
+    alpha falls."""
     passes: int
     """Products per right-hand side: of the solve, or of the growing Krylov space."""
     mode_error: float
