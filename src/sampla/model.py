@@ -317,15 +317,15 @@ class LinearModel:
     def _loss_gradient(self, theta: Tensor) -> list[Tensor]:
         features, scale = self.features.unscaled()
         theta = self._to_device(theta if scale is None else features.rescaled(theta, scale))
-        loss, gradient = 0.0, torch.zeros_like(theta)
+        loss, gradient = torch.zeros((), dtype=torch.float64, device=theta.device), torch.zeros_like(theta)
         for batch in self._minibatches(self.chunks.rows(1), features=features, noisy=False):
             part, slope = batch.loss_gradient(theta)
-            loss += float(part)
+            loss += part
             gradient += slope
         gradient = self._to_vectors(gradient)
         gradient = gradient if scale is None else gradient.mul_(scale)
         self.ledger.products += 1
-        return [torch.tensor(loss, dtype=torch.float64), gradient]
+        return [self._to_vectors(loss), gradient]
 
     def newton_product(self, theta: Tensor, vector: Tensor, stride: int = 1) -> Tensor:
         """The Hessian of the loss at theta times a vector, estimated from every stride-th minibatch of the data.

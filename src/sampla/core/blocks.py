@@ -96,27 +96,30 @@ def orthonormal_pair(rows: Tensor, metric: Map, scale: Tensor | None = None) -> 
     Raises:
         ArithmeticError: if the rows or their images contain NaN or infinity.
     """
-    first = gram(rows, metric(rows))
+    first = gram(rows, metric(rows)).cpu()
     scale = first.diagonal().clamp_min(0).sqrt() if scale is None else scale.to(first)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     floor = _ROUNDING * len(rows) ** 0.5 * torch.finfo(rows.dtype).eps
     basis, dual, factor, hidden = _from_gram(rows, metric, first, scale, floor)
     if hidden and floor < _VISIBLE:  # shorter directions show once the longer ones are taken out
         rest = torch.addmm(rows, factor.mT.to(rows), basis, alpha=-1)
-        again = gram(dual, rest)
+        again = gram(dual, rest).cpu()
         rest.addmm_(again.mT.to(rows), basis, alpha=-1)
-        more, more_dual, more_factor, _ = _from_gram(rest, metric, gram(rest, metric(rest)), scale, floor)
+        more, more_dual, more_factor, _ = _from_gram(rest, metric, gram(rest, metric(rest)).cpu(), scale, floor)
         same = dual is basis
         basis = torch.cat([basis, more])
         dual = basis if same else torch.cat([dual, more_dual])
         factor = torch.cat([factor + again, more_factor])
-    return basis, dual, factor
+    return basis, dual, factor.to(rows.device)
 
 
 def _from_gram(
     rows: Tensor, metric: Map, first: Tensor, scale: Tensor, floor: float
 ) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """Q, S = W Q, C of what the Gram matrix shows, and whether it hides something."""
+    """Q, S = W Q, C of what the Gram matrix shows, and whether it hides something.
+
+    What is (K, K) is on the CPU, wherever the rows are: a device would be asked for each number of it.
+    """
     lengths, vectors = _eigen(first / scale / scale[:, None])
     longest = float(lengths.max()) if len(lengths) else 0.0
     kept = lengths > max(floor, _VISIBLE * longest)
@@ -125,7 +128,7 @@ def _from_gram(
     factor = lengths[:, None] * (vectors.mT * scale)
     # Dividing by short lengths has magnified the rounding errors of the rows: once more, now from nearly orthonormal.
     dual = metric(basis)
-    lengths, vectors = _eigen(gram(basis, dual))
+    lengths, vectors = _eigen(gram(basis, dual).cpu())
     change = ((vectors / lengths) @ vectors.mT).to(rows)
     factor = (vectors * lengths) @ vectors.mT @ factor
     same = dual is basis

@@ -1,5 +1,7 @@
 """Feature maps made from feature maps."""
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,9 @@ class ScaledFeatures(Features):
         return _Scaled(self._base.linearise(inputs), self._on_device)
 
     def rounded_otherwise(self) -> Features:
-        return ScaledFeatures(self._base.rounded_otherwise(), self._scale)
+        other = copy(self)  # which keeps the scale where it is on the device
+        other._base = self._base.rounded_otherwise()
+        return other
 
     @property
     def rounding(self) -> float:

@@ -71,11 +71,11 @@ class Gaussian(Likelihood):
         return rows * float(diagonal.log().sum())
 
     def curvature_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
-        precision = self._precision().to(vectors)
+        precision = self._near("precision", self._precision(), vectors)
         return vectors @ precision if precision.ndim == 2 else vectors * precision
 
     def curvature_root_product(self, outputs: Tensor, vectors: Tensor) -> Tensor:
-        root = self._root.to(vectors)
+        root = self._near("root", self._root, vectors)
         return vectors @ root.mT if root.ndim == 2 else vectors * root
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
@@ -191,6 +191,16 @@ class Gaussian(Likelihood):
         self.noise_precision = torch.as_tensor(noise_precision, dtype=torch.float64, device="cpu")
         self.structure = ("scalar", "diagonal", "full")[min(self.noise_precision.ndim, 2)]
         self._root = _root(self.noise_precision)
+        self._copies: dict[tuple[Any, ...], Tensor] = {}
+
+    def _near(self, name: str, values: Tensor, vectors: Tensor) -> Tensor:
+        """The values in the type of the vectors and, unless they are one number, where these are: copied once."""
+        if values.ndim == 0:  # a number on the CPU goes with every device, and a copy would wait for it
+            return values.to(vectors.dtype)
+        key = name, vectors.device, vectors.dtype
+        if key not in self._copies:
+            self._copies[key] = values.to(vectors)
+        return self._copies[key]
 
     def _precision(self) -> Tensor:
         if self.noise_precision is None:
