@@ -3,12 +3,24 @@
 It also runs over the tables of cases.py with every likelihood.
 """
 
+import warnings
+
 import pytest
 import torch
 
 import sampla
 from cases import batches, linear_model, randn
-from sampla.solvers import DenseDual, LinearSystem, RightHandSide, solve
+from sampla.core.checks import ConvergenceWarning
+from sampla.solvers import (
+    DenseDual,
+    LinearSystem,
+    OutputKernel,
+    RightHandSide,
+    Start,
+    Status,
+    output_kernel,
+    solve,
+)
 
 
 def system(dtype: torch.dtype, alpha: float, rows: int = 30, columns: int = 80) -> tuple[LinearSystem, torch.Tensor]:
@@ -45,3 +57,54 @@ def test_too_many_outputs_and_shuffled_loaders():
     posed.model.data.fixed_order = False
     with pytest.raises(ValueError, match="a loader with a fixed order"):
         solve(DenseDual(), posed, right, tolerance=0.01, max_passes=5)
+
+
+@pytest.mark.parametrize("top", [3.2, 3.4, 3.6, 4.0, 5.0])
+def test_a_solve_that_rounding_spoils_does_not_pass_for_converged(top):
+    """Eigenvalues of G from 10^(2 top) to 1e-4 in float32, whose rounding hides the small ones."""
+    posed, design = wide(torch.float32, top)
+    curvature = design.mT @ design
+    right = RightHandSide((randn(8, 200, seed=2) @ design).float(), randn(8, 600, seed=4).float(), 8, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = solve(DenseDual(), posed, right, tolerance=0.01, max_passes=5)
+    exact = torch.linalg.solve(curvature + torch.eye(600).double(), right.total.double().mT).mT
+    error, size = ((d @ curvature * d).sum().sqrt() for d in (found.value.double() - exact, exact))
+    if float(error / size) > 0.015:
+        assert found.status is not Status.CONVERGED
+    if found.status is Status.CONVERGED:
+        assert found.error > float(error / size) / 2
+    if top >= 4:
+        assert found.status is not Status.CONVERGED
+        double, _ = wide(torch.float64, top)
+        right = RightHandSide(right.data_part.double(), right.prior_part.double(), 8, 0)
+        assert solve(DenseDual(), double, right, tolerance=0.01, max_passes=5).status is Status.CONVERGED
+
+
+def test_one_kernel_serves_every_alpha_and_noise():
+    """Given at alpha = 1 and another noise: no product with M but those that measure the error."""
+    posed, _ = wide(torch.float64, 2.0)
+    right = RightHandSide(randn(2, 600, seed=2), randn(2, 600, seed=4), 2, 0)
+    kernel = output_kernel(posed.model)
+    other = LinearSystem(
+        posed.model.replaced(likelihood=sampla.Gaussian(7.0)), 0.3 * posed.precision, posed.diagonal
+    )  # fmt: skip
+    fresh = solve(DenseDual(), other, right, tolerance=1e-6, max_passes=5)
+    before, nothing = posed.model.ledger.products, torch.zeros(2, 600).double()
+    again = solve(
+        DenseDual(), other, right, tolerance=1e-6, max_passes=5, guess=Start(nothing, nothing, reusable=kernel)
+    )  # fmt: skip
+    assert posed.model.ledger.products - before < 40
+    torch.testing.assert_close(again.value, fresh.value)
+    groups = LinearSystem(other.model, torch.linspace(1, 2, 600).double(), posed.diagonal)
+    assert kernel.at(groups) is None
+    assert OutputKernel(wide(torch.float64, 2.0)[0].model, kernel.matrix).at(posed) is None
+
+
+def wide(dtype, top):
+    """A system with A = 1, and its design matrix (200, 600) in float64."""
+    left, right = torch.linalg.qr(randn(200, 200)).Q, torch.linalg.qr(randn(600, 200, seed=1)).Q
+    design = ((left * torch.logspace(top, -2, 200).double()) @ right.mT).to(dtype)
+    features = sampla.DesignMatrix(600, dtype=dtype)
+    model = linear_model(features, sampla.Gaussian(1.0), batches(design, randn(200, 1).to(dtype), 50))
+    return LinearSystem(model, torch.ones(600).to(dtype), torch.ones(600).to(dtype)), design.double()

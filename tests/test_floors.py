@@ -52,6 +52,7 @@ FLOORS = (
     ("what an E-step is", "inference.e_step"),
     ("what E-steps by a Krylov space share", "inference.space_step"),
     ("the ways of an E-step", "inference.krylov_step inference.moving_step inference.sampled_step"),
+    ("the way by all outputs", "inference.dual_step"),
     ("the final solve", "inference.final"),
     ("the loop", "inference.infer"),
     (
@@ -75,7 +76,8 @@ FLOORS = (
     ("trained networks", "laplace"),
     ("the estimators", "linear"),
     ("tomography: images and scans", "tomography.geometry tomography.operators tomography.unet tomography.image"),
-    ("tomography: what is made of them", "tomography.rays tomography.dip tomography.fbp tomography.tv"),
+    ("tomography: what is made of them", "tomography.rays tomography.fbp tomography.tv"),
+    ("tomography: the deep image prior", "tomography.dip"),
     ("tomography: the linear model", "tomography.projected tomography.plan tomography.scores"),
     ("tomography: front door", "tomography.linearised"),
     ("tomography", "tomography"),

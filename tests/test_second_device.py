@@ -234,7 +234,7 @@ def test_tomography() -> None:
             lambda images, m=matrix: images.flatten(1) @ m.mT, lambda u, m=matrix: (u @ m).view(-1, SIDE, SIDE),
             plain.image_shape, plain.num_measurements, matrix,
         )  # fmt: skip
-        dip = small_dip(operator, noise_std=std, num_samples=8, recipe=Recipe(steps=20))
+        dip = small_dip(operator, noise_std=std, num_samples=8, recipe=Recipe(steps=20, start_steps=10))
         dip.network.to(device)
         image = dip.fit(sinogram).posterior_.predict_image()
         found.append((image.mean.cpu(), image.deviations.cpu()))

@@ -1,5 +1,6 @@
 """Error bars of a small reconstruction against the closed form in float64 (dense_tomography.py)."""
 
+import copy
 from math import log
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 
 import dense
 import dense_tomography
+from sampla import EM
 from sampla.solvers import BlockCG, DenseDual
-from sampla.tomography import LinearisedDIP, Recipe, fixed_input, ray_transform
-from tomography_case import SAMPLES, Case, digit, noisy, parallel, small_case, small_dip
+from sampla.tomography import MatrixOperator, Recipe, ray_transform
+from tomography_case import QUICK, SAMPLES, SIDE, Case, digit, noisy, parallel, small_case, small_dip
 
 EVERY_NINTH = slice(None, None, 9)
 
@@ -103,7 +105,7 @@ def test_known_noise_is_kept_and_weighs_each_detector(case):
     assert dip.noise_std_ == pytest.approx(1.0)
     weights = 1 / spread.flatten()
     posterior = dip.posterior_
-    jacobian = dense_tomography.image_jacobian(dip.network, list(posterior.features.layout.names), _given(dip))
+    jacobian = dense_tomography.image_jacobian(dip.network, list(posterior.features.layout.names), dip.input_)
     reference = dense_tomography.ImageModel(
         jacobian, case.dense.operator * weights[:, None], dip.prior_.scale, weights * case.sinogram.flatten()
     )
@@ -126,7 +128,7 @@ def test_block_cg_gives_the_images_of_the_exact_solver():
     """The same draws: in the norm of the measurements 2 % would be allowed elsewhere, which is 7 % of an image here."""
     operator = ray_transform(parallel(), torch.float64)
     sinogram, _ = noisy(operator, digit())
-    settings = {"num_samples": 8, "recipe": Recipe(steps=60, learning_rate=2e-2)}
+    settings = {"num_samples": 8, "recipe": QUICK}
     exact, found = (
         small_dip(operator, solver=solver, **settings).fit(sinogram).posterior_.predict_image().deviations
         for solver in (DenseDual(), BlockCG())
@@ -137,7 +139,7 @@ def test_block_cg_gives_the_images_of_the_exact_solver():
 def test_same_seed_same_answer():
     operator = ray_transform(parallel(views=3), torch.float64)
     sinogram, _ = noisy(operator, digit())
-    settings = {"num_samples": 2, "recipe": Recipe(steps=20)}
+    settings = {"num_samples": 2, "recipe": Recipe(steps=20, start_steps=10)}
     first, again, other = (small_dip(operator, seed=seed, **settings).fit(sinogram) for seed in (0, 0, 1))
     assert torch.equal(first.reconstruction_, again.reconstruction_)
     one, two = (dip.posterior_.predict_image().samples for dip in (first, again))
@@ -145,5 +147,55 @@ def test_same_seed_same_answer():
     assert not torch.equal(other.reconstruction_, first.reconstruction_)
 
 
-def _given(dip: LinearisedDIP) -> torch.Tensor:
-    return fixed_input(dip.operator.image_shape, dip.seed).to(dip.operator.like)
+@pytest.fixture(scope="module")
+def fits(case):
+    """In float64, and the same network and scan in float32."""
+    single = MatrixOperator(case.operator.scipy, (SIDE, SIDE))
+    kept = {"recipe": Recipe(steps=1, learning_rate=1e-12, start_steps=0), "num_samples": SAMPLES}
+    network = copy.deepcopy(case.dip.network)
+    double = small_dip(case.operator, network=network, **kept).fit(case.sinogram)
+    return double, small_dip(single, network=copy.deepcopy(network).float(), **kept).fit(case.sinogram.float())
+
+
+class TestOverTheMeasurements:
+    """The default up to 8,000 measurements: EM and evidence from the eigenvalues of their matrix, without probes."""
+
+    def model(self, dip, case):
+        names = list(dip.posterior_.features.layout.names)
+        jacobian = dense_tomography.image_jacobian(copy.deepcopy(dip.network).double(), names, dip.input_.double())
+        measured = case.sinogram.flatten() / dip.posterior_.scale
+        return dense_tomography.ImageModel(jacobian, case.dense.operator, dip.prior_.scale.double(), measured)
+
+    @pytest.mark.parametrize("kind", [0, 1], ids=["float64", "float32"])
+    def test_fixed_point_and_evidence_are_those_of_the_closed_form(self, fits, case, kind):
+        dip = fits[kind]
+        report, dense_model = dip.report_, self.model(dip, case)
+        alpha, beta = report.prior_precision[0], float(report.noise_precision)
+        exact_alpha, exact_beta, exact_gamma = dense_model.em(alpha, beta)
+        bound = (1e-8, 1e-4)[kind]  # float32 measurements
+        assert report.method == "outputs"
+        assert report.settled
+        assert report.status == "reached the tolerance"
+        assert alpha == pytest.approx(exact_alpha, rel=bound)
+        assert beta == pytest.approx(exact_beta, rel=bound)
+        assert report.effective_dimension[0] == pytest.approx(exact_gamma, rel=bound)
+        assert report.log_evidence == pytest.approx(dense_model.log_evidence(alpha, beta), abs=1000 * bound)
+
+    @pytest.mark.parametrize("kind", [0, 1], ids=["float64", "float32"])
+    def test_samples_have_the_covariance_of_the_closed_form(self, fits, case, kind):
+        dip = fits[kind]
+        alpha, beta = dip.report_.prior_precision[0], float(dip.report_.noise_precision)
+        covariance = self.model(dip, case).covariance(alpha, beta) * dip.posterior_.scale**2
+        deviations = dip.posterior_.predict_image().deviations
+        assert deviations.dtype == (torch.float64, torch.float32)[kind]
+        deviations = deviations.double().flatten(1)
+        dense.assert_covariance(deviations[:, EVERY_NINTH], covariance[EVERY_NINTH, EVERY_NINTH])
+
+    def test_float32_gives_the_same_images(self, fits):
+        """Scales by other rounding aside; samples with the same seed."""
+        double, single = (dip.posterior_.predict_image().deviations.double() for dip in fits)
+        assert float((single - double).norm() / double.norm()) < 1e-3
+
+    def test_it_takes_the_dense_solver(self, case):
+        with pytest.raises(ValueError, match=r"solver=DenseDual\(\) for EM\(method='outputs'\).*BlockCG"):
+            small_dip(case.operator, solver=BlockCG(), em=EM(method="outputs")).fit(case.sinogram)

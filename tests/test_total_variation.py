@@ -57,6 +57,14 @@ def test_unit_of_attenuation_and_of_length_does_not_matter():
         torch.testing.assert_close(found.image / attenuation, first.image, rtol=1e-6, atol=1e-6)
 
 
+def test_price_is_what_a_smaller_misfit_costs():
+    operator, y, std = posed()
+    size = len(y) ** 0.5
+    less, more = (variation(solve_tv(operator, y, std * f, tolerance=1e-6, steps=50_000).image) for f in (0.99, 1.01))
+    price = solve_tv(operator, y, std, tolerance=1e-6, steps=50_000).price
+    assert price == pytest.approx((less - more) / (0.02 * std * size), rel=0.01)
+
+
 def test_float32_gives_the_same_image():
     operator, y, std = posed()
     best, _ = optimum()

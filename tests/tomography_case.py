@@ -11,10 +11,10 @@ from torch import Tensor
 from dense_tomography import ImageModel, image_jacobian
 from sampla import EM
 from sampla.tomography import Geometry, LinearisedDIP, MatrixOperator, Recipe, UNet, ray_transform
-from sampla.tomography.unet import fixed_input
 
 SIDE, VIEWS, BINS, NOISE = 16, 12, 23, 0.05
 SAMPLES = 200
+QUICK = Recipe(steps=60, learning_rate=5e-3, start_steps=100, start_rate=2e-2)
 
 
 def parallel(side: int = SIDE, views: int = VIEWS, bins: int = BINS) -> Geometry:
@@ -68,7 +68,7 @@ class Case:
 
 def small_dip(operator: MatrixOperator, **settings) -> LinearisedDIP:
     """A quiet fit of the small network, quickly."""
-    chosen = {"network": small_network(), "recipe": Recipe(steps=150, learning_rate=2e-2), "progress": False}
+    chosen = {"network": small_network(), "recipe": QUICK, "progress": False}
     return LinearisedDIP(operator, **{**chosen, **settings})
 
 
@@ -81,8 +81,7 @@ def small_case() -> Case:
     dip = small_dip(operator, num_samples=SAMPLES, em=EM(num_samples=48, max_rows=276, max_steps=60))
     dip.fit(sinogram)
     posterior = dip.posterior_
-    given = fixed_input((SIDE, SIDE), 0).double()
-    jacobian = image_jacobian(dip.network, list(posterior.features.layout.names), given)
+    jacobian = image_jacobian(dip.network, list(posterior.features.layout.names), dip.input_)
     dense = ImageModel(
         jacobian, torch.from_numpy(operator.scipy.toarray()), dip.prior_.scale, sinogram.flatten() / posterior.scale
     )

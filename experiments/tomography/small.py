@@ -19,7 +19,7 @@ from experiments.common.command import command, say
 from experiments.common.page import RESULTS, provenance, table, write_page
 from experiments.common.store import Store, save_arrays
 from sampla.apps.demo.data import read_idx
-from sampla.tomography import PATCH_SIZES, Geometry, LinearisedDIP, fixed_input, ray_transform, score
+from sampla.tomography import PATCH_SIZES, Geometry, LinearisedDIP, ray_transform, score
 
 SIDE, VIEWS, BINS, NOISE = 28, 20, 43, 0.05
 
@@ -35,9 +35,8 @@ def measure(store: Store, key: str, image: Tensor, seed: int, samples: int) -> d
     sinogram = (clean + std * noise).view(VIEWS, BINS)
     dip = LinearisedDIP(operator, num_samples=samples, seed=seed, progress=False).fit(sinogram)
     seconds, posterior, report = perf_counter() - start, dip.posterior_, dip.report_
-    given = fixed_input((SIDE, SIDE), seed).double()
     model = dense_tomography.ImageModel(
-        dense_tomography.image_jacobian(dip.network, list(posterior.features.layout.names), given),
+        dense_tomography.image_jacobian(dip.network, list(posterior.features.layout.names), dip.input_),
         torch.from_numpy(operator.scipy.toarray()), dip.prior_.scale, sinogram.flatten() / posterior.scale,
     )  # fmt: skip
     alpha, beta = report.prior_precision[0], float(report.noise_precision)

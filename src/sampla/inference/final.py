@@ -40,6 +40,8 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
     """
     state, count, quadratic = problem.state, task.num_samples, problem.state.model.likelihood.is_quadratic
     dimension, dimension_error = effective_dimension(solution, count, state.prior)
+    if problem.gamma is not None:
+        dimension, dimension_error = torch.full_like(dimension, problem.gamma), torch.zeros_like(dimension)
     determinant = _determinant(task, problem, solution)
     mode, noise_error = state.mode, state.noise_error
     mean = solution.value[count] if quadratic else None if mode is None else mode.value[0]

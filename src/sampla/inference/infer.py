@@ -5,10 +5,10 @@
     K samples by the solver, from what e_step.finish(state) says
 
 An E-step tells what the posterior at the present hyperparameters determines, off Krylov spaces of M (krylov_step.py,
-moving_step.py) or off a few posterior samples (sampled_step.py), and MacKay's updates (mackay.py) make the next
-hyperparameters of it. The noise draws are kept, so the loop is deterministic and settles; a new prior precision costs
-no new pass for the right-hand sides. The final K samples are solved for with what EM has learnt about M as
-preconditioner and start.
+moving_step.py), off the matrix of all outputs (dual_step.py) or off a few posterior samples (sampled_step.py), and
+MacKay's updates (mackay.py) make the next hyperparameters of it. The noise draws are kept, so the loop is deterministic
+and settles; a new prior precision costs no new pass for the right-hand sides. The final K samples are solved for with
+what EM has learnt about M as preconditioner and start.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from torch import Tensor
 from sampla.core.checks import one_of_each, require, require_known
 from sampla.features import ScaledFeatures
 from sampla.inference import final
+from sampla.inference.dual_step import DualEStep
 from sampla.inference.e_step import EStep
 from sampla.inference.krylov_step import KrylovEStep
 from sampla.inference.mackay import highest_start, is_rounding
@@ -148,6 +149,8 @@ def e_step_of(task: Task, state: EMState) -> EStep:
     """The E-step of the task's route; the state has the model that the noise was drawn for."""
     if task.route.e_step == "samples":
         return SampledEStep(task, state.model)
+    if task.route.e_step == "outputs":
+        return DualEStep(task, state.model)
     kind = MovingEStep if task.route.moves_curvature else KrylovEStep
     return kind(task, state.model)
 

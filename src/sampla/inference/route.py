@@ -11,7 +11,7 @@ from sampla.inference.settings import EM, CurvatureAt, Method
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior
-from sampla.solvers import Dense, Solver
+from sampla.solvers import Dense, DenseDual, Solver
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Route:
     """Which way a fit goes."""
 
     e_step: Method
-    """From one Krylov space of M, or from posterior samples. Also where nothing is learnt: it says what the final solve
-    starts from."""
+    """From one Krylov space of M, from posterior samples, or from the matrix of all outputs. Also where nothing is
+    learnt: it says what the final solve starts from."""
     learns: bool
     """Whether there are hyperparameters to find."""
     log_evidence: bool
@@ -42,7 +42,7 @@ class Route:
 
     @property
     def method(self) -> str:
-        """How the hyperparameters are found, for the report: "krylov", "samples" or "fixed"."""
+        """How the hyperparameters are found, for the report: "krylov", "samples", "outputs" or "fixed"."""
         return self.e_step if self.learns else "fixed"
 
     @property
@@ -90,12 +90,19 @@ def choose_route(
         "a model whose M changes with what is learnt, or a prior with several alphas",
         "Use EM(method='samples'), or None to choose.",
     )
-    krylov = possible and em.method != "samples" and (solver.krylov_e_step or em.method == "krylov")
+    outputs = em.method == "outputs"
+    require(
+        not outputs or (possible and likelihood.is_quadratic and isinstance(solver, DenseDual)),
+        "one alpha, scalar or fixed noise of a Gaussian and solver=DenseDual() for EM(method='outputs')",
+        f"{type(likelihood).__name__}, {len(prior.names)} alpha(s) and {type(solver).__name__}",
+        "Use EM(method=None), which chooses.",
+    )
+    krylov = possible and em.method not in ("samples", "outputs") and (solver.krylov_e_step or em.method == "krylov")
     wanted = learns and (solver.krylov_e_step or solver.exact_determinant) if log_evidence is None else log_evidence
     rank = min(numbers, size)
     gamma_is_exact = not krylov and isinstance(solver, Dense) and not likelihood.learns_noise
     return Route(
-        e_step="krylov" if krylov else "samples",
+        e_step="outputs" if outputs else "krylov" if krylov else "samples",
         learns=learns,
         log_evidence=wanted,
         solver_tells_determinant=wanted and not krylov and solver.exact_determinant,
@@ -103,8 +110,8 @@ def choose_route(
         moves_curvature=moves,
         largest_rank=rank,
         max_rows=em.rows_of(like, size),
-        exact_traces=em.holds_range(rank, like, size) and not gamma_is_exact,
-        exact_if_needed=em.holds_range(rank, like, size, needed=True),
+        exact_traces=em.holds_range(rank, like, size) and not (gamma_is_exact or outputs),
+        exact_if_needed=em.holds_range(rank, like, size, needed=True) and not outputs,
     )
 
 

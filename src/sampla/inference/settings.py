@@ -11,7 +11,7 @@ from sampla.inference.trace import EMStep
 
 CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
 LinearModelKind: TypeAlias = Literal["surrogate", "tangent"]
-Method: TypeAlias = Literal["krylov", "samples"]
+Method: TypeAlias = Literal["krylov", "samples", "outputs"]
 
 
 _FEWEST_ROWS, _MOST_ROWS, _SPACE_BYTES = 256, 1024, 2**28
@@ -38,7 +38,8 @@ class EM:
         exact_up_to: min(N C, P) up to which traces are exact, without probes: a Krylov space then holds the whole
             range of M. Up to eight times that they become exact where the noise could not be told otherwise. 0: never.
         method: "krylov" reads gamma for every alpha off one Krylov space of M, or one for each B at the linear mode;
-            "samples" solves for posterior samples at every step, as the paper does; None: Krylov spaces wherever they
+            "samples" solves for posterior samples at every step, as the paper does; "outputs" takes exact traces from
+            the matrix of all N C outputs, with solver=DenseDual() and one alpha; None: Krylov spaces wherever they
             serve, with one alpha and fixed or scalar noise.
     """
 
@@ -59,8 +60,8 @@ class EM:
         if self.max_rows is not None:
             require_count(self.max_rows, "EM max_rows", 16, "None takes 256 to 1,024, by their size.")
         require_count(self.exact_up_to, "EM exact_up_to", 0, "The default is 256; 0 means never.")
-        known = self.method in (None, "krylov", "samples")
-        require(known, "EM method 'krylov', 'samples' or None", f"{self.method!r}", "None chooses.")
+        known = self.method in (None, "krylov", "samples", "outputs")
+        require(known, "EM method 'krylov', 'samples', 'outputs' or None", f"{self.method!r}", "None chooses.")
 
     def has_settled(self, trace: list[EMStep], ahead: float, error: float = 0.0) -> bool:  # noqa: ARG002  (for rules of one's own)
         """Whether the loop ends with this step, unless the E-step has been too coarse or cannot tell the noise.

@@ -5,7 +5,7 @@ from sampla.solvers._preconditioners import Jacobi, LowRank, Preconditioner, Ske
 from sampla.solvers.balanced import solve_balanced
 from sampla.solvers.block_cg import BlockCG
 from sampla.solvers.dense import Dense
-from sampla.solvers.dense_dual import DenseDual
+from sampla.solvers.dense_dual import DenseDual, OutputKernel, output_kernel
 from sampla.solvers.dual import DualDescent
 from sampla.solvers.growing import growing_guess
 from sampla.solvers.linear_mode import Memory, Mode, linear_mode
@@ -25,6 +25,7 @@ __all__ = [
     "Memory",
     "Minibatch",
     "Mode",
+    "OutputKernel",
     "Preconditioner",
     "RightHandSide",
     "Sketch",
@@ -35,6 +36,7 @@ __all__ = [
     "growing_guess",
     "linear_mode",
     "nystrom",
+    "output_kernel",
     "solve",
     "solve_balanced",
 ]

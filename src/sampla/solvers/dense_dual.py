@@ -4,9 +4,15 @@ With B_n = S_n S_n', G = S' phi A^-1 phi' S of (N C, N C) and w = S' phi z, the 
 
     (I + G) w = S' phi A^-1 b,    z = A^-1 (b - phi' S w),    log det H = log det A + log det(I + G)
 
-(Woodbury; the representer weights of a Gaussian process). G costs N C products, once for all right-hand sides.
+(Woodbury; the representer weights of a Gaussian process). G costs N C products, once for all right-hand sides, and for
+all noise precisions and alphas where A is a multiple of the identity and the noise scalar.
+
+In float32 the products leave G uncertain by rounding of its own size, |G| eps. Eigenvalues below that are noise, and
+with them every direction of which the data say little; where it is not small beside the least eigenvalue of I + G the
+factorisation knows nothing of its own error, and the bound of ``DenseDual`` is stated. Use float64 models here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,8 +30,29 @@ _REFINEMENTS = 2
 """That are made in any case: nothing is known of the rate before."""
 _SURE = 0.5
 """Rate at which refinement must converge for the factorisation to be believed about what is missing."""
+_BLUR = 4.0
+"""Rounding of G over the least eigenvalue of I + G up to which every direction is one that refinement repairs."""
+_INVERSE_STEPS = 8
 _FLOOR = 10.0
 """What is missing ceases to fall once it is so many times what rounding hides."""
+
+
+@dataclass(frozen=True)
+class OutputKernel:
+    """G at A = 1, and what it belongs to."""
+
+    model: LinearModel
+    matrix: Tensor
+    """(N C, N C) S' phi phi' S, float64."""
+
+    def at(self, system: LinearSystem) -> Tensor | None:
+        """G of a system with the same features and data, if it is a multiple of this one."""
+        ours, theirs, alpha = self.model.likelihood, system.model.likelihood, system.precision.unique()
+        before, now = ours.noise_precision, theirs.noise_precision
+        same = system.model.features is self.model.features and system.model.data is self.model.data
+        if not same or len(alpha) > 1 or before is None or now is None or before.ndim + now.ndim > 0:
+            return None
+        return self.matrix * (float(now / before) / float(alpha))
 
 
 @dataclass(frozen=True)
@@ -38,16 +65,19 @@ class DenseDualState(Factorisation):
     """(K,) |missing|_M."""
     contracts: bool = False
     """Whether refinement has converged at a rate that is believed."""
+    blurred: bool = False
+    """Whether rounding of the products hides eigenvalues of I + G from the factorisation."""
+    kernel: OutputKernel | None = None
 
 
 @dataclass(frozen=True)
 class DenseDual(Factorised[DenseDualState]):
     """Cholesky factorisation of I + G in float64, with iterative refinement.
 
-    b - phi' S w is a difference of numbers |G| times as large as z, and products in float32 leave G uncertain by
-    rounding of its own size: each repetition on the residual, a difference taken in float64, regains as much. What is
-    missing is |H^-1 (b - H z)|_M; where refinement does not converge the factorisation is not to be believed, and the
-    error stated is the bound |z - z*|_M^2 <= r' A^-1 r / 4.
+    b - phi' S w is a difference of numbers |G| times as large as z: each repetition on the residual, a difference taken
+    in float64, regains as much. What is missing is |H^-1 (b - H z)|_M. Where refinement does not converge, or rounding
+    of the products hides eigenvalues of I + G, the factorisation is not to be believed, and the error stated is the
+    bound |z - z*|_M^2 <= r' A^-1 r / 4.
 
     Args:
         max_outputs: refuse larger N C, whose matrix would not fit.
@@ -64,18 +94,23 @@ class DenseDual(Factorised[DenseDualState]):
         require(
             system.model.data.fixed_order, "a loader with a fixed order", "a shuffled one", "Use solver='block-cg'."
         )
-        return DenseDualState(torch.zeros_like(rhs.data_part) if guess is None else guess.value)
+        kept = guess.reusable if guess is not None and isinstance(guess.reusable, OutputKernel) else None
+        return DenseDualState(torch.zeros_like(rhs.data_part) if guess is None else guess.value, kernel=kept)
 
     def factorised(self, system: LinearSystem, rhs: RightHandSide, state: DenseDualState) -> DenseDualState:
-        entries = num_outputs(system.model)
-        kernel = torch.cat([_kernel_rows(system, start, entries) for start in range(0, entries, _COLUMNS)])
-        kernel = (kernel + kernel.mT) / 2
-        _, root = cholesky(kernel, torch.ones(entries).to(kernel), system.precision.dtype)
+        kernel = None if state.kernel is None else state.kernel.at(system)
+        if kernel is None:
+            kernel = _kernel(system.model, system.precision)
+        kernel, root = cholesky(kernel, torch.ones(len(kernel)).to(kernel), system.precision.dtype)
         if root is None:
             return DenseDualState(torch.full_like(state.value, torch.nan))
         value, _ = _woodbury(system, rhs.total.double(), root)
         determinant = 2 * float(root.diagonal().log().sum()) + float(system.precision.double().log().sum())
-        found = DenseDualState(value.to(rhs.data_part), root, log_determinant=determinant)
+        blur = system.model.rounding * float(kernel.norm())
+        found = DenseDualState(
+            value.to(rhs.data_part), root, log_determinant=determinant, blurred=blur > _BLUR * _least(root),
+            kernel=state.kernel,
+        )  # fmt: skip
         found = self.measured(system, rhs, found)
         for _ in range(_REFINEMENTS):
             found = self.refined(system, rhs, found)
@@ -94,7 +129,7 @@ class DenseDual(Factorised[DenseDualState]):
         sizes = dots(state.value, image).clamp_min(0).sqrt()
         bound = dots(residual, residual, system.precision.reciprocal()).sqrt() / 2
         rate = 1.0 if state.lengths is None else float(lengths.norm() / state.lengths.norm().clamp_min(1e-300))
-        contracts = rate <= _SURE
+        contracts = rate <= _SURE and not state.blurred
         sure = contracts or (state.contracts and bool(lengths.norm() <= _FLOOR * hidden * len(lengths) ** 0.5))
         found = (torch.minimum(lengths / (1 - min(rate, _SURE)), bound) if sure else bound).hypot(hidden)
         return replace(
@@ -107,10 +142,32 @@ class DenseDual(Factorised[DenseDualState]):
         return Iterate(state.value, state.image, errors=state.errors, log_determinant=state.log_determinant)
 
 
-def _kernel_rows(system: LinearSystem, start: int, entries: int) -> Tensor:
-    """Rows of G, in float64."""
-    pulled = _pulled(system.model, unit_rows(start, _COLUMNS, entries, system.precision)) / system.precision
-    return _pushed(system.model, pulled, entries).double()
+def output_kernel(model: LinearModel, say: Callable[[str], None] = lambda _: None) -> OutputKernel:
+    """G at A = 1, by N C products; ``say`` is called with how many are made."""
+    return OutputKernel(
+        model, _kernel(model, torch.ones_like(model.features.like.new_empty(model.num_parameters)), say)
+    )
+
+
+def _kernel(model: LinearModel, precision: Tensor, say: Callable[[str], None] = lambda _: None) -> Tensor:
+    """G in float64, symmetric."""
+    entries, rows = num_outputs(model), []
+    for start in range(0, entries, _COLUMNS):
+        say(f"{start:,} of {entries:,} products")
+        pulled = _pulled(model, unit_rows(start, _COLUMNS, entries, precision)) / precision
+        rows.append(_pushed(model, pulled, entries).double())
+    kernel = torch.cat(rows)
+    return (kernel + kernel.mT) / 2
+
+
+def _least(root: Tensor) -> float:
+    """The least eigenvalue of R R', by a few steps of inverse iteration: from above."""
+    vector = standard_normal(0, PROBE, range(1), 0, (len(root),), root).mT
+    size = 1.0
+    for _ in range(_INVERSE_STEPS):
+        vector = torch.cholesky_solve(vector / vector.norm(), root)
+        size = 1 / float(vector.norm())
+    return size
 
 
 def _woodbury(system: LinearSystem, right: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,10 @@ the one with the least total variation is sought:
 
 by Adam on |T f - y|^2 / (2 sigma^2) + lambda TV(f), where log lambda falls while the misfit is too large and rises
 while it is too small (dual ascent). So there is no strength of regularisation to tune.
+
+From nothing that takes thousands of steps, because T hides most of an image from the gradient. The image that solves
+the same problem without a network (``tv.py``) is known in a second: given as part of the network's input, and as its
+target at first, it leaves some hundred steps to the sinogram, which end where the misfit has reached the noise.
 """
 
 from dataclasses import dataclass, field
@@ -20,9 +24,12 @@ from torch import Tensor, nn
 from sampla.core.checks import require
 from sampla.core.progress import Progress
 from sampla.tomography.operators import Operator
+from sampla.tomography.tv import TotalVariation
 
 _MEMORY = 0.98
 """Of the running mean that early stopping watches: about the last 50 steps."""
+_SHARE = 0.1
+"""Of the lambda of least total variation without a network. At 1 images of scans were .7 to 1.5 dB worse."""
 _DUAL_STEP = 0.01
 """Change of log lambda a step, at most."""
 _DIFFERENCE = 6**0.5 * 0.6745
@@ -36,24 +43,31 @@ class Recipe:
     """Number of steps and learning rates of the training.
 
     Args:
-        steps: of Adam, at most.
+        steps: of Adam on the sinogram, at most.
         learning_rate: at first; it falls to nothing over ``steps`` along a cosine.
         patience: steps without a better running merit after which training stops.
         gain: what counts as better: log misfit beyond the noise, plus variation per pixel.
+        start_steps: before these, towards the image of least total variation, which is then part of the network's
+            input as well. 0: from nothing and a random input, as the deep image prior was published; give some 1,500
+            ``steps`` and a ``learning_rate`` of .005 with it.
+        start_rate: learning rate of the start; it falls to nothing along a root.
 
     Raises:
         ValueError: for settings out of range.
     """
 
-    steps: int = 1500
-    learning_rate: float = 5e-3
+    steps: int = 200
+    learning_rate: float = 5e-4
     patience: int = 300
     gain: float = 1e-3
+    start_steps: int = 500
+    start_rate: float = 1e-2
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, "at least one training step", f"{self.steps}", "The default is 1500.")
+        require(self.steps >= 1, "at least one training step", f"{self.steps}", "The default is 200.")
+        require(self.start_steps >= 0, "start_steps of at least 0", f"{self.start_steps}", "The default is 500.")
         require(self.patience >= 1, "a patience of at least 1", f"{self.patience}", "The default is 300.")
-        for name in ("learning_rate", "gain"):
+        for name in ("learning_rate", "gain", "start_rate"):
             require(0 < getattr(self, name) < 1, f"{name} in (0, 1)", f"{getattr(self, name)}", "See the default.")
 
 
@@ -67,6 +81,10 @@ class Training:
     """lambda at the end."""
     stopped_early: bool
     seconds: float
+    start_steps: int = 0
+    """Steps towards the image that it was started from."""
+    final_misfit: float = float("nan")
+    """|T f - y| / (sqrt(m) sigma) of the network as it was left."""
 
     @property
     def steps(self) -> int:
@@ -102,6 +120,7 @@ def train(
     noise_std: float,
     recipe: Recipe | None = None,
     progress: Progress | None = None,
+    start: TotalVariation | None = None,
 ) -> Training:
     """Train in place, and leave the network at its best, in evaluation mode.
 
@@ -113,16 +132,22 @@ def train(
         noise_std: sigma.
         recipe: how long.
         progress: where to say so.
+        start: whose image the network is brought to first, in ``recipe.start_steps``, and a tenth of whose lambda,
+            sqrt(m) / (sigma |q|), is the first: the network smooths by itself. None: no start, and lambda = 1.
 
     Raises:
         ValueError: if the loss becomes NaN or infinite.
     """
-    recipe, progress, start = recipe or Recipe(), progress or Progress(False), perf_counter()
+    recipe, progress, begun = recipe or Recipe(), progress or Progress(False), perf_counter()
+    strength = 1.0
+    if start is not None:
+        _bring_to(network, fixed_input, start.image, recipe, progress)
+        strength = _SHARE * measurements.numel() ** 0.5 / (noise_std * max(start.price, 1e-30))
     count, target = measurements.numel(), measurements.numel() * noise_std**2
     network.train()
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps)
-    watch, strength, misfits = _Watch(recipe, network), 1.0, []
+    watch, misfits = _Watch(recipe, network), []
     progress.enter("training the deep image prior")
     for _ in progress.sweep(range(recipe.steps), recipe.steps):
         optimiser.zero_grad()
@@ -141,7 +166,23 @@ def train(
     network.load_state_dict(watch.best)
     network.eval()
     optimiser.zero_grad()
-    return Training(misfits, strength, watch.idle >= recipe.patience, perf_counter() - start)
+    with torch.no_grad():
+        left = float((operator(network(fixed_input)[0])[0] - measurements).square().sum())
+    early, made = watch.idle >= recipe.patience, 0 if start is None else recipe.start_steps
+    return Training(misfits, strength, early, perf_counter() - begun, made, (left / target) ** 0.5)
+
+
+def _bring_to(network: nn.Module, fixed_input: Tensor, image: Tensor, recipe: Recipe, progress: Progress) -> None:
+    """The least squared distance to an image (H, W), which no operator hides anything of."""
+    network.train()
+    optimiser = torch.optim.Adam(network.parameters(), lr=recipe.start_rate)
+    progress.enter("training towards the image of least total variation")
+    for step in progress.sweep(range(recipe.start_steps), recipe.start_steps):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.start_rate * (1 - step / recipe.start_steps) ** 0.5
+        optimiser.zero_grad()
+        (network(fixed_input)[0, 0] - image).square().mean().backward()
+        optimiser.step()
 
 
 @dataclass

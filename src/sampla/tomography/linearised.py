@@ -1,12 +1,12 @@
 """Error bars for every pixel of a reconstruction: the deep image prior, linearised (Antoran et al. 2022).
 
 y = T f(w) + noise has features T J and P >> m: parameters by far outnumber measurements (docs/method.md, section 11).
-With few measurements the m x m kernel over them is formed and factorised (``DenseDual``), m products. With more, block
-CG in weight space is cheaper. It could run over the measurements too (representer weights), with as many products, one
-jvp and one vjp each; that would save memory, 4 m instead of 4 P bytes a vector, which ``plan`` states and which has not
-been the limit.
+Up to 8,000 measurements the m x m matrix over them is formed in float64, by m products, and with its eigenvalues EM,
+evidence and samples are exact (``DenseDual``, ``EM(method="outputs")``): the noise is so far below what a scan sees
+that float32 would hide much of what the data determine. With more, block CG in weight space.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -35,10 +35,13 @@ from sampla.tomography.image import ImagePredictive
 from sampla.tomography.operators import Operator, Whitened, check_operator
 from sampla.tomography.plan import Plan, plan
 from sampla.tomography.projected import ProjectedFeatures, check_image
+from sampla.tomography.tv import TotalVariation, solve_tv
 from sampla.tomography.unet import fixed_input, unet_for
 
-_DENSE_UP_TO = 500
-"""m up to which the kernel of the measurements is factorised: about as many products as block CG needs with K = 16."""
+_DENSE_UP_TO = 8_000
+"""m up to which the matrix of the measurements is formed: 512 MiB, of which three or four are held."""
+_SINGLE = ("mps",)
+"""Devices without float64."""
 _TRACE_PROBES = 64
 _TRACE_SEED = 1
 
@@ -81,22 +84,30 @@ class ImagePosterior:
     """Image units in one unit of the network's output."""
     pixel_noise: float
     """What the measurement noise would leave in one pixel if all others were known, in image units."""
+    like: Tensor
+    """An empty tensor of the type and on the device of images."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(H, W) the network's image."""
+        return (self.features.image.outputs[0, 0] * self.scale).to(self.like)
 
     def predict_image(self) -> ImagePredictive:
         """Mean f(w) and K joint samples J z of the whole image, by K jvps."""
-        mean = self.features.image.outputs[0, 0] * self.scale
-        return ImagePredictive.stabilised(mean, self.features.image_jvp(self.samples) * self.scale)
+        deviations = (self.features.image_jvp(self.samples) * self.scale).to(self.like)
+        return ImagePredictive.stabilised(self.mean, deviations)
 
     def predict_noise_only(self) -> ImagePredictive:
         """The same image with ``pixel_noise`` in every pixel: what a model without network uncertainty says."""
-        return ImagePredictive.uniform(self.features.image.outputs[0, 0] * self.scale, self.pixel_noise)
+        return ImagePredictive.uniform(self.mean, self.pixel_noise)
 
 
 class LinearisedDIP:
     """Reconstruct an image from few measurements, with joint samples of what else it might be.
 
-    A U-Net is trained on the sinogram alone (``dip.py``), linearised, and given a g-prior whose precision EM finds
-    together with the noise; then K posterior samples are drawn. Nothing is tuned for an image.
+    A U-Net is trained on the sinogram alone, from the image of least total variation (``dip.py``), linearised and given
+    a g-prior whose precision EM finds together with the noise; then K posterior samples are drawn. Nothing is tuned for
+    an image.
 
     Args:
         operator: T; ``ray_transform(geometry)``, ``MatrixOperator`` or ``FunctionOperator``.
@@ -107,8 +118,9 @@ class LinearisedDIP:
         seed: of the network and all noise.
         network: instead of the U-Net for the image's size; (1, 8, H, W) -> (1, 1, H, W).
         recipe: of the training.
-        solver: for the samples; None: the dense one over the measurements up to 500 of them, else block CG.
-        em: when the loop over hyperparameters stops; None: as far as memory allows.
+        solver: for the samples; None: the dense one over the measurements up to 8,000 of them, in float64, else block
+            CG.
+        em: when the loop over hyperparameters stops; None: exact over the measurements, else as far as memory allows.
         tolerance: error of the samples in the norm of the measurements. Smaller than for other models, because what
             the scan hardly sees counts for little there and for all in the image: the error of an image is larger,
             15 times where it was measured.
@@ -149,6 +161,8 @@ class LinearisedDIP:
         self._progress = Progress(progress)
 
     training_: Training
+    input_: Tensor
+    """(1, 8, H, W) what the network makes its image from."""
     prior_: BoundPrior
     posterior_: ImagePosterior
     report_: FitReport
@@ -169,22 +183,30 @@ class LinearisedDIP:
         Raises:
             ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing.
         """
-        start = perf_counter()
+        begun = perf_counter()
         prepared = self.prepare(sinogram)
         operator, measurements, noise = prepared.operator, prepared.measurements, prepared.noise_std
-        given = fixed_input(operator.image_shape, self.seed).to(operator.like)
         with torch.no_grad():
-            check_image(self.network(given), operator)
+            check_image(self.network(fixed_input(operator.image_shape, self.seed).to(operator.like)), operator)
         with deferred_interrupts(), freed_memory_kept():
-            training = train(self.network, given, operator, measurements, noise, self.recipe, self._progress)
-            names, excluded = select_parameters(self.network, None)
-            features = ProjectedFeatures(NetworkFeatures(self.network, names), operator, given)
-            adjoint = check_adjoint(features.linearise(given), features.layout.total)
+            start = self._start(prepared)
+            shown = None if start is None else start.image
+            given = fixed_input(operator.image_shape, self.seed, shown).to(operator.like)
+            training = train(self.network, given, operator, measurements, noise, self.recipe, self._progress, start)
+            self.input_ = given
+            network = self.network
+            if isinstance(self.solver, DenseDual) and operator.like.device.type not in _SINGLE:
+                operator, network = operator.widened(), deepcopy(network).double()
+                given, measurements = given.double(), measurements.double()
+            names, excluded = select_parameters(network, None)
+            features = ProjectedFeatures(NetworkFeatures(network, names), operator, given)
+            adjoint = check_adjoint(features.linearise(given), features.layout.total, features.rounding)
             residual = float((features.measured[0] - measurements).square().mean().sqrt())
             first = max(noise, residual) if self.learn_noise else noise
             self._progress.enter("diagonal of M")
             prior = MeasuredGPrior(features.diagonal(self.seed) / first**2)
-            planned = plan(features.layout.total, operator, self.num_samples, self.em)
+            dense = isinstance(self.solver, DenseDual)
+            planned = plan(features.layout.total, operator, self.num_samples, self.em, dense)
             model = LinearModel(
                 features, Gaussian(first**-2, learn=self.learn_noise), [(given, measurements.unsqueeze(0))]
             )
@@ -193,20 +215,26 @@ class LinearisedDIP:
                 tolerance=self.tolerance, max_passes=self.max_passes, say=self._progress.enter,
             )  # fmt: skip
             report = build_report(
-                inference, inference.model.data, excluded, adjoint, perf_counter() - start, self.tolerance
+                inference, inference.model.data, excluded, adjoint, perf_counter() - begun, self.tolerance
             )
             sigma = float(report.noise_precision) ** -0.5 * prepared.scale
             pixel = sigma * pixel_share(operator)
             self.training_, self.report_, self.plan_, self.prior_ = training, report, planned, inference.prior
             self.noise_std_ = sigma
-            self.posterior_ = ImagePosterior(features, inference.samples, prepared.scale, pixel)
+            self.posterior_ = ImagePosterior(features, inference.samples, prepared.scale, pixel, self.operator.like)
         return self
+
+    def _start(self, prepared: Prepared) -> TotalVariation | None:
+        """What the training starts from, in the network's units."""
+        if self.recipe.start_steps == 0:
+            return None
+        self._progress.enter("total variation")
+        return solve_tv(prepared.operator, prepared.measurements, prepared.noise_std)
 
     @property
     def reconstruction_(self) -> Tensor:
         """(H, W) the trained network's image."""
-        posterior = self.posterior_
-        return posterior.features.image.outputs[0, 0] * posterior.scale
+        return self.posterior_.mean
 
     def prepare(self, sinogram: Tensor | np.ndarray) -> Prepared:
         """What the network is trained on; the scale is that of the best constant image, <T 1, y> / <T 1, T 1>.

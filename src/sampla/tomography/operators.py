@@ -33,6 +33,15 @@ class Operator(ABC):
     def adjoint(self, measurements: Tensor) -> Tensor:
         """T' u: (K, m) -> (K, H, W)."""
 
+    def widened(self) -> "Operator":
+        """The same T for vectors in float64; in float64 itself where its numbers are at hand."""
+        return self if self.like.dtype == torch.float64 else _Widened(self)
+
+    @property
+    def rounding(self) -> float:
+        """Relative rounding error of the products."""
+        return float(torch.finfo(self.like.dtype).eps)
+
     def __call__(self, images: Tensor) -> Tensor:
         """T x, differentiable: autograd goes through ``adjoint``."""
         measured: Tensor = _Differentiable.apply(images, self)
@@ -48,6 +57,24 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangents: Tensor) -> tuple[Tensor, None]:
         return ctx.operator.adjoint(cotangents), None
+
+
+class _Widened(Operator):
+    """Takes and gives float64, and computes as coarsely as before."""
+
+    def __init__(self, base: Operator) -> None:
+        self.image_shape, self.num_measurements, self.like = base.image_shape, base.num_measurements, base.like.double()
+        self._base = base
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._base.forward(images.to(self._base.like)).double()
+
+    def adjoint(self, measurements: Tensor) -> Tensor:
+        return self._base.adjoint(measurements.to(self._base.like)).double()
+
+    @property
+    def rounding(self) -> float:
+        return self._base.rounding
 
 
 class MatrixOperator(Operator):
@@ -95,6 +122,9 @@ class MatrixOperator(Operator):
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "MatrixOperator":
         """The same operator in another dtype or on another device."""
         return MatrixOperator(self.scipy, self.image_shape, dtype, device)
+
+    def widened(self) -> "Operator":
+        return self if self.like.dtype == torch.float64 else self.to(torch.float64, self.like.device)
 
     @property
     def bytes(self) -> int:
@@ -168,7 +198,14 @@ class Whitened(Operator):
         require_finite(std, "standard deviations", "Leave out bins without a measurement, or give them a large one.")
         require(float(std.min()) > 0, "positive standard deviations", f"{float(std.min()):g}", "A variance is no 0.")
         self.image_shape, self.num_measurements, self.like = base.image_shape, count, base.like
-        self._base, self._weight = base, std.to(base.like).reciprocal()
+        self._base, self._std, self._weight = base, std, std.to(base.like).reciprocal()
+
+    def widened(self) -> "Operator":
+        return self if self.like.dtype == torch.float64 else Whitened(self._base.widened(), self._std)
+
+    @property
+    def rounding(self) -> float:
+        return self._base.rounding
 
     def forward(self, images: Tensor) -> Tensor:
         return self._base.forward(images) * self._weight

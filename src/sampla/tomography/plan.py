@@ -10,6 +10,9 @@ _SPACE_BYTES = 3 * 2**29
 """Memory that EM's Krylov space of M may take."""
 _FEWEST_ROWS = 64
 _MORE_STEPS = 10
+_MATRICES = 4
+_COLUMNS = 64
+"""Vectors of P that the matrix of the measurements is formed with at once."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,18 @@ class Plan:
     observation_bytes: int
     """The same vectors with m numbers each, and the K prior draws that would still have P."""
     operator_bytes: int
+    over_measurements: bool = False
+    """Whether the (m, m) matrix of the measurements is formed instead of a Krylov space."""
 
     def __str__(self) -> str:
         gib = 2.0**30
+        if self.over_measurements:
+            matrix = 8 * self.num_measurements**2
+            return (
+                f"over the measurements: {self.num_parameters:,} parameters for {self.num_measurements:,} of them; "
+                f"{_MATRICES} matrices of {matrix / gib:.2f} GiB at most, vectors {self.weight_bytes / gib:.2f} GiB, "
+                f"operator {self.operator_bytes / gib:.2f} GiB"
+            )
         return (
             f"weight space: {self.num_parameters:,} parameters for {self.num_measurements:,} measurements; vectors "
             f"{self.weight_bytes / gib:.2f} GiB at most (over the measurements it would be "
@@ -35,7 +47,9 @@ class Plan:
         )
 
 
-def plan(num_parameters: int, operator: Operator, num_samples: int, em: EM | None = None) -> Plan:
+def plan(
+    num_parameters: int, operator: Operator, num_samples: int, em: EM | None = None, over_measurements: bool = False
+) -> Plan:
     """Memory of a fit, and an EM whose Krylov space may grow to the rank of M or as far as memory allows.
 
     Args:
@@ -43,8 +57,16 @@ def plan(num_parameters: int, operator: Operator, num_samples: int, em: EM | Non
         operator: T with m measurements, the rank of M at most.
         num_samples: K.
         em: instead of the rule's.
+        over_measurements: whether the solver forms the matrix of the measurements, which serves EM too.
     """
     element, measurements = operator.like.element_size(), operator.num_measurements
+    held = operator.bytes if isinstance(operator, MatrixOperator) else 0
+    if over_measurements and (em is None or em.method == "outputs"):
+        vectors = (SOLVER_BLOCKS + 1) * (num_samples + 1) + _COLUMNS
+        return Plan(
+            em or EM(method="outputs"), num_parameters, measurements, vectors * num_parameters * element,
+            vectors * measurements * element, held, True,
+        )  # fmt: skip
     if em is not None:
         rows = em.rows_of(operator.like, num_parameters)
         em = replace(em, max_rows=rows)
@@ -57,5 +79,5 @@ def plan(num_parameters: int, operator: Operator, num_samples: int, em: EM | Non
     return Plan(
         em, num_parameters, measurements, vectors * num_parameters * element,
         (vectors * measurements + num_samples * num_parameters) * element,
-        operator.bytes if isinstance(operator, MatrixOperator) else 0,
+        held,
     )  # fmt: skip

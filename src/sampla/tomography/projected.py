@@ -39,6 +39,10 @@ class ProjectedFeatures(Features):
         self._columns = max(1, _PIXELS_IN_FLIGHT // pixels)
         self._measured = operator.forward(self.image.outputs[0])
 
+    @property
+    def rounding(self) -> float:
+        return max(super().rounding, self._operator.rounding)
+
     def linearise(self, inputs: Inputs) -> Linearisation:
         (given,) = input_tensors(inputs)
         same = given.shape == self._input.shape and torch.equal(given, self._input)

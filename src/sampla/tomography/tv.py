@@ -45,6 +45,8 @@ class TotalVariation:
     """What TV(x) may exceed the least by, as a part of it, misfit beyond the noise counted at its price."""
     steps: int
     converged: bool
+    price: float
+    """By how much the least total variation rises where |T x - y| may be smaller by one: |q|."""
 
     @property
     def status(self) -> str:
@@ -95,7 +97,8 @@ def solve_tv(
     scale = operator_norm(operator) * _SAFETY
     problem = _Problem(operator, scale, y / (unit * scale), count**0.5 * noise_std / (unit * scale))
     found, taken, converged = _solved(problem, steps, tolerance)
-    return TotalVariation(found.x[0] * unit, found.misfit, found.gap, taken, converged)
+    price = float(found.q.norm()) / scale
+    return TotalVariation(found.x[0] * unit, found.misfit, found.gap, taken, converged, price)
 
 
 def constant_image(operator: Operator, measurements: Tensor) -> float:

@@ -92,7 +92,15 @@ def unet_for(image_shape: tuple[int, int], seed: int = 0, scales: int | None = N
         return UNet(count, 16 if shorter >= _WIDE_FROM else 8, dropout)
 
 
-def fixed_input(image_shape: tuple[int, int], seed: int = 0) -> Tensor:
-    """(1, 8, H, W) uniform on [0, 0.1), the same for the same seed (Ulyanov et al. 2018)."""
+def fixed_input(image_shape: tuple[int, int], seed: int = 0, image: Tensor | None = None) -> Tensor:
+    """(1, 8, H, W) uniform on [0, 0.1), the same for the same seed (Ulyanov et al. 2018).
+
+    With an image (H, W) of about unit size that is the first channel, and the result of its type.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return 0.1 * torch.rand(1, INPUT_CHANNELS, *image_shape, generator=generator)
+    found = 0.1 * torch.rand(1, INPUT_CHANNELS, *image_shape, generator=generator)
+    if image is None:
+        return found
+    found = found.to(image)
+    found[0, 0] = image
+    return found

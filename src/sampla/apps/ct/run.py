@@ -92,7 +92,7 @@ def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = pri
         f"{scan.name}: {scan.geometry.num_angles} views of {scan.geometry.num_bins} bins, "
         f"{' x '.join(map(str, scan.geometry.image_shape))} pixels"
     )
-    recipe = Recipe() if settings.steps is None else Recipe(steps=settings.steps)
+    recipe = Recipe() if settings.steps is None else Recipe(steps=settings.steps, start_steps=settings.steps)
     dip = LinearisedDIP(
         operator, scan.noise_std, learn_noise=True, num_samples=settings.num_samples, seed=settings.seed,
         recipe=recipe, progress=not settings.quiet,
