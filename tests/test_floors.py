@@ -22,12 +22,11 @@ FLOORS = (
     ),
     (
         "core: alone",
-        "core.allocator core.stack core.memory core.typing core.checks core.params core.progress core.rounding "
-        "core.journal",
+        "core.allocator core.stack core.memory core.typing core.checks core.params core.progress core.rounding",
     ),
     (
-        "core: inner products; when memory is short; what is given by name; keyed draws",
-        "core.blocks core.chunks core.arguments core.noise",
+        "core: inner products; when memory is short; what is given by name; keyed draws; kept passes",
+        "core.blocks core.chunks core.arguments core.noise core.journal",
     ),
     ("core: the user's inputs", "core.inputs"),
     ("core: whether data are the same; data on their way", "core.hashes core.batch"),

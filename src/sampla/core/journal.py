@@ -9,7 +9,8 @@ Results wait in memory and are written together once a minute, or after each pas
 are then short beside the size of their results, and the stage before is what a killed run goes on from.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from sampla.core import checkpoint
+from sampla.core.memory import is_of_the_machine
 
 _NAME = "passes"
 _EVERY = 60.0
@@ -79,6 +81,17 @@ class Journal:
         number, kind = "[0-9]" * 6, f"{_NAME}-"
         files = self._folder.glob(f"{kind}{number}-{number}.safetensors")
         return sorted([*files, *self._folder.glob(f".{kind}{number}-{number}.safetensors.*.partial")])
+
+    @contextmanager
+    def saved_on_failure(self) -> Iterator[None]:
+        """Inside, an error of the machine's first has what still waits written, so that no pass is taken again."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if self._waiting and is_of_the_machine(error):
+                self._write(self._waiting)
+                self._waiting = []
+            raise
 
     def end(self) -> None:
         """All is done: nothing of it is needed any more."""

@@ -1,4 +1,4 @@
-"""Memory: what is free, what a computation holds at its peak, and what to say when there is not enough."""
+"""The machine: what memory is free, what a computation holds at its peak; what to say where memory or device fail."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_CLUES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+_CLUES = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "status_alloc_failed",
+)  # fmt: skip
+_FAILED = (
+    "cuda error", "hip error", "device lost", "device_lost", "device-side assert", "status_execution_failed",
+    "status_internal_error", "status_mapping_error",
+)  # fmt: skip
+"""What messages of a device that has failed contain: mostly nothing can be computed there afterwards."""
+_START_ANEW = (
+    "The device has failed, after which a process can mostly use it no more: start another one. {kept} If it keeps "
+    "happening, the same on the CPU (model.cpu()) names what the network does wrong, such as an index out of range."
+)
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -26,13 +37,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(clue in str(error).lower() for clue in _CLUES)
 
 
+def is_device_failure(error: BaseException) -> bool:
+    """Whether an error says that an accelerator has failed, in whatever was being computed there."""
+    failed = isinstance(error, RuntimeError) and any(clue in str(error).lower() for clue in _FAILED)
+    return failed and not is_out_of_memory(error)
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error is about memory or a device, so that it says nothing of what was being computed."""
+    return is_out_of_memory(error) or is_device_failure(error)
+
+
 @contextmanager
-def memory_explained(remedy: str) -> Iterator[None]:
-    """Put below an error about memory what to change; the error itself stays what it is, the loader's own included."""
+def machine_explained(remedy: str, kept: str) -> Iterator[None]:
+    """Put below an error of the machine's what to do; the error itself stays what it is, the loader's own included.
+
+    Args:
+        remedy: for too little memory.
+        kept: for a device that has failed: what there is to go on from.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error) and not isinstance(error, OutOfChunksError):
+        if is_device_failure(error):
+            error.add_note(_START_ANEW.format(kept=kept))
+        elif is_out_of_memory(error) and not isinstance(error, OutOfChunksError):
             error.add_note(remedy)
         raise
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sampla.core.memory import is_out_of_memory
+from sampla.core.memory import is_of_the_machine
 from sampla.core.params import ParameterLayout
 from sampla.core.typing import Inputs
 from sampla.features._base import Linearisation
@@ -42,7 +42,7 @@ def failure_of(features: Network, inputs: Inputs) -> Exception | None:
             at.vjp(at.outputs.new_ones(2, *at.outputs.shape))
             at.jvp(_on_device(features).new_ones(2, size))
     except (RuntimeError, NotImplementedError) as error:
-        if is_out_of_memory(error):
+        if is_of_the_machine(error):
             raise
         return error
     return None
@@ -55,7 +55,7 @@ def shares_forward(features: Network, inputs: Inputs) -> bool:
             _on_device(features).new_ones(2, features.layout.total), lambda _, pushed: pushed
         )
     except (RuntimeError, NotImplementedError) as error:
-        if is_out_of_memory(error):
+        if is_of_the_machine(error):
             raise
         return False
     return True

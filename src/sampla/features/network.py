@@ -13,7 +13,7 @@ from torch.func import functional_call, jvp, vjp, vmap
 
 from sampla.core.checks import require
 from sampla.core.inputs import describe_inputs, detached, num_inputs, pick
-from sampla.core.memory import is_out_of_memory
+from sampla.core.memory import is_of_the_machine
 from sampla.core.rounding import nudged
 from sampla.core.typing import Inputs
 from sampla.features._arguments import call_arguments, describe_call
@@ -53,6 +53,7 @@ _INSTEAD = {
 }
 """What the reasons contain -> what to do where neither way works."""
 _REMEDIES = {
+    "not implemented for '": "This device does not have that operation in that type: model.float(), or model.cpu().",
     "must have the same dtype": "Convert the inputs to the dtype of the network, x.to(next(model.parameters()).dtype).",
     "setup_context": _NO_FORWARD_MODE,
     "the jvp function": _NO_FORWARD_MODE,
@@ -207,7 +208,7 @@ class NetworkFeatures(Features):
                 warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
                 outputs = self.call(leaves, inputs)
         except (RuntimeError, TypeError) as error:
-            if is_out_of_memory(error) or "FlexAttention" in str(error):
+            if is_of_the_machine(error) or "FlexAttention" in str(error):
                 raise
             return
         require(outputs.requires_grad or not seen.cut, "outputs in torch's graph of the parameters", "none", _CUT)
@@ -385,7 +386,7 @@ def _explained(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, LookupError, ValueError, AttributeError, AssertionError) as error:
-        if is_out_of_memory(error):  # smaller chunks may do
+        if is_of_the_machine(error):  # smaller chunks may do, or it is no call's fault
             raise
         call_it = _CALL_IT.format(call=describe_call(model, inputs))
         remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), call_it)

@@ -16,7 +16,7 @@ from sampla.core.chunks import Chunks
 from sampla.core.data import CheckedLoader, Unpack, unpacking
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.journal import Journal
-from sampla.core.memory import memory_explained
+from sampla.core.memory import machine_explained
 from sampla.core.progress import Progress
 from sampla.core.typing import Loader
 from sampla.features import (
@@ -44,7 +44,7 @@ from sampla.laplace.guards import (
     not_finite_explained,
     only_device,
 )
-from sampla.laplace.training_data import REMEDY, AboutTrainingData
+from sampla.laplace.training_data import REMEDY, SAVED, TOO_MANY_SAMPLES, AboutTrainingData, kept_in
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
 from sampla.posterior.posterior import Posterior, load_posterior
@@ -180,13 +180,13 @@ class LinearisedLaplace(AboutTrainingData):
         start = perf_counter()
         with (
             deferred_interrupts(), apart(self.model, said=True) as ambient,
-            freed_memory_kept(), memory_explained(REMEDY), held(checkpoint),
+            freed_memory_kept(), machine_explained(REMEDY, kept_in(checkpoint)), held(checkpoint),
         ):  # fmt: skip
             features, data, adjoint = self._opened(loader, unpacking(labels, unpack))
             identity = cache(lambda: self._identity(features, data))  # once a fit: it hashes the whole network
             chunks, journal = self._chunks_for(checkpoint), Journal(checkpoint, identity)
             model = LinearModel(features, self.likelihood, data, chunks=chunks, journal=journal)
-            with data.kept_meanwhile(), not_finite_explained(features, data):
+            with journal.saved_on_failure(), data.kept_meanwhile(), not_finite_explained(features, data):
                 inference = infer(
                     model, self.prior, self.solver,
                     num_samples=self.num_samples, seed=self.seed, em=self.em, tolerance=self.tolerance,
@@ -215,7 +215,10 @@ class LinearisedLaplace(AboutTrainingData):
 
         Args: as for ``fit``.
         """
-        with deferred_interrupts(), apart(self.model, said=True), freed_memory_kept():
+        with (
+            deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(),
+            machine_explained(REMEDY, kept_in(None)),
+        ):  # fmt: skip
             features, data, _ = self._opened(loader, unpacking(labels, unpack))
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(None))
             return plan_memory(
@@ -236,7 +239,9 @@ class LinearisedLaplace(AboutTrainingData):
                 by a solve for four vectors over the training data, once after a fit.
         """
         posterior, error = self._fitted(), None
-        with deferred_interrupts(), apart(self.model), freed_memory_kept():
+        with (
+            deferred_interrupts(), apart(self.model), freed_memory_kept(), machine_explained(TOO_MANY_SAMPLES, SAVED),
+        ):  # fmt: skip
             check_evaluation_mode(self.model)
             if certificate:
                 error = self._error = error_sample(self._inference, self.seed) if self._error is None else self._error

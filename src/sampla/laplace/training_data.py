@@ -1,5 +1,6 @@
 """What a fitted LinearisedLaplace says of its training data: each without itself, and what each has changed."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from sampla.core.allocator import freed_memory_kept
 from sampla.core.data import CheckedLoader, Unpack, asked_about, unpacking
 from sampla.core.interrupts import deferred_interrupts
-from sampla.core.memory import memory_explained
+from sampla.core.memory import machine_explained
 from sampla.core.progress import Progress
 from sampla.core.typing import Loader
 from sampla.inference.influence import At, Influence, Measure, influence
@@ -20,9 +21,23 @@ from sampla.likelihoods import Likelihood
 REMEDY = (
     "The products have been made as small as that helps; what is left are blocks of num_samples vectors of all "
     "parameters: take a smaller num_samples or EM(max_rows=...), fewer parameters=[...], or on a GPU vectors_on='cpu'. "
-    "la.plan(loader) counts them."
+    "la.plan(loader) counts them. Where the first batch did not go through the network: a loader with smaller batches."
 )
 """What helps against too little memory."""
+TOO_MANY_SAMPLES = (
+    "Inputs have gone through the network in parts as small as that helps; what is left are the K samples, and K "
+    "outputs for each input: predict fewer inputs at a time, or fit with a smaller num_samples."
+)
+"""The same in predicting."""
+SAVED = "The posterior is lost with it, unless la.save(path) has written it: LinearisedLaplace.load(path, model)."
+"""What there is to go on from where a fit is over."""
+
+
+def kept_in(folder: str | Path | None) -> str:
+    """What there is to go on from where a fit ends in the middle."""
+    if folder is None:
+        return "fit(loader, checkpoint='a folder') would have kept what was done, to go on from."
+    return f"What the fit has kept in {str(folder)!r} is whole: the same fit with that checkpoint= goes on from there."
 
 
 class AboutTrainingData(Fitted):
@@ -56,7 +71,9 @@ class AboutTrainingData(Fitted):
             ValueError: for a posterior from a file, for other data, or for a shuffled loader.
         """
         posterior, unpacked = self._fitted(), unpacking(labels, unpack)
-        with deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(), memory_explained(REMEDY):
+        with (
+            deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
+        ):  # fmt: skip
             check_evaluation_mode(self.model)
             likelihood, device = posterior.likelihood, posterior.features.device
             data = CheckedLoader(loader, device, self._progress, unpacked, likelihood.counted)
@@ -91,7 +108,9 @@ class AboutTrainingData(Fitted):
                 data that do not fit.
         """
         posterior, unpacked = self._fitted(), unpacking(labels, unpack)
-        with deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(), memory_explained(REMEDY):
+        with (
+            deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
+        ):  # fmt: skip
             check_evaluation_mode(self.model)
             features, device = posterior.features, posterior.features.device
             data = CheckedLoader(train, device, self._progress, unpacked, posterior.likelihood.counted)

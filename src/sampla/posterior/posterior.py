@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from sampla.core import checkpoint
 from sampla.core.checks import require, require_finite
+from sampla.core.chunks import Chunks
 from sampla.core.inputs import as_inputs, input_tensors, moved, num_inputs, pick
 from sampla.core.params import ParameterLayout
+from sampla.core.typing import Inputs
 from sampla.features import (
+    Chunked,
     NetworkFeatures,
     Products,
     has_fingerprint,
@@ -69,23 +72,31 @@ class Posterior:
         inputs = moved(as_inputs(x, "predict"), self.features.device)
         for tensor in input_tensors(inputs):
             require_finite(tensor, "inputs", "Remove or impute them.")
-        rows, size = max(1, _PIECE // len(self.samples)), num_inputs(inputs)
-        parts = [inputs] if size is None else (pick(inputs, slice(a, a + rows)) for a in range(0, size, rows))
-        means, deviations, count = [], [], len(self.samples)
+        count = len(self.samples)
         samples = (self.samples if error is None else torch.cat([self.samples, error])).to(self.features.device)
-        for few in parts:
-            means.append(self.features.own_outputs(few))
-            deviations.append(self.features.linearise(few).jvp(samples))
-        mean = torch.cat(means)
+        mean, functions = self._pushed(inputs, samples)
         if not bool(mean.isfinite().all()):
             origin = self.features.where_not_finite(inputs, 0)
             require_finite(mean, "network outputs", f"{origin}Check the scaling of the inputs.")
-        functions = torch.cat(deviations, dim=1).to(mean.dtype)
+        functions = functions.to(mean.dtype)
         left = None if error is None else relative_size(functions[count:], functions[:count])
         return Predictive(
             mean, functions[:count], self.likelihood, method, num_draws, solve_error=left,
             width=self.width.marginal, joint_width=self.width.joint,
         )  # fmt: skip
+
+    def _pushed(self, inputs: Inputs, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, *out) outputs and (K, n, *out) J(x) z_k, in parts that become smaller where memory runs out."""
+        rows, size, chunks = max(1, _PIECE // len(self.samples)), num_inputs(inputs), Chunks()
+        parts = [inputs] if size is None else [pick(inputs, slice(a, a + rows)) for a in range(0, size, rows)]
+        means, deviations = [], []
+        for part in parts:
+            deviations.append(Chunked(self.features, part, chunks).jvp(samples))
+            count = num_inputs(part) or 1
+            most = chunks.possible(count, len(samples))[0]
+            few = [part] if most == count else [pick(part, slice(a, a + most)) for a in range(0, count, most)]
+            means += [self.features.own_outputs(each) for each in few]
+        return torch.cat(means), torch.cat(deviations, dim=1)
 
     def save(self, path: str | Path) -> None:
         """Write samples, likelihood and facts to one safetensors file (no pickle)."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sampla.core.checks import require
+from sampla.core.memory import has_float64
 from sampla.features import locked, network_dtypes, plain_names
 
 _DISTRIBUTED = (
@@ -93,7 +94,7 @@ def only_device(model: nn.Module) -> torch.device:
     """The device of all weights and buffers.
 
     Raises:
-        ValueError: if they lie on several, or have no values yet.
+        ValueError: if they lie on several, or have no values yet, or if the device has no float64.
     """
     where = {tensor.device: name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     devices = ", ".join(f"{name!r} on {device}" for device, name in where.items())
@@ -103,4 +104,9 @@ def only_device(model: nn.Module) -> torch.device:
         devices,
         "Move it with model.to(device); the data follow by themselves. A model on 'meta' has no weights yet.",
     )
-    return next(iter(where))
+    device = next(iter(where))
+    require(
+        has_float64(device), "a device that computes in float64, in which sums over the data are taken", f"{device}",
+        "Move the network to the CPU, model.cpu(): it may stay in float32 itself.",
+    )  # fmt: skip
+    return device

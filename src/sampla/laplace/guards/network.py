@@ -10,7 +10,7 @@ from torch import Tensor
 from sampla.core.checks import require
 from sampla.core.data import Batch, Data
 from sampla.core.inputs import describe_inputs, input_tensors, map_inputs, pick
-from sampla.core.memory import is_out_of_memory
+from sampla.core.memory import is_of_the_machine
 from sampla.core.noise import ADJOINT, standard_normal
 from sampla.core.typing import Inputs
 from sampla.features import NetworkFeatures, check_adjoint
@@ -50,7 +50,7 @@ def check_network(features: NetworkFeatures, batch: Batch) -> float | None:
     try:
         return _settled(features, batch, minibatch, once)
     except (ValueError, RuntimeError) as error:
-        if is_out_of_memory(error):
+        if is_of_the_machine(error):
             raise
         if features.products.lifted or not features.types.low:
             explain_coarse(features, minibatch.inputs, error)
@@ -59,7 +59,7 @@ def check_network(features: NetworkFeatures, batch: Batch) -> float | None:
     try:
         return _settled(features, batch, minibatch, features.evaluate(batch.inputs))
     except (ValueError, RuntimeError) as error:
-        if is_out_of_memory(error):
+        if is_of_the_machine(error):
             raise
         explain_coarse(features, minibatch.inputs, error)
 
@@ -98,7 +98,9 @@ def _telling(features: NetworkFeatures, inputs: Inputs, outputs: Tensor) -> Inpu
     near = map_inputs(moved, inputs)
     try:
         there = size([features.evaluate(near)])
-    except RuntimeError:  # it may not take just any inputs
+    except RuntimeError as error:  # it may not take just any inputs
+        if is_of_the_machine(error):
+            raise
         return inputs
     return near if size([outputs]) < rounding * there < inf else inputs
 

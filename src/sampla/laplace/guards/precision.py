@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sampla.core.checks import require
+from sampla.core.memory import is_of_the_machine
 from sampla.core.typing import Inputs
 from sampla.features import NetworkFeatures
 
@@ -58,6 +59,8 @@ def require_liftable(features: NetworkFeatures, inputs: Inputs) -> None:
         try:
             outputs = features.call(features.point, inputs)
         except RuntimeError as error:
+            if is_of_the_machine(error):
+                raise
             words, where = features.coarse_results(inputs)
             got = f"{words or 'a failure'}; {where} then fails with: {str(error.__cause__ or error).splitlines()[0]}"
             raise ValueError(
