@@ -7,6 +7,7 @@ import torch
 import dense_tomography
 from sampla.tomography import filtered_back_projection, ray_transform
 from sampla.tomography.fbp import ray_weights
+from sampla.tomography.rays import projector_matrix
 from test_tomography_operators import geometry
 
 DISC = (1.0, 2.0, 4.0)
@@ -54,3 +55,30 @@ def back_projected(fan, degrees):
     disc, inner = (dense_tomography.disc_image(scan.image_shape, scan.pixel, (*DISC[:2], r)) for r in (DISC[2], 3.0))
     sinogram = ray_transform(scan, torch.float64).forward(torch.from_numpy(disc)[None]).view(len(degrees), -1)
     return filtered_back_projection(sinogram.numpy(), scan), disc, inner == 1
+
+
+@pytest.mark.parametrize("fan", [False, True], ids=["parallel", "fan"])
+@pytest.mark.parametrize("centre", [3.0, -2.0, 0.5, -1.25])
+def test_an_axis_beside_the_middle_of_the_detector(fan, centre):
+    """The same rays as with more bins on one side, and the same disc."""
+    angles = tuple(np.deg2rad(WHOLE if fan else HALF))
+    scan = geometry(fan, angles=angles, centre=centre)
+    wide = geometry(fan, angles=angles, num_bins=scan.num_bins + 8)
+    if centre == int(centre):
+        rows = np.arange(4 - int(centre), 4 - int(centre) + scan.num_bins)
+        expected = projector_matrix(wide).toarray().reshape(len(angles), wide.num_bins, -1)[:, rows]
+        found = projector_matrix(scan).toarray().reshape(len(angles), scan.num_bins, -1)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    disc, inner = (dense_tomography.disc_image(scan.image_shape, scan.pixel, (*DISC[:2], r)) for r in (DISC[2], 3.0))
+    sinogram = ray_transform(scan, torch.float64).forward(torch.from_numpy(disc)[None]).view(len(angles), -1).numpy()
+    image = filtered_back_projection(sinogram, scan)
+    assert abs(image[inner == 1].mean() - 1) < 0.01
+    assert np.linalg.norm(image - disc) < 0.2 * np.linalg.norm(disc)
+    beams = (scan.source_origin, scan.source_detector) if fan else None
+    chords = np.array([[dense_tomography.chord(scan.angles[v], u, DISC, beams) for u in scan.places] for v in (0, 50)])
+    assert np.linalg.norm(sinogram[[0, 50]] - chords) < 0.1 * np.linalg.norm(chords)
+
+
+def test_an_axis_outside_of_the_detector():
+    with pytest.raises(ValueError, match="an axis of rotation that the detector sees"):
+        geometry(True, centre=40.0)

@@ -115,7 +115,7 @@ def test_bad_images():
     with pytest.raises(ValueError, match="a patch size from 1 to 11, got 12"):
         predictive.patch_log_prob(torch.zeros(SHAPE), 12)
     with pytest.raises(ValueError, match="finite pixels"):
-        predictive.patch_log_prob(torch.full(SHAPE, float("nan")), 1)
+        predictive.patch_log_prob(torch.full(SHAPE, float("inf")), 1)
     flat = ImagePredictive(torch.zeros(SHAPE).double(), torch.zeros(4, *SHAPE).double(), 0.0)
     with pytest.raises(ValueError, match="positive definite"):
         flat.patch_log_prob(torch.zeros(SHAPE), 2)
@@ -273,3 +273,39 @@ def test_bad_settings():
         )
     with pytest.raises(ValueError, match="learning_rate in"):
         Recipe(learning_rate=2.0)
+
+
+def test_pixels_without_a_truth_are_left_out():
+    """A frame of NaN: the scores of what is inside it alone, whatever is outside."""
+    spread = torch.linspace(0.5, 3, 900).double().view(30, 30)
+    truth, deviations = spread * randn(30, 30), spread * randn(50, 30, 30, seed=5)
+    known = truth.clone()
+    known[:5], known[-5:], known[:, :5], known[:, -5:] = (float("nan"),) * 4
+    wild = torch.zeros(30, 30).double()
+    wild[:5] = 1e6
+    whole = ImagePredictive(wild, deviations, 0.1)
+    inner = ImagePredictive(wild[5:-5, 5:-5], deviations[:, 5:-5, 5:-5], 0.1)
+    found, expected = score(whole, known), score(inner, truth[5:-5, 5:-5])
+    assert found.psnr == pytest.approx(expected.psnr)
+    assert found.inside == expected.inside
+    assert found.rank_correlation == pytest.approx(expected.rank_correlation)
+    assert found.log_prob[1] == pytest.approx(expected.log_prob[1])
+    assert found.log_prob[5] == pytest.approx(whole.patch_log_prob(truth, 5).view(6, 6)[1:-1, 1:-1].mean() / 25)
+    assert 0 < found.ssim <= 1
+    known[10:20, 10:20] = float("nan")
+    assert 10 not in score(whole, known).log_prob
+    with pytest.raises(ValueError, match="a reference with pixels that are known"):
+        psnr_ssim(wild, torch.full_like(wild, float("nan")))
+
+
+def test_mean_of_a_region_knows_that_errors_of_neighbours_go_together():
+    common = randn(500)[:, None, None].expand(500, *SHAPE)
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
+    mask[2:5, 3:9] = True
+    mean = randn(*SHAPE, seed=3)
+    together, apart = (ImagePredictive(mean, d, 0.0).region(mask) for d in (common, randn(500, *SHAPE, seed=4)))
+    assert together[0] == apart[0] == pytest.approx(float(mean[mask].mean()))
+    assert together[1] == pytest.approx(1, rel=0.1)
+    assert apart[1] == pytest.approx(18**-0.5, rel=0.1)
+    with pytest.raises(ValueError, match="at least one pixel"):
+        ImagePredictive(mean, common, 0.0).region(torch.zeros(SHAPE, dtype=torch.bool))

@@ -30,7 +30,7 @@ def filtered_back_projection(sinogram: np.ndarray, geometry: Geometry) -> np.nda
     geometry.check_sinogram(sinogram.shape)
     require_finite(torch.from_numpy(np.asarray(sinogram, dtype=float)), "measurements", "Leave out dead bins.")
     width = geometry.bin_width / geometry.magnification
-    places = (np.arange(geometry.num_bins) - (geometry.num_bins - 1) / 2) * width
+    places = geometry.places / geometry.magnification
     weighted = np.asarray(sinogram, dtype=float) * ray_weights(geometry)
     if geometry.source_origin is not None:
         weighted = weighted * geometry.source_origin / np.hypot(geometry.source_origin, places)
@@ -71,8 +71,7 @@ def ray_weights(geometry: Geometry) -> np.ndarray:
         return weights / 2
     holes = [(turned[k] + usual / 2, gaps[k] - usual) for k in np.flatnonzero(unseen)]
     assert geometry.source_detector is not None
-    bins = (np.arange(geometry.num_bins) - (geometry.num_bins - 1) / 2) * geometry.bin_width
-    fan = np.arctan(bins / geometry.source_detector)
+    fan = np.arctan(geometry.places / geometry.source_detector)
     own = _scanned(angles, holes)[:, None]
     share: np.ndarray = weights * own / (own + _scanned(angles[:, None] + np.pi - 2 * fan, holes))
     return share

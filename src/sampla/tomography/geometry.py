@@ -11,6 +11,7 @@ from sampla.core.checks import require, require_known
 
 _REQUIRED = ("image_shape", "pixel", "angles", "num_bins", "bin_width")
 _OPTIONAL = ("source_origin", "source_detector")
+_ALSO = "centre"
 _NEEDS = f"It needs {', '.join(_REQUIRED)}, and for a fan beam {' and '.join(_OPTIONAL)}."
 
 
@@ -19,8 +20,8 @@ class Geometry:
     """A scan. All lengths share one unit, such as mm; attenuation is then per mm.
 
     With X to the right and Y up (image row 0 is the top) and the rotation at the image's centre, the detector's
-    coordinate u = (j - (num_bins - 1) / 2) * bin_width grows in the direction (cos b, sin b) at angle b and the rays
-    run in the direction (-sin b, cos b): parallel, or from a source at source_origin * (sin b, -cos b).
+    coordinate u = (j - (num_bins - 1) / 2 - centre) * bin_width grows in the direction (cos b, sin b) at angle b and
+    the rays run in the direction (-sin b, cos b): parallel, or from a source at source_origin * (sin b, -cos b).
 
     Args:
         image_shape: (H, W) pixels of the reconstruction.
@@ -30,6 +31,7 @@ class Geometry:
         bin_width: of a detector element.
         source_origin: distance from source to centre; None for parallel rays.
         source_detector: distance from source to detector; None for parallel rays.
+        centre: bins by which the axis of rotation is seen beside the middle of the detector, towards higher numbers.
 
     Raises:
         ValueError: for no angle, sizes or distances that are not positive, one distance of two, or a source inside the
@@ -43,6 +45,7 @@ class Geometry:
     bin_width: float
     source_origin: float | None = None
     source_detector: float | None = None
+    centre: float = 0.0
 
     def __post_init__(self) -> None:
         require(len(self.angles) > 0, "at least one angle", "none", "Give the angles of the views, in radians.")
@@ -54,6 +57,8 @@ class Geometry:
         for name in ("pixel", "bin_width"):
             value = getattr(self, name)
             require(0 < value < float("inf"), f"a positive {name}", f"{value}", "Give it in the unit of the image.")
+        inside = isfinite(self.centre) and abs(self.centre) < self.num_bins / 2
+        require(inside, "an axis of rotation that the detector sees", f"centre = {self.centre}", "It counts bins.")
         self._check_source()
 
     def _check_source(self) -> None:
@@ -80,6 +85,11 @@ class Geometry:
         if self.source_origin is None or self.source_detector is None:
             return 1.0
         return self.source_detector / self.source_origin
+
+    @property
+    def places(self) -> np.ndarray:
+        """(D,) u of the bins on the detector."""
+        return (np.arange(self.num_bins) - (self.num_bins - 1) / 2 - self.centre) * self.bin_width
 
     @property
     def is_fan(self) -> bool:
@@ -116,13 +126,13 @@ class Geometry:
         if "angles_deg" in known and "angles" not in known:
             known["angles"] = np.deg2rad(np.asarray(known.pop("angles_deg"), dtype=float))
         for name in known:
-            require_known(name, (*_REQUIRED, *_OPTIONAL), "entry of a geometry")
+            require_known(name, (*_REQUIRED, *_OPTIONAL, _ALSO), "entry of a geometry")
         missing = [name for name in _REQUIRED if name not in known]
         require(not missing, "a complete geometry", f"one without {', '.join(missing)}", _NEEDS)
         angles = tuple(float(a) for a in np.atleast_1d(np.asarray(known["angles"], dtype=float)))
         height, width = (int(n) for n in known["image_shape"])
-        distances = [None if known.get(name) is None else float(known[name]) for name in _OPTIONAL]
+        near, far = (None if known.get(name) is None else float(known[name]) for name in _OPTIONAL)
         return cls(
             (height, width), float(known["pixel"]), angles, int(known["num_bins"]), float(known["bin_width"]),
-            *distances,
+            near, far, float(known.get(_ALSO) or 0.0),
         )  # fmt: skip

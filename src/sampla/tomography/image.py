@@ -68,6 +68,19 @@ class ImagePredictive:
         """(H, W) sqrt(variance + s^2), what a calibration is about."""
         return (self.variance + self.floor**2).sqrt()
 
+    def region(self, mask: Tensor) -> tuple[float, float]:
+        """Mean of the image over a region of interest, (H, W) booleans, and that mean's standard deviation.
+
+        Raises:
+            ValueError: if the region has another shape, or no pixel.
+        """
+        own = tuple(self.mean.shape)
+        require(mask.shape == self.mean.shape, f"a region of shape {own}", f"{tuple(mask.shape)}", "Draw it anew.")
+        require(bool(mask.any()), "a region with at least one pixel", "none", "Rows count from the top.")
+        inside = mask.to(device=self.mean.device, dtype=torch.bool)
+        means = self.deviations[:, inside].double().mean(1)
+        return float(self.mean[inside].double().mean()), float(means.square().mean().sqrt())
+
     def shrinkage(self, size: int) -> float:
         """rho for patches of size x size, in [0, 1].
 
@@ -93,15 +106,15 @@ class ImagePredictive:
         return torch.cat([self._stable(part, rho) for part in self._parts(size)])
 
     def patch_log_prob(self, image: Tensor, size: int) -> Tensor:
-        """(N,) log density in nats of each patch of an image (H, W), its d pixels jointly.
+        """(N,) log density in nats of each patch of an image (H, W), its d pixels jointly; NaN for one that holds NaN.
 
         Raises:
-            ValueError: if the image has another shape, is not finite, or is smaller than a patch; or if a covariance is
+            ValueError: if the image has another shape, is infinite, or is smaller than a patch; or if a covariance is
                 singular, which takes s = 0 and a pixel without variance.
         """
         own = tuple(self.mean.shape)
         require(image.shape == self.mean.shape, f"an image of shape {own}", f"{tuple(image.shape)}", "Resize it.")
-        require_finite(image, "pixels", "Remove or impute them.")
+        require_finite(image[~image.isnan()], "pixels", "Remove or impute them; NaN stands for a truth nobody knows.")
         missed = patches((image.to(self.mean) - self.mean).double()[None], size)[0]
         rho, found, start = self.shrinkage(size), [], 0
         for part in self._parts(size):
@@ -117,12 +130,15 @@ class ImagePredictive:
         return torch.cat(found)
 
     def log_prob_per_pixel(self, image: Tensor, size: int) -> float:
-        """Mean of ``patch_log_prob`` over patches, divided by their pixels: comparable between sizes."""
-        return float(self.patch_log_prob(image, size).mean()) / size**2
+        """Mean of ``patch_log_prob`` over patches without NaN, divided by their pixels: comparable between sizes."""
+        return float(self.patch_log_prob(image, size).nanmean()) / size**2
 
     def inside(self, image: Tensor) -> dict[int, float]:
-        """Share of the pixels of an image within 1, 2, 3 total standard deviations: .683, .954, .997 if calibrated."""
-        ratio = (image.to(self.mean) - self.mean).abs() / self.total_std
+        """Share of the pixels of an image within 1, 2, 3 total standard deviations: .683, .954, .997 if calibrated.
+
+        Of those that are not NaN.
+        """
+        ratio = ((image.to(self.mean) - self.mean).abs() / self.total_std)[~image.to(self.mean).isnan()]
         return {k: float((ratio <= k).double().mean()) for k in DEVIATIONS}
 
     def _parts(self, size: int) -> tuple[Tensor, ...]:

@@ -123,6 +123,11 @@ class MatrixOperator(Operator):
         """The same operator in another dtype or on another device."""
         return MatrixOperator(self.scipy, self.image_shape, dtype, device)
 
+    def only(self, kept: Tensor) -> "MatrixOperator":
+        """The rows of some measurements: (m,) booleans."""
+        rows = csr_array(self.scipy[kept.flatten().cpu().numpy()])
+        return MatrixOperator(rows, self.image_shape, self.like.dtype, self.like.device)
+
     def widened(self) -> "Operator":
         return self if self.like.dtype == torch.float64 else self.to(torch.float64, self.like.device)
 

@@ -4,8 +4,11 @@ ASTRA's own forward and back projectors are not each other's transpose; the rows
 are. van Aarle et al., *Fast and flexible X-ray tomography using the ASTRA toolbox*, Optics Express 24, 2016.
 """
 
+from dataclasses import replace
+from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.sparse import csr_array
 
@@ -48,7 +51,21 @@ def ray_transform(
 
 
 def projector_matrix(geometry: Geometry) -> csr_array:
-    """(A D, H W): length of each bin's strip in each pixel, in the geometry's unit, divided by the bin's width."""
+    """(A D, H W): length of each bin's strip in each pixel, in the geometry's unit, divided by the bin's width.
+
+    An axis beside the middle of the detector: rows of a wider detector, between two of them linearly.
+    """
+    if geometry.centre == 0:
+        return _centred_matrix(geometry)
+    beyond = ceil(abs(geometry.centre)) + 1
+    wide = replace(geometry, num_bins=geometry.num_bins + 2 * beyond, centre=0.0)
+    matrix, first, part = _centred_matrix(wide), beyond - ceil(geometry.centre), ceil(geometry.centre) - geometry.centre
+    views = np.arange(geometry.num_angles)[:, None] * wide.num_bins
+    rows = (views + first + np.arange(geometry.num_bins)).flatten()
+    return csr_array(matrix[rows] * (1 - part) + matrix[rows + 1] * part)
+
+
+def _centred_matrix(geometry: Geometry) -> csr_array:
     astra = import_astra()
     volume, detector, kind = astra_geometries(geometry)
     projector = astra.create_projector(kind, detector, volume)
