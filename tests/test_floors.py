@@ -77,6 +77,7 @@ FLOORS = (
     ("tomography: images and scans", "tomography.geometry tomography.operators tomography.unet tomography.image"),
     ("tomography: what is made of them", "tomography.rays tomography.fbp tomography.tv"),
     ("tomography: the deep image prior", "tomography.dip"),
+    ("tomography: mistakes in a scan", "tomography.diagnosis"),
     ("tomography: the linear model", "tomography.projected tomography.plan tomography.scores"),
     ("tomography: front door", "tomography.linearised"),
     ("tomography", "tomography"),

@@ -41,7 +41,7 @@ def _pepper(root: Path, dose: str, factor: int) -> Scan:
         angles = data["angles_deg"][every] + _POSE[dose]
         geometry = _geometry(data, angles, reference.shape, sinogram.shape[1], factor)
     name = f"bell pepper, {dose} dose, {PEPPER_VIEWS} of 360 views"
-    return Scan(name, sinogram, geometry, spread, torch.from_numpy(reference).float())
+    return Scan(name, sinogram, geometry, spread, _seen(reference, geometry))
 
 
 def _binned(rows: np.ndarray, factor: int) -> np.ndarray:
@@ -57,13 +57,13 @@ def _means(image: np.ndarray, block: tuple[int, int]) -> np.ndarray:
 
 
 def _seen(image: np.ndarray, geometry: Geometry) -> torch.Tensor:
-    """Air outside of the circle that every view sees: there the reference has artefacts of its filter alone."""
+    """NaN outside of the circle that every view sees: nobody knows the truth there."""
     assert geometry.source_origin is not None
     assert geometry.source_detector is not None
     half = geometry.num_bins * geometry.bin_width / 2
     radius = geometry.source_origin * np.sin(np.arctan(half / geometry.source_detector)) / geometry.pixel
     rows, columns = (np.arange(n) - (n - 1) / 2 for n in image.shape)
-    return torch.from_numpy(np.where(np.hypot(rows[:, None], columns) <= radius, image, 0)).float()
+    return torch.from_numpy(np.where(np.hypot(rows[:, None], columns) <= radius, image, np.nan)).float()
 
 
 def _geometry(data: Any, degrees: np.ndarray, shape: tuple[int, ...], bins: int, factor: int) -> Geometry:

@@ -15,6 +15,12 @@ app = typer.Typer(
 )
 
 
+_ENTRIES = (
+    "sinogram (views, bins) or counts and open_beam, image_shape, pixel, angles (radians) or angles_deg, num_bins, "
+    "bin_width, for a fan beam source_origin and source_detector, and perhaps centre, mask, reference, region, unit"
+)
+
+
 class DataSet(StrEnum):
     """What the demo can be run on."""
 
@@ -55,28 +61,52 @@ def demo(
 
 @app.command()
 def ct(
-    sinogram: Annotated[Path | None, typer.Argument(help="npz with sinogram and geometry, or a TIFF.")] = None,
-    geometry: Annotated[Path | None, typer.Option(help="JSON with the geometry, for a TIFF.")] = None,
+    sinogram: Annotated[Path | None, typer.Argument(help=f"npz with {_ENTRIES}; or a TIFF.")] = None,
+    geometry: Annotated[Path | None, typer.Option(help="JSON with those entries of the geometry, for a TIFF.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="A phantom seen from few directions; needs no data.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for all that is written.")] = Path("sampla-ct"),
     seed: Annotated[int, typer.Option(min=0, help="Of the network and all noise.")] = 0,
     samples: Annotated[int, typer.Option(min=2, help="K, the number of posterior samples.")] = 16,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no output but errors.")] = False,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps.")] = "cpu",
+    page: Annotated[int | None, typer.Option("--slice", min=0, help="Of a stack; the middle one unless given.")] = None,
+    centre: Annotated[
+        str | None, typer.Option(help="Bins by which the axis is seen beside the detector's middle, or auto.")
+    ] = None,
+    bad_bins: Annotated[str, typer.Option(help="Detector bins to leave out, such as 3,17; from 0.")] = "",
+    bad_views: Annotated[str, typer.Option(help="Views to leave out, likewise.")] = "",
+    roi: Annotated[str, typer.Option(help="Region whose mean is wanted: rows and columns, such as 10:20,5:30.")] = "",
+    unit: Annotated[str, typer.Option(help="Of the geometry's lengths, such as mm, for the report.")] = "",
     steps: Annotated[int | None, typer.Option(hidden=True, min=1)] = None,
     pixels: Annotated[int | None, typer.Option(hidden=True, min=8)] = None,
 ) -> None:
     """Reconstruct an image from a sinogram, with a standard deviation for every pixel and joint samples."""
-    from sampla.apps.ct import Settings, demo_scan, read_scan, run_ct  # seconds of imports, needed only here
+    from sampla.apps.ct import Settings, adjusted, demo_scan, read_scan, run_ct  # seconds of imports, needed only here
+    from sampla.core.checks import device_here
 
     if demo == (sinogram is not None):
         raise typer.BadParameter("expected a sinogram or --demo, and not both.", param_hint="SINOGRAM")
     say = (lambda _: None) if quiet else typer.echo
     try:
+        device_here(device, "--device")
         if sinogram is None:
             scan = demo_scan(seed=seed) if pixels is None else demo_scan(pixels, seed=seed)
         else:
-            scan = read_scan(sinogram, geometry)
+            scan = read_scan(sinogram, geometry, page)
+        scan = adjusted(scan, centre, _numbers(bad_bins), _numbers(bad_views), roi, unit)
         out.mkdir(parents=True, exist_ok=True)
-        run_ct(Settings(out, seed, samples, quiet, steps), scan, say)
+        run_ct(Settings(out, seed, samples, quiet, steps, device), scan, say)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise typer.BadParameter(str(error), param_hint="SINOGRAM") from error
+
+
+def _numbers(text: str) -> list[int]:
+    """Numbers between commas.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ValueError(f"expected whole numbers between commas, got {text!r}.") from error

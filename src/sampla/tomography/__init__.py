@@ -1,5 +1,6 @@
 """Tomography: operators, the deep image prior, and error bars for every pixel of a reconstruction."""
 
+from sampla.tomography.diagnosis import Diagnosis, Reading, diagnose, estimated_centre
 from sampla.tomography.dip import Recipe, Training, noise_seen, train
 from sampla.tomography.fbp import filtered_back_projection
 from sampla.tomography.geometry import Geometry
@@ -14,6 +15,7 @@ from sampla.tomography.unet import UNet, fixed_input, unet_for
 
 __all__ = [
     "PATCH_SIZES",
+    "Diagnosis",
     "FunctionOperator",
     "Geometry",
     "ImagePosterior",
@@ -24,11 +26,14 @@ __all__ = [
     "Operator",
     "Prepared",
     "ProjectedFeatures",
+    "Reading",
     "Recipe",
     "TotalVariation",
     "Training",
     "UNet",
     "Whitened",
+    "diagnose",
+    "estimated_centre",
     "filtered_back_projection",
     "fixed_input",
     "noise_seen",

@@ -122,7 +122,9 @@ def train(
     progress: Progress | None = None,
     start: TotalVariation | None = None,
 ) -> Training:
-    """Train in place, and leave the network at its best, in evaluation mode.
+    """Train in place, and leave the network in evaluation mode: at its best, or with a start as it is at the end.
+
+    What is best has least variation among what meets the noise: with a start that would be the start.
 
     Args:
         network: (1, channels, H, W) -> (1, 1, H, W), an image of about unit size.
@@ -163,7 +165,8 @@ def train(
         optimiser.step()
         schedule.step()
         strength *= exp(_DUAL_STEP * max(-1.0, min(1.0, 1 - excess)))
-    network.load_state_dict(watch.best)
+    if start is None:
+        network.load_state_dict(watch.best)
     network.eval()
     optimiser.zero_grad()
     with torch.no_grad():

@@ -22,10 +22,11 @@ def images_figure(panels: Mapping[str, tuple[Tensor, str]], unit: str = "") -> b
     """Images in rows of four: title -> ((H, W), kind).
 
     "image" panels share one grey scale from the 0.5 to the 99.5 percent quantile of the first; "spread" panels start at
-    zero, have colours of their own and a bar that says how large.
+    zero and have colours of their own. Bars say how large, in the unit.
     """
     first = next(image for image, kind in panels.values() if kind == "image")
-    low, high = (float(q) for q in torch.quantile(first.flatten().double(), torch.tensor([0.005, 0.995]).double()))
+    quantiles = torch.nanquantile(first.flatten().double(), torch.tensor([0.005, 0.995]).double())
+    low, high = (float(q) for q in quantiles)
     rows = -(-len(panels) // _ACROSS)
     with rc_context({**STYLE, "axes.grid": False}):
         figure = new_figure(3.3 * min(_ACROSS, len(panels)), 3.1 * rows)
@@ -44,12 +45,26 @@ def _draw(figure: Figure, axes: Axes, image: Tensor, kind: str, limits: tuple[fl
         spine.set_visible(False)
     values = image.detach().double().cpu().numpy()
     if kind == "image":
-        axes.imshow(values, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
-        return
-    shown = axes.imshow(values, cmap="viridis", vmin=0, vmax=float(np.quantile(values, 0.995)) or 1.0)
+        shown = axes.imshow(values, cmap="gray", vmin=limits[0], vmax=limits[1])
+    else:
+        shown = axes.imshow(values, cmap="viridis", vmin=0, vmax=float(np.nanquantile(values, 0.995)) or 1.0)
     shown.set_interpolation("nearest")
     bar = figure.colorbar(shown, ax=axes, shrink=0.85, label=unit)
     bar.outline.set_visible(False)
+
+
+def residual_figure(residual: Tensor) -> bytes:
+    """(A, D) residuals in standard deviations, from -4 to 4; NaN stays grey."""
+    with rc_context({**STYLE, "axes.grid": False}):
+        figure = new_figure(6.4, 3.6)
+        axes = figure.subplots()
+        axes.set_facecolor("#9ca3af")
+        shown = axes.imshow(
+            residual.cpu().numpy(), cmap="RdBu", vmin=-4, vmax=4, aspect="auto", interpolation="nearest"
+        )
+        axes.set(xlabel="detector bin", ylabel="view")
+        figure.colorbar(shown, ax=axes, label="standard deviations").outline.set_visible(False)
+        return png(figure)
 
 
 def calibration_figure(ratios: Mapping[str, Tensor]) -> bytes:

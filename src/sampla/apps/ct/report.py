@@ -56,22 +56,32 @@ def page(summary: dict[str, Any], certificate: str, pictures: Sequence[Picture])
 
 
 def _story(summary: dict[str, Any]) -> list[str]:
-    training, fit = summary["training"], summary["fit"]
-    what = "a common factor of the given deviations" if summary["noise_is_relative"] else "the noise"
-    return [
-        f"A U-Net of {fit['num_parameters']:,} parameters was trained from nothing on this sinogram alone "
-        f"({training['steps']} steps), with as much total variation taken out as the noise allows.",
+    training, fit, unit = summary["training"], summary["fit"], f" per {summary['unit']}" if summary["unit"] else ""
+    what = "a common factor of the given deviations" if summary["noise_is_relative"] else "the noise of a measurement"
+    told = [f"Warning: {summary['warning']}"] if summary["warning"] else []
+    told += [
+        f"A U-Net of {fit['num_parameters']:,} parameters was trained on this sinogram alone, from the image of least "
+        f"total variation ({training['start_steps'] + training['steps']} steps). It misses the measurements by "
+        f"{training['final_misfit']:.2f} times the noise that their neighbours on the detector show.",
         f"It was linearised, the strength of its prior and {what} were found by EM ({summary['noise_std']:.4g}), and "
-        f"{fit['num_samples']} posterior samples drawn ({summary['solver']}). Nothing was tuned for this image.",
-        f"The average standard deviation of a pixel is {summary['mean_std']:.3g}; the measurement noise alone would "
-        f"leave {summary['pixel_noise']:.3g} in a pixel if all others were known.",
+        f"{fit['num_samples']} posterior samples drawn ({summary['solver']}: the solve {fit['status']}). Nothing was "
+        "tuned for this image.",
+        f"The average standard deviation of a pixel is {summary['mean_std']:.3g}{unit}.",
     ]
+    if summary["region"] is not None:
+        region = summary["region"]
+        told.append(f"Mean of the region of interest: {region['mean']:.5g} +- {region['std']:.2g}{unit}.")
+    return told
 
 
 def _notes(summary: dict[str, Any]) -> list[str]:
     scores = summary["scores"]
+    variation = f"The total variation image {summary['total_variation']['status']}."
     if scores is None:
-        return ["There is no reference image for this scan, so nothing is said here about errors that were made."]
+        return [
+            variation,
+            "There is no reference image for this scan, so nothing is said here about errors that were made.",
+        ]
     inside = ", ".join(f"{scores['inside'][k]:.1%} within {k} ({p:.1%})" for k, p in _CALIBRATED.items())
     others = [other["log_prob"] for other in summary["alternatives"].values()]
     density = "; ".join(
@@ -79,6 +89,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         for size, value in scores["log_prob"].items()
     )
     return [
+        variation,
         f"Share of the pixels within 1, 2, 3 standard deviations, and what a Gaussian would have: {inside}. Rank "
         f"correlation of the standard deviation with the absolute error: {scores['rank_correlation']:.2f}.",
         f"Log-likelihood of patches of the reference, nats per pixel, and in brackets with one standard deviation for "

@@ -7,12 +7,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import sampla
-from sampla.apps.ct.data import Scan
-from sampla.apps.ct.illustrate import calibration_figure, images_figure, samples_panels
+from sampla.apps.ct.data import Scan, write_tiff
+from sampla.apps.ct.illustrate import calibration_figure, images_figure, residual_figure, samples_panels
 from sampla.apps.ct.report import page
 from sampla.apps.page import Picture, write_html
 from sampla.core import checkpoint
@@ -21,14 +22,20 @@ from sampla.tomography import (
     ImagePredictive,
     ImageScores,
     LinearisedDIP,
+    Operator,
     Recipe,
     TotalVariation,
+    Whitened,
+    diagnose,
     filtered_back_projection,
     psnr_ssim,
     ray_transform,
     score,
     solve_tv,
 )
+
+_MISSED = 3.0
+"""Misfit of the trained network, in units of the noise, from which the user is warned."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Settings:
     quiet: bool = False
     steps: int | None = None
     """Training steps instead of the recipe's."""
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,12 @@ class Result:
     """Name -> the same image with one standard deviation for all its pixels; empty without a reference."""
     quality: dict[str, tuple[float, float]]
     """Method -> PSNR and SSIM."""
-    residual_ratio: Tensor
-    """(m,) |y - T f| over the standard deviation of a measurement, noise and posterior together."""
+    residual: Tensor
+    """(A, D) y - T f over a measurement's standard deviation, noise and posterior together; NaN where none counts."""
+    region: tuple[float, float] | None
+    """Mean over the scan's region, and its standard deviation."""
+    warning: str
+    """What the scan's own check says; empty if all is well."""
     seconds: float
 
 
@@ -87,39 +99,69 @@ def run_ct(settings: Settings, scan: Scan, say: Callable[[str], None] = print) -
 def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = print) -> Result:
     """Everything but the files."""
     start = perf_counter()
-    operator = ray_transform(scan.geometry)
     say(
         f"{scan.name}: {scan.geometry.num_angles} views of {scan.geometry.num_bins} bins, "
         f"{' x '.join(map(str, scan.geometry.image_shape))} pixels"
     )
+    warning = diagnose(scan.sinogram, scan.geometry, scan.kept).warning
+    if warning:
+        say(f"WARNING: {warning}")
+    kept, whole = scan.counted.flatten(), ray_transform(scan.geometry, device=settings.device)
+    operator = whole if bool(kept.all()) else whole.only(kept)
     recipe = Recipe() if settings.steps is None else Recipe(steps=settings.steps, start_steps=settings.steps)
+    given = None if scan.noise_std is None else scan.noise_std.flatten()[kept]
+    measurements = scan.sinogram.flatten()[kept]
     dip = LinearisedDIP(
-        operator, scan.noise_std, learn_noise=True, num_samples=settings.num_samples, seed=settings.seed,
+        operator, _like(given, scan), learn_noise=True, num_samples=settings.num_samples, seed=settings.seed,
         recipe=recipe, progress=not settings.quiet,
-    ).fit(scan.sinogram)  # fmt: skip
-    say(f"trained {dip.training_.steps} steps in {dip.training_.seconds:.0f} s\n{dip.report_}\n{dip.plan_}")
+    ).fit(_like(measurements, scan))  # fmt: skip
+    steps = dip.training_.start_steps + dip.training_.steps
+    say(f"trained {steps} steps in {dip.training_.seconds:.0f} s\n{dip.report_}\n{dip.plan_}")
+    if dip.training_.final_misfit > _MISSED:
+        missed = (
+            f"the reconstruction misses the sinogram by {dip.training_.final_misfit:.1f} times the noise seen in it."
+        )
+        warning = warning or f"{missed} Its error bars do not know why."
+        say(f"WARNING: {missed}")
+    spread = dip.noise_std_ * (torch.ones_like(measurements) if given is None else given)
+    back = filtered_back_projection(scan.filled(), scan.geometry)
+    variation = _weighted_tv(operator, measurements, spread)
+    references = {"filtered back-projection": torch.from_numpy(back).float(), "total variation": variation.image.cpu()}
     predictive = dip.posterior_.predict_image()
-    spread = dip.noise_std_ * (torch.ones_like(scan.sinogram) if scan.noise_std is None else scan.noise_std).flatten()
-    back = filtered_back_projection(scan.sinogram.double().numpy(), scan.geometry)
-    variation = solve_tv(operator, scan.sinogram.flatten(), float(spread.square().mean().sqrt()))
-    references = {"filtered back-projection": torch.from_numpy(back).float(), "total variation": variation.image}
-    measured = operator.forward(predictive.mean[None])[0]
-    variance = operator.forward(predictive.deviations).square().mean(0) + spread.square()
-    ratio = (scan.sinogram.flatten() - measured).abs() / variance.sqrt()
+    measured = operator.forward(predictive.mean[None])[0].cpu()
+    variance = operator.forward(predictive.deviations).square().mean(0).cpu() + spread.square()
+    residual = torch.full(scan.sinogram.shape, float("nan"))
+    residual[scan.counted] = ((measurements - measured) / variance.sqrt()).float()
+    predictive = ImagePredictive(predictive.mean.cpu(), predictive.deviations.cpu(), predictive.floor)
+    region = None if scan.region is None else predictive.region(scan.region)
     scores, alternatives, quality = None, {}, {}
     if scan.reference is not None:
         scores = score(predictive, scan.reference)
         level = float(predictive.variance.mean().sqrt())
         alternatives = {
-            "measurement noise alone": score(dip.posterior_.predict_noise_only(), scan.reference),
+            "measurement noise alone": score(
+                ImagePredictive.uniform(predictive.mean, dip.posterior_.pixel_noise), scan.reference
+            ),
             "equal deviations": score(ImagePredictive.uniform(predictive.mean, level), scan.reference),
         }
         methods = {**references, "deep image prior": predictive.mean}
         quality = {name: psnr_ssim(image, scan.reference) for name, image in methods.items()}
     return Result(
-        settings, scan, dip, predictive, references, variation, scores, alternatives, quality, ratio,
-        perf_counter() - start,
+        settings, scan, dip, predictive, references, variation, scores, alternatives, quality, residual, region,
+        warning, perf_counter() - start,
     )  # fmt: skip
+
+
+def _like(values: Tensor | None, scan: Scan) -> Any:
+    """Measurements that count, (A, D) if all do: along the detector noise is seen best."""
+    whole = values is not None and values.numel() == scan.sinogram.numel()
+    return values.view(scan.sinogram.shape) if whole and values is not None else values
+
+
+def _weighted_tv(operator: Operator, measurements: Tensor, spread: Tensor) -> TotalVariation:
+    """Least total variation, every measurement in units of its own noise."""
+    white = Whitened(operator, spread.double())
+    return solve_tv(white, measurements / spread, 1.0)
 
 
 def write_files(result: Result) -> None:
@@ -129,6 +171,9 @@ def write_files(result: Result) -> None:
     summary = summarise(result)
     (out / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     tensors = {"reconstruction": predictive.mean, "std": predictive.std, "samples": predictive.samples}
+    for name, tensor in tensors.items():
+        np.save(out / f"{name}.npy", tensor.float().numpy())
+        write_tiff(out / f"{name}.tif", tensor.float().numpy())
     checkpoint.save(out / "images.safetensors", tensors, {"geometry": result.scan.geometry.to_dict()})
     drawn = pictures(result)
     for picture in drawn:
@@ -139,28 +184,37 @@ def write_files(result: Result) -> None:
 def pictures(result: Result) -> list[Picture]:
     """The reconstruction beside the references, samples, calibration."""
     predictive, reference = result.predictive, result.scan.reference
+    unit = f"1/{result.scan.unit}" if result.scan.unit else ""
     panels = {"Reconstruction": (predictive.mean, "image"), "Standard deviation": (predictive.std, "spread")}
     panels |= {name.capitalize(): (image, "image") for name, image in result.references.items()}
     ratios = {}
     if reference is not None:
         error = (reference - predictive.mean).abs()
+        known = ~reference.isnan()
         panels = {
             "Reference": (reference, "image"), **panels, "|Reference - reconstruction|": (error, "spread"),
         }  # fmt: skip
-        ratios["pixels, against the reference"] = error / predictive.total_std
-    ratios["measurements that were fitted"] = result.residual_ratio
+        ratios["pixels, against the reference"] = (error / predictive.total_std)[known]
+    ratios["measurements that were fitted"] = result.residual[result.scan.counted].abs()
     return [
         Picture(
             "overview", "The reconstruction and its error bars",
             "Bright in the map of standard deviations: where other images explain the sinogram about as well. Grey "
             "scales are shared.",
-            images_figure(panels),
+            images_figure(panels, unit),
         ),
         Picture(
             "samples", "Images that explain the sinogram about as well",
             "Joint samples of the posterior, and how each departs from the reconstruction: errors of neighbouring "
             "pixels go together.",
-            images_figure(samples_panels(predictive)),
+            images_figure(samples_panels(predictive), unit),
+        ),
+        Picture(
+            "residual", "What the reconstruction leaves of the sinogram",
+            "Measurement less projection of the reconstruction, in units of its standard deviation (noise and "
+            "posterior together). It should be noise: edges of the object, whole bins or views that stand out are "
+            "errors of the model, such as a wrong axis or a dead bin, that the error bars know nothing of.",
+            residual_figure(result.residual),
         ),
         Picture(
             "calibration", "Do the error bars keep their promise?",
@@ -186,6 +240,10 @@ def summarise(result: Result) -> dict[str, Any]:
         "mean_std": float(result.predictive.std.mean()),
         "shrinkage": {size: result.predictive.shrinkage(size) for size in _sizes(result)},
         "quality": {name: {"psnr": p, "ssim": s} for name, (p, s) in result.quality.items()},
+        "warning": result.warning,
+        "unit": scan.unit,
+        "measurements": int(scan.counted.sum()),
+        "region": None if result.region is None else {"mean": result.region[0], "std": result.region[1]},
         "total_variation": {"status": result.variation.status, "converged": result.variation.converged},
         "scores": None if result.scores is None else asdict(result.scores),
         "alternatives": {
