@@ -33,6 +33,16 @@ def run_case(store: Store, root: Path, case: str, factor: int, steps: int | None
     return {**summarise(result), "factor": factor}
 
 
+def _statuses(row: Any) -> list[str]:
+    """Whether EM has settled, how the solve of the samples and the total variation ended, in a word each."""
+    variation = row.get("total_variation")
+    return [
+        "settled" if row["fit"]["settled"] else "NOT settled",
+        "converged" if row["fit"]["status"].startswith("reached") else "NOT converged",
+        "not recorded" if variation is None else "converged" if variation["converged"] else "NOT converged",
+    ]
+
+
 def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
     found = {case: store.rows[case] for case in CASES if case in store.rows}
@@ -44,6 +54,7 @@ def page(store: Store) -> dict[str, Any]:
         "SSIM of DIP": "{scores[ssim]:.3f}",
         "within 1, 2, 3 std": lambda row: ", ".join(f"{s:.1%}" for s in row["scores"]["inside"].values()),
         "rank correlation": "{scores[rank_correlation]:.2f}", "steps": "{training[steps]}", "s": "{seconds:.0f}",
+        "EM, solve, TV": lambda row: ", ".join(_statuses(row)),
     }  # fmt: skip
 
     def density(row: Any, patch: int) -> str:
@@ -56,6 +67,7 @@ def page(store: Store) -> dict[str, Any]:
         "gamma": lambda row: f"{sum(row['fit']['effective_dimension']):.0f}", "noise": "{noise_std:.3g}",
     }  # fmt: skip
     return {
+        "old": any("total_variation" not in row for row in found.values()),
         "cases": table(found, columns, left=len(columns)), "density": table(found, densities, left=len(densities)),
         "names": {case: row["name"] for case, row in found.items()},
     }  # fmt: skip
