@@ -319,6 +319,6 @@ def test_the_solve_is_in_full_precision() -> None:
     network = nn.Sequential(nn.Linear(2, 16), nn.GELU(), nn.Linear(16, 3)).eval()
     loader, test, settings = class_batches(), (inputs(3, 5), labels(3, 5)), {"solver": "block-cg", "tolerance": 1e-4}
     plain = laplace(network, **settings).fit(loader).influence(loader, test).change
-    cast = laplace(network, autocast=torch.bfloat16, **settings).fit(loader)
+    cast = laplace(network, precision="bfloat16", **settings).fit(loader)
     # the same prior: diag M, its scale, comes of a pass that autocast does not touch
     assert_close(cast.influence(loader, test).change, plain, 1e-3)

@@ -31,6 +31,7 @@ from sampla.features import select_parameters
 
 OUTPUTS, SAMPLES = (10, 100, 1_000, 10_000), (1, 8, 32)
 _BASE, _WAYS = "forward + backward", {"one forward": "sampla", "two": "jvps, then vjps", "published": "published"}
+_LAID = {"channels last": "laid", "bfloat16": "reduced"}
 """Head of a column -> name of the contestant."""
 AT_ONCE = 8
 """Vectors that go through the network together, at most: more bring nothing on a CPU, and take memory."""
@@ -60,7 +61,11 @@ def main() -> None:
 def timed(name: str, count: int, seconds: float) -> dict[str, Any]:
     """One network and K: the contestants in turn, until the time for this row is over; medians."""
     network, inputs = NETWORKS[name]()
-    features = NetworkFeatures(network, select_parameters(network)[0])
+    features = NetworkFeatures(network, select_parameters(network)[0], precision="bfloat16")
+    features.choose_products(inputs[:1])
+    features.find_folds(inputs[:1])
+    laid = next(way for way in features.alternatives(inputs[:1]) if way.products.laid)
+    reduced = features.cheaper()
     vectors = torch.randn(count, features.layout.total, generator=torch.Generator().manual_seed(1))
     for run in (product, in_two):  # what torch imports at its first products
         run(features, inputs[:1], vectors[:1])
@@ -70,12 +75,15 @@ def timed(name: str, count: int, seconds: float) -> dict[str, Any]:
             "sampla": partial(product, features, inputs, vectors),
             "jvps, then vjps": partial(in_two, features, inputs, vectors),
             "published": partial(published, features, network, inputs, vectors),
+            "laid": partial(product, laid, inputs, vectors),
+            "reduced": partial(product, reduced, inputs, reduced.entering(vectors)),
         },
         seconds,
     )
     row = {"network": name, "parameters": features.layout.total, "data": len(inputs), "samples": count}
     row |= {"at once": min(count, AT_ONCE), _BASE: found[_BASE]}
-    return row | {way: found[way] / count / found[_BASE] for way in _WAYS.values()}
+    row["off by"] = features.coarseness(inputs)
+    return row | {way: found[way] / count / found[_BASE] for way in (*_WAYS.values(), *_LAID.values())}
 
 
 def ordinary(network: nn.Module, inputs: Tensor) -> None:
@@ -127,7 +135,8 @@ def page(store: Store) -> dict[str, Any]:
     times, jax = store.under("time/"), store.under("jax/")
     columns = {
         "network": "{network}", "P": "{parameters:,}", "data": "{data}", "K": "{samples}", "at once": "{at once}",
-        "forward + backward, ms": ms(_BASE), **{head: f"{{{way}:.2f}}" for head, way in _WAYS.items()},
+        "forward + backward, ms": ms(_BASE), **{head: f"{{{way}:.2f}}" for head, way in (_WAYS | _LAID).items()},
+        "off by": "{off by:.1%}",
     }  # fmt: skip
     beside = {
         "network": "{network}", "K": "{samples}", "forward + backward, ms": ms(_BASE),

@@ -297,13 +297,14 @@ class LinearModel:
         features = features if self.exact else features.cheaper()
         vectors = self._to_device(vectors if scale is None else vectors * scale)
         total = torch.zeros_like(vectors)
+        vectors = features.entering(vectors)
         rows = self.chunks.rows(count) if stride == 1 else _usual_rows(count)
         for batch in self._minibatches(rows, stride, features=features, noisy=False):
             seen += batch.stop - batch.start
             for columns in self.chunks.ranges(count):
                 part = slice(columns.start, columns.stop)
                 total[part] += batch.curvature_product(vectors[part])
-        total = self._to_vectors(total)
+        total = self._to_vectors(features.leaving(total))
         total = total if scale is None else total.mul_(scale)
         share = seen / self.data.num_data
         self.ledger.products += count * share

@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[int, Callable[..., dict[str, Any]]]] = {
     "interrupts": (500, interrupts.trials),
     "predictions": (4000, predictions.trials),
     "certificates": (300, certificates.trials),
+    "reduced": (200, certificates.reduced_trials),
 }
 """Name -> how many, and what tries them."""
 

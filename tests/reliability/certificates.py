@@ -8,7 +8,7 @@ samples and mean by stated over true.
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,14 @@ class Problem:
     solver: str
     exact_up_to: int
     seed: int
+    precision: Any = "full"
 
     def fitted(self) -> sampla.LinearisedLaplace:
         la = sampla.LinearisedLaplace(
             self.network, likelihood=self.likelihood, prior=self.prior, num_samples=SAMPLES, seed=self.seed,
-            solver=self.solver, log_evidence=True, em=sampla.EM(exact_up_to=self.exact_up_to), progress=False,
+            solver=self.solver, log_evidence=True if self.precision == "full" else None, progress=False,
+            em=sampla.EM(exact_up_to=self.exact_up_to),
+            precision=self.precision,
         )  # fmt: skip
         return la.fit([(self.inputs, self.targets)])
 
@@ -88,14 +91,12 @@ def problem(seed: int) -> Problem:
 def judged(problem: Problem, la: sampla.LinearisedLaplace) -> dict[str, float]:
     """z of gamma and evidence where they are sampled, and stated over true errors where they are judged."""
     report, true = la.report_, _truth(problem, la)
-    assert report.log_evidence is not None
-    assert report.log_evidence_error is not None
     found = {"least gamma": min(report.effective_dimension)}
-    spread, open_end = report.log_evidence_error
+    spread, open_end = report.log_evidence_error or (0.0, 0.0)
     sampled = sum(error**2 for error in report.effective_dimension_error) ** 0.5
     if sampled:
         found["z of gamma"] = (sum(report.effective_dimension) - true["gamma"]) / sampled
-    if spread:
+    if spread and report.log_evidence is not None:
         found["z of evidence"] = (report.log_evidence - true["evidence"]) / math.hypot(spread, open_end)
     stated = {"samples": report.solve_error, "mean": report.mean_error}
     for name, error in stated.items():
@@ -104,7 +105,32 @@ def judged(problem: Problem, la: sampla.LinearisedLaplace) -> dict[str, float]:
     return found
 
 
+def reduced_problem(seed: int) -> Problem:
+    """The same in float32, with products in bfloat16 wherever a fit takes them."""
+    given = problem(seed)
+    targets = given.targets if given.kind == "categorical" else given.targets.float()
+    return replace(
+        given, network=given.network.float(), inputs=given.inputs.float(), targets=targets, solver="block-cg",
+        exact_up_to=0, precision="bfloat16",
+    )  # fmt: skip
+
+
 def trials(count: int, seed: int, folder: Path, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:  # noqa: ARG001
+    """As ``_trials``, with products in full precision."""
+    return _trials(problem, count, seed, say)
+
+
+def reduced_trials(
+    count: int,
+    seed: int,
+    folder: Path,  # noqa: ARG001
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """As ``_trials``, with products in bfloat16 until the last passes."""
+    return _trials(reduced_problem, count, seed, say)
+
+
+def _trials(problem: Callable[[int], Problem], count: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     """So many problems; "right" where no error that a finished solve states is below half of the true one.
 
     A solve that says it has not reached or not proved its tolerance counts as "refused".
@@ -139,6 +165,7 @@ def _summary(rows: list[dict[str, float]]) -> dict[str, Any]:
     each = {
         name: torch.tensor([row[name] for row in rows if name in row], dtype=torch.float64)
         for name in ("z of gamma", "z of evidence", "samples", "mean")
+        if any(name in row for row in rows)
     }
     spreads = {f"rms {name}": float(z.square().mean().sqrt()) for name, z in each.items() if name.startswith("z")}
     ratios = {

@@ -11,6 +11,7 @@ WHAT = {
     "interrupts": "interrupts (SIGINT)",
     "predictions": "predictions on four threads",
     "certificates": "stated errors of small fits",
+    "reduced": "stated errors of small fits, EM in bfloat16",
 }
 """Name of a part -> what it tries; a part that has not been run has no line."""
 

@@ -90,7 +90,7 @@ def test_a_loader_that_shuffles_does_no_harm(after: int, tmp_path: Path) -> None
         ({"likelihood": sampla.Gaussian(structure="diagonal")}, "likelihood"),
         ({"likelihood": sampla.Gaussian(structure="full")}, "likelihood"),
         ({"num_samples": 5}, "num_samples"),
-        ({"autocast": torch.bfloat16}, "type"),
+        ({"precision": "bfloat16"}, "type"),
         ({"model": network(2).double()}, "data, network, type"),
     ],
 )

@@ -83,7 +83,7 @@ def test_after_products_in_reduced_precision_the_certificate_is_that_of_exact_on
     exact, reduced = (
         sampla.LinearisedLaplace(
             net, sampla.Gaussian(25.0), sampla.Isotropic(1.0, learn=False), solver=solver, num_samples=64,
-            progress=False, autocast=torch.bfloat16,
+            progress=False, precision="bfloat16",
         ).fit([(x, y)])
         for solver in ("dense", "block-cg")
     )  # fmt: skip

@@ -38,16 +38,6 @@ def complain(kind: str, size: float, message: str) -> None:
 
 
 @contextmanager
-def without_complaints() -> Iterator[None]:
-    """Issue no ConvergenceWarning for what runs inside: work whose accuracy does not limit that of the answer."""
-    token = _complaints.set({})
-    try:
-        yield
-    finally:
-        _complaints.reset(token)
-
-
-@contextmanager
 def one_of_each(stacklevel: int) -> Iterator[None]:
     """Collect the ConvergenceWarnings raised inside and issue the worst of each kind, with a count, at the end.
 

@@ -43,6 +43,8 @@ class Chunks:
     """What measuring has cost."""
     halvings: int = 0
     """How often memory ran out."""
+    way: str = ""
+    """How products are taken, where that was measured."""
     _most: tuple[int, int] | None = field(default=None, repr=False)
     """Entries and columns that memory allows, once it has run out."""
 
@@ -102,4 +104,5 @@ class Chunks:
             "source": self.source,
             "seconds": self.seconds,
             "halvings": self.halvings,
+            "way": self.way,
         }

@@ -118,12 +118,29 @@ class Features(ABC):
         """The same features with products in reduced precision, where these were asked for; else themselves."""
         return self
 
-    def alternative(self) -> Self | None:
-        """Return these features with products computed in another way, which may be faster; None if there is none."""
+    def entering(self, vectors: Tensor) -> Tensor:
+        """(K, P) in the form in which ``product`` takes them, made once for a pass."""
+        return vectors
+
+    def leaving(self, vectors: Tensor) -> Tensor:
+        """(K, P) sums of what ``product`` has returned, back in the form of all other vectors."""
+        return vectors
+
+    @property
+    def way(self) -> str:
+        """How these features compute their products, where there is more than one way."""
+        return ""
+
+    def alternatives(self, inputs: Inputs) -> list[Self]:  # noqa: ARG002
+        """Return these features with products computed in other ways, which may be faster."""
+        return []
+
+    def reduction(self, inputs: Inputs) -> Self | None:  # noqa: ARG002
+        """These features with ``cheaper`` products in reduced precision, where that may be chosen; None if not."""
         return None
 
     def adopt(self, alternative: Self) -> None:
-        """Compute products from now on as these features do, which ``alternative`` returned."""
+        """Compute products from now on as these features do, which ``alternatives`` or ``reduction`` returned."""
         raise NotImplementedError(f"{type(self).__name__} knows one way only, got {type(alternative).__name__}")
 
 

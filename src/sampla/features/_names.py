@@ -48,6 +48,16 @@ def functional_state(model: nn.Module) -> dict[str, Tensor]:
     return {plain[name]: tensor.detach().clone() for name, tensor in every}
 
 
+def castable(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that a coarser type serves as well: all but those of normalisation by running moments."""
+    plain, held = plain_names(model), {id(p) for m in model.modules() if _normalises(m) for p in m.parameters(False)}
+    return frozenset(plain[name] for name, p in model.named_parameters() if id(p) not in held)
+
+
+def _normalises(module: nn.Module) -> bool:
+    return getattr(module, "running_var", None) is not None
+
+
 def slots(model: nn.Module) -> dict[str, str]:
     """Every place where a module keeps a parameter or buffer -> the name of the tensor, one for all places it is in.
 

@@ -36,6 +36,8 @@ class Products:
     """Whether one forward serves both products in forward mode: reverse mode through the jvps."""
     both: bool = False
     """Whether either would do in forward mode, so that the faster can be chosen."""
+    laid: bool = False
+    """Whether convolutions have their channels last and have taken in the normalisation that follows them."""
     math_attention: bool = False
     """Whether the network asks for an attention kernel, and gets the mathematical form, which has all derivatives."""
     lifted: bool = False
@@ -49,6 +51,7 @@ class Products:
         words = "forward mode" if self.mode == FORWARD else f"double reverse mode, because {self.reason}"
         words += "" if self.stacked else "; one vector at a time"
         words += "; a forward for each product" if self.mode == FORWARD and not self.shared else ""
+        words += "; channels last" if self.laid else ""
         words += f"; {self.limit}" if self.limit else ""
         return words + ("; attention in its mathematical form" if self.math_attention else "")
 

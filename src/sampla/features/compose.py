@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sampla.core.typing import Inputs
 from sampla.features._base import Features, Linearisation, OutputCurvature
+from sampla.features._scaled import Scaled
 
 
 class ScaledFeatures(Features):
@@ -25,7 +26,7 @@ class ScaledFeatures(Features):
         return self._base.device
 
     def linearise(self, inputs: Inputs) -> Linearisation:
-        return _Scaled(self._base.linearise(inputs), self._on_device)
+        return Scaled(self._base.linearise(inputs), self._on_device)
 
     def rounded_otherwise(self) -> Features:
         other = copy(self)  # which keeps the scale where it is on the device
@@ -47,12 +48,14 @@ class OutputsAt(Features):
     Args:
         base: phi.
         theta: (1, P), a parameter vector of the linear model, such as its mode.
+        products: phi in reduced precision; None: as phi is.
     """
 
-    def __init__(self, base: Features, theta: Tensor) -> None:
+    def __init__(self, base: Features, theta: Tensor, products: Features | None = None) -> None:
         self.layout, self.like = base.layout, base.like
         self.absorbed, self.squares_data = base.absorbed, base.squares_data
         self._base, self._theta = base, theta.to(base.device)
+        self._products = products or base
         self.origin = None if base.origin is None else theta[0]
 
     @property
@@ -60,7 +63,15 @@ class OutputsAt(Features):
         return self._base.device
 
     def linearise(self, inputs: Inputs) -> Linearisation:
-        return _At(self._base.linearise(inputs), self._theta, self._base.origin)
+        base = self._base.linearise(inputs)
+        outputs = base.linear_outputs(self._theta, self._base.origin)[0]
+        return _At(base if self._products is self._base else self._products.linearise(inputs), outputs)
+
+    def entering(self, vectors: Tensor) -> Tensor:
+        return self._products.entering(vectors)
+
+    def leaving(self, vectors: Tensor) -> Tensor:
+        return self._products.leaving(vectors)
 
     def rounded_otherwise(self) -> Features:
         return self._base.rounded_otherwise()
@@ -73,17 +84,16 @@ class OutputsAt(Features):
 
     @property
     def rounding(self) -> float:
-        return self._base.rounding
+        return self._products.rounding
 
     def cheaper(self) -> Features:
-        base = self._base.cheaper()
-        return self if base is self._base else OutputsAt(base, self._theta)
+        products = self._base.cheaper()
+        return self if products is self._base else OutputsAt(self._base, self._theta, products)
 
 
 class _At(Linearisation):
-    def __init__(self, base: Linearisation, theta: Tensor, origin: Tensor | None) -> None:
-        self._base = base
-        self._outputs = base.linear_outputs(theta, origin)[0]
+    def __init__(self, base: Linearisation, outputs: Tensor) -> None:
+        self._base, self._outputs = base, outputs
 
     @property
     def outputs(self) -> Tensor:
@@ -100,24 +110,3 @@ class _At(Linearisation):
 
     def squared_vjp(self, cotangents: Tensor) -> Tensor:
         return self._base.squared_vjp(cotangents)
-
-
-class _Scaled(Linearisation):
-    def __init__(self, base: Linearisation, scale: Tensor) -> None:
-        self._base, self._scale = base, scale
-
-    @property
-    def outputs(self) -> Tensor:
-        return self._base.outputs
-
-    def jvp(self, vectors: Tensor) -> Tensor:
-        return self._base.jvp(vectors * self._scale)
-
-    def vjp(self, cotangents: Tensor) -> Tensor:
-        return self._base.vjp(cotangents) * self._scale
-
-    def product(self, vectors: Tensor, output_curvature: OutputCurvature) -> Tensor:
-        return self._base.product(vectors * self._scale, output_curvature) * self._scale
-
-    def squared_vjp(self, cotangents: Tensor) -> Tensor:
-        return self._base.squared_vjp(cotangents) * self._scale.square()

@@ -2,35 +2,41 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp, vmap
+from torch.func import functional_call
 
 from sampla.core.checks import require
-from sampla.core.inputs import describe_inputs, detached, num_inputs, pick
+from sampla.core.inputs import describe_inputs, detached
 from sampla.core.memory import is_of_the_machine
 from sampla.core.rounding import nudged
 from sampla.core.typing import Inputs
 from sampla.features._arguments import call_arguments, describe_call
-from sampla.features._base import Features, Linearisation, OutputCurvature
+from sampla.features._base import Features, Linearisation
 from sampla.features._differences import check_differences
+from sampla.features._finite import where_not_finite
+from sampla.features._folding import Fold, folds
+from sampla.features._forward import ForwardAt
 from sampla.features._kernels import Attention, OnceOnly, constant_padding, differentiable
 from sampla.features._lock import NETWORK_LOCK, LockedLinearisation, locked
-from sampla.features._modules import Alone, Call, Inside, describe_module, floating, watched
-from sampla.features._names import functional_state, is_compiled, slots
+from sampla.features._modules import Alone, Call, Inside, describe_module, watched
+from sampla.features._names import castable, functional_state, is_compiled, slots
 from sampla.features._outputs import OutputName, pick_output
 from sampla.features._products import DOUBLE_REVERSE, FORWARD, Products, short_reason
+from sampla.features._reduced import LaidNetwork, ReducedNetwork
 from sampla.features._reverse import ReverseAt
-from sampla.features._trial import failure_of, refuse_hopeless, shares_forward
+from sampla.features._trial import agree, deviation, failure_of, refuse_hopeless, shares_forward
 from sampla.features._types import Types, coarse_results, lift, quantised, widened
 
 Result = TypeVar("Result")
 
+_COARSEST = 0.1
+"""How far a product in reduced precision may be off to be chosen: EM's gamma and alpha are then as good as before."""
 _CALL_IT = "It was called as {call}: do that with one batch of the loader; shapes, dtypes and devices must fit."
 _NO_FORWARD_MODE = (
     "The network works, but one of its operations has no derivative that torch.func can take in forward and reverse "
@@ -78,7 +84,7 @@ class NetworkFeatures(Features):
         output: which entry of the network's output the likelihood is about, by name or index; None: the only
             floating-point tensor, or the entry "logits".
         products: how the products are taken; ``choose_products`` finds out.
-        autocast: type in which ``cheaper`` lets torch.autocast compute; None: as the network is.
+        precision: "bfloat16" takes the products of ``cheaper`` in it; "auto" where ``reduction`` is adopted.
         vectors_on: device on which vectors of P live; None: where the network is.
 
     Raises:
@@ -93,11 +99,13 @@ class NetworkFeatures(Features):
         names: Sequence[str],
         output: OutputName = None,
         products: Products | None = None,
-        autocast: torch.dtype | None = None,
+        precision: str = "full",
         vectors_on: torch.device | None = None,
         tangent: bool = False,
     ) -> None:
-        self.autocast, self._reduced = autocast, False
+        self.precision, self.reduced = precision, precision == "bfloat16"
+        self.folds: Sequence[Fold] = ()
+        self._kept_laid: tuple[Products, LaidNetwork] | None = None
         self._inside = Inside(model)
         self._slots = slots(model)
         self._padding = [
@@ -105,7 +113,7 @@ class NetworkFeatures(Features):
             for m in model.modules()
             if isinstance(m, nn.Embedding) and m.padding_idx is not None
         ]
-        self._compiled = is_compiled(model)
+        self._compiled, self._castable = is_compiled(model), castable(model)
         state = functional_state(model)
         self._types = Types(state, names)
         self.output, self.products = output, products or Products()
@@ -152,10 +160,15 @@ class NetworkFeatures(Features):
         return quantised(self._inside.model)
 
     def linearise(self, inputs: Inputs) -> Linearisation:
-        forward = self.products.mode == FORWARD
-        return LockedLinearisation(
-            _NetworkAt(self, inputs) if forward else ReverseAt(self, inputs, self.products.stacked)
-        )
+        if self.products.mode != FORWARD:
+            return LockedLinearisation(ReverseAt(self, inputs, self.products.stacked))
+        return LockedLinearisation(self._laid.linearise(inputs) if self.products.laid else ForwardAt(self, inputs))
+
+    @property
+    def _laid(self) -> LaidNetwork:
+        if self._kept_laid is None or self._kept_laid[0] is not self.products:
+            self._kept_laid = self.products, LaidNetwork(self, self.like.dtype)
+        return self._kept_laid[1]
 
     def call(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """f(point, inputs) in the type of the vectors, leaving the user's module as it is."""
@@ -169,9 +182,12 @@ class NetworkFeatures(Features):
         return outputs.to(torch.promote_types(outputs.dtype, self.like.dtype))
 
     def _called(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        return self._called_with(lambda work: self.within(point, work), inputs)
+
+    def _called_with(self, within: Callable[[Callable[[], Any]], Any], inputs: Inputs) -> Tensor:
         args, kwargs = call_arguments(self._inside.model, detached(inputs))  # it may ask for gradients by its inputs
         with _explained(self._inside.model, inputs):
-            outputs = self.within(point, lambda: self._inside.model(*args, **kwargs))
+            outputs = within(lambda: self._inside.model(*args, **kwargs))
         return pick_output(outputs, self.output)
 
     def evaluate(self, inputs: Inputs) -> Tensor:
@@ -180,17 +196,19 @@ class NetworkFeatures(Features):
 
     def within(self, point: Mapping[str, Tensor], work: Callable[[], Result]) -> Result:
         """The result of work done while the network has these parameters and only operations with derivatives."""
-        values = self._types.restored({**self._rest, **point}, self.products.lifted)
+        return self._within(self._types.restored({**self._rest, **point}, self.products.lifted), work)
+
+    def _within(
+        self, values: Mapping[str, Tensor], work: Callable[[], Result], mode: AbstractContextManager[Any] | None = None
+    ) -> Result:
         state = {f"model.{slot}": values[name] for slot, name in self._slots.items()}
-        device, dtype = self.device.type, self.autocast
-        reduced = torch.autocast(device, dtype) if self._reduced else nullcontext()
         gradients = torch.enable_grad()  # which the network may take by its inputs, as of an energy
         with (
             NETWORK_LOCK,
             gradients,
             differentiable(self._native_rnn, self._compiled, self.products.mode == FORWARD),
             constant_padding(self._padding),
-            reduced,
+            mode or nullcontext(),
         ):
             result: Result = functional_call(self._inside, state, (work,), tie_weights=False)
         return result
@@ -235,44 +253,93 @@ class NetworkFeatures(Features):
 
     def rounded_otherwise(self) -> Features:
         other = copy(self)
-        other._point = self._types.changed(self._point, nudged)
+        other._point, other._kept_laid = self._types.changed(self._point, nudged), None
         return other
 
     @property
     def rounding(self) -> float:
-        least = torch.finfo(torch.float32 if self._types.mixed else self.like.dtype).eps
-        return max(least, torch.finfo(self.autocast).eps) if self._reduced and self.autocast is not None else least
+        return float(torch.finfo(torch.float32 if self._types.mixed else self.like.dtype).eps)
 
     def cheaper(self) -> Features:
-        if self.autocast is None:
-            return self
-        reduced = copy(self)
-        reduced._reduced = True
-        return reduced
+        return ReducedNetwork(self, torch.bfloat16) if self.reduced else self
 
-    def require_autocast(self, inputs: Inputs) -> None:
-        """Refuse an autocast under which the products of this network cannot be taken.
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """All other parameters and buffers."""
+        return self._rest
+
+    @property
+    def weights(self) -> frozenset[str]:
+        """Names of the constants that are parameters, but for those of normalisation by running statistics."""
+        return frozenset(name for name in self._rest if name in self._castable)
+
+    def outputs_with(self, state: Mapping[str, Tensor], inputs: Inputs, mode: AbstractContextManager[Any]) -> Tensor:
+        """The outputs with these parameters and buffers, each in the type it has, under a mode."""
+        return self._called_with(lambda work: self._within(state, work, mode), inputs)
+
+    def require_reduced(self, inputs: Inputs) -> None:
+        """Refuse reduced precision for a network whose products cannot be taken in it.
 
         Raises:
-            RuntimeError: with what torch says.
+            ValueError: with the reason.
         """
-        failure = None if self.autocast is None else failure_of(cast("NetworkFeatures", self.cheaper()), inputs)
-        if failure is not None:
-            raise RuntimeError(
-                f"expected a network whose products work under torch.autocast to {self.autocast} on "
-                f"{self.device.type}, got: {failure} Leave autocast out for this network or this device."
-            ) from failure
+        reason = self._why_not_reduced(inputs)
+        fix = 'Use precision="full", or "auto", which takes bfloat16 only where it works and is faster.'
+        require(not reason, 'a network whose products can be taken in bfloat16 (precision="bfloat16")', reason, fix)
 
-    def alternative(self) -> Self | None:
-        """In forward mode: one forward for both products, or one for each, if both work."""
-        if self.products.mode != FORWARD or not self.products.both:
+    def _why_not_reduced(self, inputs: Inputs) -> str:
+        """Why products cannot be taken in bfloat16, in words; empty if they can."""
+        if self.products.mode != FORWARD:
+            return "one that has no forward mode"
+        if self.products.lifted or self._types.mixed or self._types.vectors != torch.float32 or self.layout.complex:
+            return "one that is not float32 throughout"
+        failure = failure_of(ReducedNetwork(self, torch.bfloat16), inputs)
+        return "" if failure is None else short_reason(failure)
+
+    def reduction(self, inputs: Inputs) -> Self | None:
+        if self.precision != "auto" or self._why_not_reduced(inputs) or self.coarseness(inputs) > _COARSEST:
             return None
         other = copy(self)
-        other.products = replace(self.products, shared=not self.products.shared)
+        other.reduced = True
         return other
 
+    def coarseness(self, inputs: Inputs) -> float:
+        """|phi v - phi_reduced v| / |phi v| on a few data."""
+        return deviation(self, ReducedNetwork(self, torch.bfloat16), inputs)
+
+    def find_folds(self, inputs: Inputs) -> None:
+        """Find the normalisation that can be taken into convolutions, and leave it where that changes the outputs."""
+        constant = frozenset(self._rest)
+        self.folds = folds(self._inside.model, self._slots, constant, lambda: self.evaluate(inputs))
+        if self.folds and not self._can_be_laid(inputs):
+            self.folds = ()
+
+    def _can_be_laid(self, inputs: Inputs) -> bool:
+        """Whether the network laid otherwise has the same outputs and products, up to rounding."""
+        if self.products.mode != FORWARD or self.products.lifted or self.layout.complex:
+            return False
+        laid = copy(self)
+        laid.products, laid._kept_laid = replace(self.products, laid=True), None
+        return failure_of(laid, inputs) is None and agree(self, laid, inputs)
+
+    def alternatives(self, inputs: Inputs) -> list[Self]:
+        """In forward mode: one forward for both products, or one for each; laid otherwise, where that may be chosen."""
+        ways = [replace(self.products, shared=not self.products.shared)] if self.products.both else []
+        if self.precision != "full" and self._can_be_laid(inputs):
+            ways += [replace(way, laid=True) for way in (self.products, *ways)]
+        others = [copy(self) for _ in ways]
+        for other, way in zip(others, ways, strict=True):
+            other.products = way
+        return others
+
+    @property
+    def way(self) -> str:
+        forwards = "one forward" if self.products.shared else "two forwards"
+        laid = ", channels last" if self.products.laid else ""
+        return forwards + laid + (", bfloat16" if self.reduced else "")
+
     def adopt(self, alternative: Self) -> None:
-        self.products = alternative.products
+        self.products, self.reduced = alternative.products, alternative.reduced
 
     def _reverse_products(self, inputs: Inputs, failure: Exception) -> Products:
         """Double reverse mode, because of what forward mode failed with; vectors together where that works."""
@@ -295,29 +362,7 @@ class NetworkFeatures(Features):
         ) from second
 
     def where_not_finite(self, inputs: Inputs, position: int) -> str:
-        if not self._not_finite(inputs):
-            return ""
-        count = num_inputs(inputs)
-        if count is None:
-            return f"NaN or infinity appear first in what {self._not_finite(inputs)[0]}, for data from {position}. "
-        for row in range(count):
-            not_finite = self._not_finite(pick(inputs, [row]))
-            if not_finite:
-                return f"NaN or infinity appear first in what {not_finite[0]}, for datum {position + row}. "
-        return ""
-
-    def _not_finite(self, inputs: Inputs) -> list[str]:
-        """What is not finite on the way through the network, in words; the first entry came first."""
-        found: list[str] = []
-
-        def leave(call: Call) -> None:
-            for tree, verb in (((call.args, call.kwargs), "is given"), (call.outputs, "returns")):
-                if not all(bool(t.isfinite().all()) for t in floating(tree)):
-                    found.append(f"{describe_module(call.name, call.module)} {verb}")
-
-        with watched(self._inside.model, leave):
-            self.evaluate(inputs)
-        return found
+        return where_not_finite(self._inside.model, self.evaluate, inputs, position)
 
     def _where(self, inputs: Inputs, products: Products) -> str:
         """The innermost module that has no products of this kind, in words."""
@@ -335,50 +380,6 @@ class NetworkFeatures(Features):
     def point(self) -> dict[str, Tensor]:
         """The trained values of the chosen parameters."""
         return self._point
-
-
-class _NetworkAt(Linearisation):
-    def __init__(self, features: NetworkFeatures, inputs: Inputs) -> None:
-        self._features, self._inputs = features, inputs
-        self._pulled: tuple[Tensor, Callable[..., Any]] | None = None
-
-    def _forward(self, point: Mapping[str, Tensor]) -> Tensor:
-        return self._features.call(point, self._inputs)
-
-    def _pullback(self) -> tuple[Tensor, Callable[..., Any]]:
-        if self._pulled is None:
-            outputs, pull, *_ = vjp(self._forward, self._features.point)
-            self._pulled = outputs.detach(), pull
-        return self._pulled
-
-    @property
-    def outputs(self) -> Tensor:
-        return self._pullback()[0]
-
-    def jvp(self, vectors: Tensor) -> Tensor:
-        tangents = self._features.layout.views(vectors)
-        push = vmap(lambda tangent: jvp(self._forward, (self._features.point,), (tangent,))[1])
-        pushed: Tensor = push(tangents)
-        return pushed.detach()
-
-    def product(self, vectors: Tensor, output_curvature: OutputCurvature) -> Tensor:
-        """Reverse mode through the jvps, which are linear in v: one forward serves both products."""
-        if not self._features.products.shared:
-            return super().product(vectors, output_curvature)
-        point, features = self._features.point, self._features
-
-        def pushed(tangents: dict[str, Tensor]) -> Any:
-            dims: Any = (0, None)  # the outputs are the same for all K
-            return vmap(lambda tangent: jvp(self._forward, (point,), (tangent,))[::-1], out_dims=dims)(tangents)
-
-        found: Any = vjp(pushed, features.layout.views(vectors), has_aux=True)
-        outer, pull, outputs = found
-        (pulled,) = pull(output_curvature(outputs.detach(), outer.detach()))
-        return features.layout.flatten(pulled).detach()
-
-    def vjp(self, cotangents: Tensor) -> Tensor:
-        (pulled,) = vmap(self._pullback()[1])(cotangents)
-        return self._features.layout.flatten(pulled).detach()
 
 
 @contextmanager

@@ -66,6 +66,7 @@ def save_state(folder: str | Path | None, state: EMState, identity: dict[str, An
         "chunks": state.model.chunks.facts(),
         "widths": None if state.space is None else state.space.widths,
         "exact": 0 if state.space is None else state.space.exact,
+        "full_precision": state.model.exact,
     }
     checkpoint.save(Path(folder) / _FILE, tensors, facts)
     state.model.journal.begin(len(state.trace))
@@ -170,6 +171,7 @@ def restore_chunks(folder: str | Path | None, chunks: Chunks) -> None:
     kept = None if path is None else checkpoint.load(path)[1].get("chunks")
     if kept is not None:
         chunks.prefer(kept["entries"], kept["columns"], "restored")
+        chunks.way = kept.get("way", "")
 
 
 def restore_state(folder: str | Path | None, state: EMState, identity: dict[str, Any]) -> EMState:
@@ -192,7 +194,7 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
     def here(name: str) -> Tensor:
         return tensors[name].to(state.model.features.like.device)
 
-    model = state.model
+    model = state.model.replaced(exact=facts.get("full_precision", state.model.exact))
     if "noise_precision" in tensors and model.likelihood.learns_noise:
         model = model.replaced(likelihood=model.likelihood.with_noise(tensors["noise_precision"]))
     start = None

@@ -1,12 +1,12 @@
 """The final solve of K samples with what EM has learnt, and the numbers read off at the end."""
 
 from dataclasses import replace
-from math import log, nan, pi
+from math import hypot, log, nan, pi
 
 import torch
 from torch import Tensor
 
-from sampla.core.checks import complain, without_complaints
+from sampla.core.checks import complain
 from sampla.inference.e_step import FinalProblem
 from sampla.inference.evidence import LogEvidence, effective_dimension
 from sampla.inference.mackay import updated_noise
@@ -40,6 +40,7 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
     """
     state, count, quadratic = problem.state, task.num_samples, problem.state.model.likelihood.is_quadratic
     dimension, dimension_error = effective_dimension(solution, count, state.prior)
+    unsettled = unsettled or _misled(task, state, dimension, dimension_error)
     if problem.gamma is not None:
         dimension, dimension_error = torch.full_like(dimension, problem.gamma), torch.zeros_like(dimension)
     determinant = _determinant(task, problem, solution)
@@ -71,7 +72,7 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
         effective_dimension=dimension,
         effective_dimension_error=dimension_error,
         trace=state.trace,
-        settled=state.settled or not task.route.learns,
+        settled=not unsettled and (state.settled or not task.route.learns),
         method=task.route.method,
         log_evidence=evidence,
         mean_error=mean_error,
@@ -80,6 +81,23 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
         unsettled=unsettled,
         posed=_posed(problem, count),
     )
+
+
+def _misled(task: Task, state: EMState, found: Tensor, error: Tensor) -> str:
+    """What is open where EM had products in reduced precision, and the samples, which had not, deny its gamma."""
+    if not (state.model.reduced and task.route.learns and state.trace):
+        return ""
+    last = state.trace[-1]
+    thought, seen = sum(last.effective_dimension), float(found.sum())
+    chance = hypot(*last.effective_dimension_error, *(float(e) for e in error))
+    if abs(thought - seen) <= 3 * chance + task.em.tolerance * seen:
+        return ""
+    reason = (
+        f"EM, with products in bfloat16, took the data to determine {thought:.4g} parameters, and the samples say "
+        f'{seen:.4g}: use precision="full"'
+    )
+    complain("reduced precision", abs(thought - seen) / max(seen, 1.0), f"Precision too low: {reason}.")
+    return reason
 
 
 def _posed(problem: FinalProblem, count: int) -> Posed:
@@ -94,20 +112,15 @@ def _posed(problem: FinalProblem, count: int) -> Posed:
 
 
 def _in_full_precision(task: Task, system: LinearSystem, rhs: RightHandSide, start: Start | None) -> Solution:
-    """What products in reduced precision have found is finished with products in full precision.
+    """The solve with products in full precision, whatever EM had: the error stated is that of the exact system.
 
-    So the error stated is that of the exact system, whatever the cheaper products were worth.
+    A first solution by products that are off by e would be off by e (lambda / alpha)^(1/2) along an eigenvector of M,
+    because a sample is small there as the difference of two large terms (docs/notes/engine.md).
     """
-    if not system.model.reduced:
-        return _solved(task, system, rhs, start, "final samples, ")
-    exactly = replace(system, model=system.model.replaced(exact=True))
-    if not task.route.solver_uses_space:  # a start would save it nothing
-        return _solved(task, exactly, rhs, None, "final samples, ")
-    with without_complaints():  # where it ends is of no importance: the solve in full precision says how far it came
-        rough = _solved(task, system, rhs, start, "final samples in reduced precision, ")
-    start = Start(rough.value, rough.curvature_value, curvature_exact=False)
-    found = _solved(task, exactly, rhs, start, "final samples in full precision, ")
-    return replace(found, passes=rough.passes + found.passes, history=rough.history + found.history)
+    if system.model.reduced:
+        system = replace(system, model=system.model.replaced(exact=True))
+        start = None if start is None else replace(start, curvature_exact=False)
+    return _solved(task, system, rhs, start, "final samples, ")
 
 
 def _solved(task: Task, system: LinearSystem, rhs: RightHandSide, start: Start | None, label: str) -> Solution:

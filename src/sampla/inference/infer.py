@@ -23,7 +23,7 @@ from sampla.core.checks import one_of_each, require, require_known
 from sampla.features import ScaledFeatures
 from sampla.inference import final
 from sampla.inference.dual_step import DualEStep
-from sampla.inference.e_step import EStep
+from sampla.inference.e_step import EStep, FinalProblem
 from sampla.inference.krylov_step import KrylovEStep
 from sampla.inference.mackay import highest_start, is_rounding
 from sampla.inference.moving_step import MovingEStep
@@ -91,8 +91,34 @@ def infer(
         tolerance=tolerance, max_passes=max_passes, log_evidence=log_evidence, say=say, noise=noise,
     )  # fmt: skip
     with one_of_each(stacklevel=5):
-        e_step = e_step_of(task, state)
-        return finished(e_step, maximised(e_step, restore(state), keep))
+        return solved(task, *_learnt(task, state, restore, keep))
+
+
+def _learnt(
+    task: Task, first: EMState, restore: Callable[[EMState], EMState], keep: Callable[[EMState], None]
+) -> tuple[FinalProblem, str]:
+    """EM from the first or a restored state, and again in full precision where reduced products have misled it."""
+    e_step = e_step_of(task, first)
+    state = maximised(e_step, restore(first), keep)
+    if doubtful(state, task):
+        task.say("EM again in full precision")
+        first = replace(first, model=first.model.replaced(exact=True))
+        e_step = e_step_of(task, first)
+        state = maximised(e_step, first, keep)
+    return finished(e_step, state)
+
+
+def doubtful(state: EMState, task: Task) -> bool:
+    """Whether products in reduced precision have not led EM to where they can be trusted.
+
+    Their noise is a floor under the eigenvalues of M: no prior precision below it is told from zero.
+    """
+    if not (state.model.reduced and task.route.learns):
+        return False
+    if not state.settled or state.space is None:
+        return True
+    floor = state.model.rounding**2 * float(state.space.spectrum[0].max())
+    return bool((state.prior.precision < floor * state.noise_factor).any())
 
 
 def prepared(
@@ -180,12 +206,17 @@ def with_samples(e_step: EStep, state: EMState) -> tuple[EStep, EMState]:
     return SampledEStep(replace(task, route=replace(task.route, e_step="samples")), state.model), following
 
 
-def finished(e_step: EStep, state: EMState) -> Inference:
-    """K samples with the hyperparameters of the state; a warning says if these have not settled."""
-    task = e_step.task
-    unsettled = "" if state.settled or not task.route.learns else complain_unsettled(task, state)
-    problem = e_step.finish(state)
-    del state  # what the search for modes has learnt is large, and the final solve needs the memory
+def finished(e_step: EStep, state: EMState) -> tuple[FinalProblem, str]:
+    """What is left to solve with the hyperparameters of the state, and what keeps these from having settled.
+
+    The state itself stays behind: what the search for modes has learnt is large, and the final solve needs the memory.
+    """
+    unsettled = "" if state.settled or not e_step.task.route.learns else complain_unsettled(e_step.task, state)
+    return e_step.finish(state), unsettled
+
+
+def solved(task: Task, problem: FinalProblem, unsettled: str) -> Inference:
+    """K samples with the hyperparameters of the problem; a warning says if these have not settled."""
     return final.inference(task, problem, final.solved(task, problem), unsettled)
 
 

@@ -75,7 +75,8 @@ def choose_route(
         em: when and how the loop over hyperparameters stops.
         numbers: N C, every datum counted once.
         curvature_at: where the outputs lie at which B is taken.
-        log_evidence: whether to estimate log p(y); None: if something is learnt, and the solver's own work tells it.
+        log_evidence: whether to estimate log p(y); None: if something is learnt, and the solver's own work tells it
+            in full precision.
 
     Raises:
         ValueError: if EM(method="krylov") is asked for what no single Krylov space serves.
@@ -98,7 +99,8 @@ def choose_route(
         "Use EM(method=None), which chooses.",
     )
     krylov = possible and em.method not in ("samples", "outputs") and (solver.krylov_e_step or em.method == "krylov")
-    wanted = learns and (solver.krylov_e_step or solver.exact_determinant) if log_evidence is None else log_evidence
+    tells = learns and not model.reduced and (solver.krylov_e_step or solver.exact_determinant)
+    wanted = tells if log_evidence is None else log_evidence
     rank = min(numbers, size)
     gamma_is_exact = not krylov and isinstance(solver, Dense) and not likelihood.learns_noise
     return Route(

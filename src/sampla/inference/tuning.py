@@ -23,6 +23,9 @@ _FEWEST_PRODUCTS, _LEAST_WORK = 2**14, 2**32
 _MOST_ENTRIES = 4096
 _GAIN = 0.95
 """A larger chunk must bring this much; and of equals the smaller is taken, which needs less memory."""
+_REDUCED_GAIN = 0.6
+"""Part of the time of a full product that one in reduced precision may take: such products find the hyperparameters
+and a first solution, three quarters of a fit, and finishing that takes a pass more."""
 _SECONDS, _SHARE = 3.0, 0.05
 """What measuring may take, in seconds or as a part of one pass, whichever is more."""
 _QUICK = 0.5
@@ -81,6 +84,8 @@ def tune(model: LinearModel, num_vectors: int) -> None:
         num_vectors: K of the products to come.
     """
     chunks, data = model.chunks, model.data
+    if chunks.way:
+        _take(model, chunks.way)
     work = data.num_data * num_vectors
     settled = chunks.source != "preset" or chunks.halvings > 0
     if settled or not data.cut or work < _FEWEST_PRODUCTS or work * model.num_parameters < _LEAST_WORK:
@@ -93,7 +98,18 @@ def tune(model: LinearModel, num_vectors: int) -> None:
     rows, columns = search.best()
     chunks.prefer(rows * columns, columns, "measured")
     search.choose_way((rows, columns))
-    chunks.seconds = perf_counter() - start
+    search.choose_precision((rows, columns))
+    chunks.way, chunks.seconds = model.features.unscaled()[0].way, perf_counter() - start
+
+
+def _take(model: LinearModel, way: str) -> None:
+    """Take products as the fit did before it was cut off."""
+    base, first = model.features.unscaled()[0], next(iter(model.data)).rows(0, 2).inputs
+    for other in base.alternatives(first):
+        reduced = other.reduction(first)
+        for each in [other] if reduced is None else [other, reduced]:
+            if each.way == way:
+                base.adopt(each)
 
 
 class _Search:
@@ -102,7 +118,7 @@ class _Search:
     def __init__(self, model: LinearModel, batch: Batch, num_vectors: int, work: int) -> None:
         self._model, self._batch, self._work = model, batch, work
         self._base, _ = model.features.unscaled()
-        self._features = self._base.cheaper()
+        self._features = self._base
         self._most_columns = min(num_vectors, model.chunks.columns)
         self._vectors = _vectors(self._features, self._most_columns)
         self._memory = chunk_memory(self._features, batch)
@@ -123,13 +139,24 @@ class _Search:
         return shape
 
     def choose_way(self, shape: tuple[int, int]) -> None:
-        """Take the features' other way where it gains, both timed once more, one after the other."""
-        other = self._base.alternative()
+        """Take the features' other way where it gains, all timed once more, one after the other."""
+        before = min(self._times[shape], self._time(shape))
+        for other in self._base.alternatives(self._batch.rows(0, 2).inputs):
+            self._features = other
+            seconds = self._time(shape)
+            if seconds < _GAIN * before:
+                before = seconds
+                self._base.adopt(other)
+        self._times[shape], self._features = before, self._base
+
+    def choose_precision(self, shape: tuple[int, int]) -> None:
+        """Take products in reduced precision where they gain enough, both timed once more, one after the other."""
+        other = self._base.reduction(self._batch.rows(0, 2).inputs)
         if other is None:
             return
         before = min(self._times[shape], self._time(shape))
         self._features = other.cheaper()
-        if self._time(shape) < _GAIN * before:
+        if self._time(shape) < _REDUCED_GAIN * before:
             self._base.adopt(other)
 
     def _faster(self, shape: tuple[int, int], than: tuple[int, int]) -> bool:
@@ -156,7 +183,7 @@ class _Search:
             few = self._batch.rows(0, rows)
             here = self._features.linearise(few.inputs)
             trial = LinearBatch(here, self._model.likelihood, few.targets, 0, rows, 0)
-            trial.curvature_product(self._vectors[:columns])
+            trial.curvature_product(self._features.entering(self._vectors[:columns]))
             if self._vectors.is_cuda:
                 torch.cuda.synchronize(self._vectors.device)
         except (MemoryError, RuntimeError) as error:

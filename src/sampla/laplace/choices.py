@@ -2,7 +2,7 @@
 
 from math import inf
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -18,6 +18,10 @@ _PRIORS = {"g-prior": GPrior, "isotropic": Isotropic, "layerwise": Layerwise}
 _SOLVERS = {"block-cg": BlockCG, "dense": Dense, "minibatch": Minibatch, "dual": DualDescent, "sgd": SGD}
 _DENSE_UP_TO = 500
 """P at which solver="auto" changes from dense to block conjugate gradients."""
+
+
+Precision: TypeAlias = Literal["full", "auto", "bfloat16"]
+"""In which type products with M are taken until the last passes."""
 
 
 def chosen_likelihood(likelihood: str | Likelihood) -> Likelihood:
@@ -77,7 +81,7 @@ def check_options(
     curvature_at: str,
     linear_model: str,
     log_evidence: bool | None,
-    autocast: torch.dtype | None,
+    precision: str,
     chunks: tuple[int, int] | None,
     width: str | float,
 ) -> None:
@@ -90,9 +94,13 @@ def check_options(
     require(known, "log_evidence True, False or None", f"{log_evidence!r}", "None chooses.")
     require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
     require_known(linear_model, ("surrogate", "tangent"), "linear_model")
-    reduced = autocast in (None, torch.bfloat16, torch.float16)
-    fix = "None uses full precision."
-    require(reduced, "autocast as torch.bfloat16, torch.float16 or None", f"{autocast}", fix)
+    require_known(precision, ("full", "auto", "bfloat16"), "precision")
+    require(
+        not (log_evidence and precision == "bfloat16"),
+        'precision="full" or "auto" for log_evidence=True',
+        'precision="bfloat16", whose products do not tell log det H well enough',
+        "Leave log_evidence out, or fit in full precision.",
+    )
     check_chunks(chunks)
     number = isinstance(width, Real) and not isinstance(width, bool) and 0 <= width < inf
     fix = "'loo' finds it from the training data, 'em' and 1 are the posterior itself, 0 is the network alone."

@@ -35,7 +35,14 @@ from sampla.inference.memory_plan import MemoryPlan, plan_memory
 from sampla.inference.mode import mode_of
 from sampla.inference.report import build_report
 from sampla.inference.settings import EM, CurvatureAt, LinearModelKind
-from sampla.laplace.choices import check_numbers, check_options, chosen_likelihood, chosen_prior, chosen_solver
+from sampla.laplace.choices import (
+    Precision,
+    check_numbers,
+    check_options,
+    chosen_likelihood,
+    chosen_prior,
+    chosen_solver,
+)
 from sampla.laplace.guards import (
     apart,
     check_evaluation_mode,
@@ -80,9 +87,11 @@ class LinearisedLaplace(AboutTrainingData):
         chunks: (data, vectors) that go through the network at once; None measures what is fastest, if a pass is long
             enough for that to matter. Chunks change results by rounding only; give them (``report_.chunks`` has those
             of a fit) where two fits are to agree to the bit. A fit that goes on from a checkpoint keeps its own.
-        autocast: torch.bfloat16 or torch.float16: products with M in EM and for a first solve are taken under
-            torch.autocast; the samples are then finished with products in the network's own type, so that their stated
-            error holds without reserve. Where such products are not faster, it costs passes. None: not used.
+        precision: "full" takes every product in the network's own type. "auto" measures at the start of a long fit
+            whether bfloat16, and convolutions with their channels last, are faster; "bfloat16" takes it in any case.
+            It serves EM's products with M only: samples are solved for with products in full precision, so that
+            their stated error is that of the exact system. There is no log evidence then, unless asked for, which
+            keeps "auto" at full precision.
         vectors_on: device on which vectors of all parameters live, "cpu" for a network on a GPU whose memory does not
             hold them: a pass brings the K it multiplies to the network and takes the result back. None: with the
             network. Needs block conjugate gradients.
@@ -126,16 +135,16 @@ class LinearisedLaplace(AboutTrainingData):
         log_evidence: bool | None = None,
         output: OutputName = None,
         chunks: tuple[int, int] | None = None,
-        autocast: torch.dtype | None = None,
         vectors_on: torch.device | str | None = None,
         progress: bool = True,
         width: Literal["loo", "em"] | float = "loo",
+        precision: Precision = "full",
     ) -> None:
         super().__init__()
         fix = "Pass the trained network (of an ExportedProgram its module())."
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, fix)
         check_numbers(num_samples, seed, max_passes, tolerance)
-        check_options(curvature_at, linear_model, log_evidence, autocast, chunks, width)
+        check_options(curvature_at, linear_model, log_evidence, precision, chunks, width)
         self.model = model
         self.likelihood, self.prior = chosen_likelihood(likelihood), chosen_prior(prior)
         self.names, self.excluded = select_parameters(model, parameters)
@@ -148,7 +157,7 @@ class LinearisedLaplace(AboutTrainingData):
         self.tolerance, self.max_passes = tolerance, max_passes
         self.em = EM() if em is None else named(em, {}, EM)
         self.curvature_at, self.linear_model, self.width = curvature_at, linear_model, width
-        self.log_evidence, self.output, self.chunks, self.autocast = log_evidence, output, chunks, autocast
+        self.log_evidence, self.output, self.chunks, self.precision = log_evidence, output, chunks, precision
         self._progress = Progress(progress)
         self._error: Tensor | None = None
 
@@ -196,7 +205,9 @@ class LinearisedLaplace(AboutTrainingData):
                     keep=lambda state: save_state(checkpoint, state, identity()),
                 )  # fmt: skip
                 width, mode = self._found_width(model.replaced(likelihood=inference.model.likelihood), inference)
-            words = self._describe_products(features) + ("; torch.autocast around the fit put aside" if ambient else "")
+            words = self._describe_products(features, inference.model) + (
+                "; torch.autocast around the fit put aside" if ambient else ""
+            )
             spent = perf_counter() - start
             report = build_report(inference, data, self.excluded, adjoint, spent, self.tolerance, words, width)
             posterior = Posterior(
@@ -282,13 +293,16 @@ class LinearisedLaplace(AboutTrainingData):
         check_evaluation_mode(self.model)
         device = only_device(self.model)
         features = NetworkFeatures(
-            self.model, self.names, self.output, autocast=self.autocast, vectors_on=self.vectors_on,
+            self.model, self.names, self.output, precision=self._allowed_precision, vectors_on=self.vectors_on,
             tangent=self.linear_model == "tangent",
         )  # fmt: skip
         data = CheckedLoader(loader, device, self._progress, unpack, self.likelihood.counted)
         first = data.first()
         adjoint = check_network(features, first)
-        features.require_autocast(first.rows(0, 2).inputs)
+        if self._allowed_precision != "full":
+            features.find_folds(first.rows(0, 2).inputs)
+        if self.precision == "bfloat16":
+            features.require_reduced(first.rows(0, 2).inputs)
         return features, data, adjoint
 
     def _found_width(self, model: LinearModel, inference: Inference) -> tuple[Width, Tensor | None]:
@@ -301,8 +315,14 @@ class LinearisedLaplace(AboutTrainingData):
         mode = mode_of(inference, self.em.mode_tolerance, self._progress.enter)
         return leave_one_out_width(model, inference.samples, mode, self._at_mode(model.likelihood), self.seed), mode
 
-    def _describe_products(self, features: NetworkFeatures) -> str:
-        reduced = f"; under autocast to {self.autocast} but for the last passes" if self.autocast else ""
+    @property
+    def _allowed_precision(self) -> Precision:
+        """The precision asked for, if the evidence is not asked for as well, which needs products in full precision."""
+        return "full" if self.log_evidence else self.precision
+
+    def _describe_products(self, features: NetworkFeatures, model: LinearModel) -> str:
+        again = "" if model.reduced else " at first, then again in full precision"
+        reduced = f"; EM's with M in bfloat16{again}" if features.reduced else ""
         return features.products.description + reduced
 
     def _chunks_for(self, checkpoint: str | Path | None) -> Chunks:
@@ -322,7 +342,7 @@ class LinearisedLaplace(AboutTrainingData):
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),
             "curvature_at": self.curvature_at, "linear_model": self.linear_model,
-            "type": [str(features.like.dtype), str(self.autocast), features.device.type],
+            "type": [str(features.like.dtype), self.precision, features.device.type],
             "em": self.em.kind, "em_tolerance": self.em.tolerance,
             "num_samples": self.num_samples, "seed": self.seed,
         }  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 from sampla.core.checks import one_of_each
 from sampla.core.params import ParameterLayout
 from sampla.core.progress import Progress
-from sampla.inference.infer import e_step_of, finished, maximised, prepared, with_samples
+from sampla.inference.infer import e_step_of, finished, maximised, prepared, solved, with_samples
 from sampla.inference.report import FitReport, build_report
 from sampla.inference.settings import EM
 from sampla.inference.state import Inference
@@ -92,7 +92,7 @@ def iterative_fit(
         if task.route.method == "krylov" and not state.settled:
             e_step, state = with_samples(e_step, state)
             state = maximised(e_step, state)
-        found = finished(e_step, state)
+        found = solved(e_step.task, *finished(e_step, state))
     report = build_report(found, data, {}, None, perf_counter() - start, tolerance)
     assert found.mean is not None
     shape = (source.num_columns, outputs)

@@ -37,7 +37,7 @@ def without_autocast(model: nn.Module, said: bool = False) -> Iterator[bool]:
     if said:
         warnings.warn(
             "called under torch.autocast, which is put aside meanwhile: results are those without it. For faster "
-            "products use LinearisedLaplace(..., autocast=torch.bfloat16).",
+            'products use LinearisedLaplace(..., precision="auto").',
             stacklevel=6,
         )
     with torch.autocast(active[0], enabled=False), torch.autocast(active[-1], enabled=False):
