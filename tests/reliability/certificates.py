@@ -141,8 +141,14 @@ def _trials(problem: Callable[[int], Problem], count: int, seed: int, say: Calla
         warnings.simplefilter("ignore", sampla.ConvergenceWarning)
         for number in range(count):
             case = problem(1000 * seed + number)
-            la = case.fitted()
             found["tried"] += 1
+            try:
+                la = case.fitted()
+            except ValueError as error:
+                if "residuals of zero" not in str(error):
+                    raise
+                found["refused"] += 1  # float32 meets targets that float64 does not
+                continue
             if not (la.report_.status.startswith("reached") and la.report_.settled):
                 found["refused"] += 1
                 continue
