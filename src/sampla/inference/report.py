@@ -1,6 +1,7 @@
 """The certificate of a fit: what it did, what it cost, how accurate the answer is; as numbers and in plain words."""
 
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite, nan
 from typing import Any
 
 from sampla.core.data import Data
@@ -15,6 +16,11 @@ _SMALL_CHANGE = 0.1
 """Change of an EM step that is worth a word: the first step to a fixed point that is read off at once changes much."""
 _LAYERS = 4
 """Layers that a report names."""
+_NUMBERS = {
+    "effective_dimension", "effective_dimension_error", "solve_history", "sample_errors", "precision_error",
+    "noise_error", "log_evidence_error",
+}  # fmt: skip
+"""Lists of numbers, of which some may not be finite."""
 _SEEN = 2.0
 """Standard errors by which a layer's share must exceed zero to be named."""
 
@@ -43,7 +49,9 @@ class FitReport:
     """Estimated |phi(z - z*)|_B / |phi z*|_B of the samples."""
     solve_history: list[float]
     passes: float
-    """Products with M per sample over the whole fit, noise and hyperparameters included."""
+    """Products with M per sample over the whole fit, noise and hyperparameters included. A fit that goes on from its
+    folder counts what earlier runs spent up to the state or the kept passes that it takes over, each once; what they
+    spent on what it makes anew is not known to it."""
     sweeps: int
     """How often the data were read: from the loader, or from the device on which they were kept."""
     vector_bytes: int
@@ -99,13 +107,20 @@ class FitReport:
         return float((2 * self.num_samples) ** -0.5)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
+        """Plain JSON types; None for a number that is not finite, of which ``status`` and ``unsettled`` say why."""
+        values: dict[str, Any] = _finite(asdict(self))
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FitReport":
-        """The inverse of ``to_dict``; what an older file does not know takes its default."""
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        """The inverse of ``to_dict`` but for NaN in place of infinity; what an older file lacks takes its default."""
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        for name in known.keys() & _NUMBERS:
+            if isinstance(known[name], list):
+                known[name] = [nan if each is None else each for each in known[name]]
+        for name in known.keys() & {"solve_error", "passes"}:
+            known[name] = nan if known[name] is None else known[name]
+        return cls(**known)
 
     def __str__(self) -> str:
         what = f"{self.num_samples} posterior samples of {self.num_parameters:,} parameters"
@@ -237,6 +252,15 @@ class FitReport:
             return f"EM has NOT settled in {steps}"
         change = self.trace[-1]["change"]
         return f"EM settled in {steps}" + (f" (last change {change:.1%})" if change < _SMALL_CHANGE else "")
+
+
+def _finite(value: Any) -> Any:
+    """The same, with None for every number that is not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _describe_chunk(chunks: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The front door: error bars for a trained network."""
 
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -51,7 +52,7 @@ from sampla.laplace.guards import (
     not_finite_explained,
     only_device,
 )
-from sampla.laplace.training_data import REMEDY, SAVED, TOO_MANY_SAMPLES, AboutTrainingData, kept_in
+from sampla.laplace.training_data import REMEDY, SAVED, TOO_MANY_SAMPLES, AboutTrainingData, Asked, kept_in
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
 from sampla.posterior.posterior import Posterior, load_posterior
@@ -160,6 +161,7 @@ class LinearisedLaplace(AboutTrainingData):
         self.log_evidence, self.output, self.chunks, self.precision = log_evidence, output, chunks, precision
         self._progress = Progress(progress)
         self._error: Tensor | None = None
+        self._asked = self._settings()
 
     def fit(
         self,
@@ -186,7 +188,7 @@ class LinearisedLaplace(AboutTrainingData):
             ValueError: for data that do not fit, NaN, an empty loader, a loader whose data change, or a network in
                 train mode, with active dropout or with wrong derivatives. The network and earlier results stay.
         """
-        start = perf_counter()
+        start, asked = perf_counter(), self._settings()
         with (
             deferred_interrupts(), apart(self.model, said=True) as ambient,
             freed_memory_kept(), machine_explained(REMEDY, kept_in(checkpoint)), held(checkpoint),
@@ -211,13 +213,13 @@ class LinearisedLaplace(AboutTrainingData):
             spent = perf_counter() - start
             report = build_report(inference, data, self.excluded, adjoint, spent, self.tolerance, words, width)
             posterior = Posterior(
-                features, inference.model.likelihood, inference.samples, report.to_dict(), identity()["network"],
+                features, inference.model.likelihood, inference.samples, asdict(report), identity()["network"],
                 network_dtypes(self.model), width,
             )  # fmt: skip
             if report.seconds > 2:
                 self._progress.say(report.summary)
             self._inference, self._report, self._posterior = inference, report, posterior
-            self._error, self._mode = None, mode
+            self._error, self._mode, self._asked = None, mode, asked
             journal.end()
         return self
 
@@ -249,13 +251,13 @@ class LinearisedLaplace(AboutTrainingData):
             certificate: whether to measure what the solve has left undone at these inputs (``Predictive.solve_error``),
                 by a solve for four vectors over the training data, once after a fit.
         """
-        posterior, error = self._fitted(), None
+        posterior, error, asked = self._fitted(), None, self._asked
         with (
-            deferred_interrupts(), apart(self.model), freed_memory_kept(), machine_explained(TOO_MANY_SAMPLES, SAVED),
+            deferred_interrupts(), apart(asked.model), freed_memory_kept(), machine_explained(TOO_MANY_SAMPLES, SAVED),
         ):  # fmt: skip
-            check_evaluation_mode(self.model)
+            check_evaluation_mode(asked.model)
             if certificate:
-                error = self._error = error_sample(self._inference, self.seed) if self._error is None else self._error
+                error = self._error = error_sample(self._inference, asked.seed) if self._error is None else self._error
             return posterior.predict(x, method, num_draws, error)
 
     @classmethod
@@ -313,7 +315,12 @@ class LinearisedLaplace(AboutTrainingData):
             return Width(), None
         self._progress.enter("leave-one-out")
         mode = mode_of(inference, self.em.mode_tolerance, self._progress.enter)
-        return leave_one_out_width(model, inference.samples, mode, self._at_mode(model.likelihood), self.seed), mode
+        at_mode = self._settings().at_mode(model.likelihood)
+        return leave_one_out_width(model, inference.samples, mode, at_mode, self.seed), mode
+
+    def _settings(self) -> Asked:
+        """What answers about a fit need of the settings, as they are now."""
+        return Asked(self.model, self.em, self.curvature_at, self.tolerance, self.max_passes, self.seed)
 
     @property
     def _allowed_precision(self) -> Precision:

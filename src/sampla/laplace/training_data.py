@@ -1,5 +1,6 @@
 """What a fitted LinearisedLaplace says of its training data: each without itself, and what each has changed."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ def kept_in(folder: str | Path | None) -> str:
     return f"What the fit has kept in {str(folder)!r} is whole: the same fit with that checkpoint= goes on from there."
 
 
-class AboutTrainingData(Fitted):
-    """Questions about the data of a fit."""
+@dataclass(frozen=True)
+class Asked:
+    """Settings of a fit that answers about it need: those that it was made with, whatever has been assigned since."""
 
     model: nn.Module
     em: EM
@@ -49,6 +51,16 @@ class AboutTrainingData(Fitted):
     tolerance: float
     max_passes: int
     seed: int
+
+    def at_mode(self, likelihood: Likelihood) -> bool:
+        """Whether B was taken at the linear mode's outputs."""
+        return self.curvature_at == "linear-mode" and not likelihood.is_quadratic
+
+
+class AboutTrainingData(Fitted):
+    """Questions about the data of a fit."""
+
+    _asked: Asked
     _progress: Progress
 
     def __init__(self) -> None:
@@ -70,16 +82,16 @@ class AboutTrainingData(Fitted):
             RuntimeError: before fit.
             ValueError: for a posterior from a file, for other data, or for a shuffled loader.
         """
-        posterior, unpacked = self._fitted(), unpacking(labels, unpack)
+        posterior, unpacked, asked = self._fitted(), unpacking(labels, unpack), self._asked
         with (
-            deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
+            deferred_interrupts(), apart(asked.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
         ):  # fmt: skip
-            check_evaluation_mode(self.model)
+            check_evaluation_mode(asked.model)
             likelihood, device = posterior.likelihood, posterior.features.device
             data = CheckedLoader(loader, device, self._progress, unpacked, likelihood.counted)
             return leave_one_out(
-                self._inference, posterior, data, self._mode, at_mode=self._at_mode(likelihood), seed=self.seed,
-                tolerance=self.em.mode_tolerance, say=self._progress.enter,
+                self._inference, posterior, data, self._mode, at_mode=asked.at_mode(likelihood), seed=asked.seed,
+                tolerance=asked.em.mode_tolerance, say=self._progress.enter,
             )  # fmt: skip
 
     def influence(
@@ -107,18 +119,14 @@ class AboutTrainingData(Fitted):
             ValueError: for a posterior from a file, training data that the fit has not had or that are shuffled, test
                 data that do not fit.
         """
-        posterior, unpacked = self._fitted(), unpacking(labels, unpack)
+        posterior, unpacked, asked = self._fitted(), unpacking(labels, unpack), self._asked
         with (
-            deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
+            deferred_interrupts(), apart(asked.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
         ):  # fmt: skip
-            check_evaluation_mode(self.model)
+            check_evaluation_mode(asked.model)
             features, device = posterior.features, posterior.features.device
             data = CheckedLoader(train, device, self._progress, unpacked, posterior.likelihood.counted)
             return influence(
                 self._inference, features, data, asked_about(test, device, unpacked), measure=measure, at=at,
-                tolerance=self.tolerance, max_passes=self.max_passes, seed=self.seed, say=self._progress.enter,
+                tolerance=asked.tolerance, max_passes=asked.max_passes, seed=asked.seed, say=self._progress.enter,
             )  # fmt: skip
-
-    def _at_mode(self, likelihood: Likelihood) -> bool:
-        """Whether B was taken at the linear mode's outputs."""
-        return self.curvature_at == "linear-mode" and not likelihood.is_quadratic
