@@ -155,6 +155,7 @@ class Problem:
             "progress": False,
             "solver": sampla.Dense(),
             "width": "em",
+            "chunks": (BATCH, 256),  # the preset is for larger networks: here most of the time would be calls
             **options,
         }
         loader = options.pop("loader", self.loader)

