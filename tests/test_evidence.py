@@ -430,7 +430,7 @@ def test_the_report_of_a_fit_has_its_lines_and_survives_json(tiny):
     la = fit(tiny["gaussian-scalar"], "g-prior", "gaussian-scalar", solver="block-cg", em=sampla.EM(exact_up_to=0))
     starts = [line.split()[0] for line in str(la.report_).splitlines()]
     model = ["prior", "data", "width", "layers", "products", "mean", "evidence", "noise"]
-    assert starts == ["16", "cost", "samples", "sampling", *model, "to"]
+    assert starts == ["16", "cost", "samples", "sampling", *model, "in", "to"]
     assert FitReport.from_dict(la.report_.to_dict()) == la.report_
     assert la.report_.mean_error < 0.02
     assert len(la.report_.sample_errors) == 16

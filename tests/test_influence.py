@@ -201,8 +201,8 @@ def wide_network() -> nn.Module:
 
 def test_a_solve_that_stops_short_says_so() -> None:
     network, loader = classifier(), class_batches()
-    la = laplace(network, prior=sampla.Isotropic(1e-3, learn=False), solver="dense").fit(loader)
-    la.max_passes, la.tolerance = 1, 1e-6
+    prior = sampla.Isotropic(1e-3, learn=False)
+    la = laplace(network, prior=prior, solver="dense", max_passes=1, tolerance=1e-6).fit(loader)
     with pytest.warns(sampla.ConvergenceWarning, match="BlockCG was asked for a relative error of 1.0e-06"):
         found = la.influence(loader, (inputs(3), labels(3)))
     assert found.status.startswith("stopped at max_passes")
