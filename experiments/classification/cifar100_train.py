@@ -10,16 +10,15 @@ accuracy. ``--bfloat16`` takes the forwards under autocast, less than half of th
 
 import torch
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy
 
 from experiments.classification.cifar100 import CHECKPOINT, TRAINED_ON
 from experiments.common.command import command, say
-from experiments.common.images import cifar
+from experiments.common.images import Images, cifar
 from experiments.common.networks import cifar100_network
 from experiments.common.page import RESULTS
-from experiments.common.training import augmented, loss_and_accuracy
+from experiments.common.training import OneCycle, loss_and_accuracy, one_cycle
 
-_BATCH, _DECAY, _SEED = 128, 5e-4, 0
+_SEED = 0
 _QUICK_IMAGES, _QUICK_EPOCHS = 100, 2
 
 
@@ -35,30 +34,20 @@ def main() -> None:
     order = torch.randperm(50_000, generator=torch.Generator().manual_seed(_SEED))
     train = cifar(asked.root, "cifar100", "train", order[:count])
     test = cifar(asked.root, "cifar100", "test", count=min(count, 10_000))
+    train = Images(train.images.to(device), train.labels.to(device))
     torch.manual_seed(_SEED)
     network = cifar100_network().to(device)
-    optimiser = torch.optim.SGD(network.parameters(), asked.rate, momentum=0.9, weight_decay=_DECAY, nesterov=True)
-    steps, generator = epochs * -(-count // _BATCH), torch.Generator().manual_seed(_SEED)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, asked.rate, total_steps=steps)
+    recipe = OneCycle(epochs, asked.rate, bfloat16=asked.bfloat16)
     asked.checkpoints.mkdir(parents=True, exist_ok=True)
-    for epoch in range(1, epochs + 1):
-        network.train()
-        total = 0.0
-        for rows in torch.randperm(len(train), generator=generator).split(_BATCH):
-            inputs, labels = augmented(train.images[rows], generator).to(device), train.labels[rows].to(device)
-            optimiser.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=asked.bfloat16):
-                outputs = network(inputs)
-            loss = cross_entropy(outputs.float(), labels)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += float(loss.detach()) * len(rows)
+
+    def after(epoch: int, loss: float) -> None:
         accuracy = loss_and_accuracy(network, test)[1]
-        say(f"epoch {epoch}: loss {total / len(train):.3f}, test accuracy {accuracy:.2%}")
+        say(f"epoch {epoch}: loss {loss:.3f}, test accuracy {accuracy:.2%}")
         state = {name: t.cpu().contiguous() for name, t in network.state_dict().items()}
         facts = {"images": str(count), "epochs": str(epoch), "test accuracy": f"{accuracy:.4f}"}
         save_file(state, asked.checkpoints / CHECKPOINT, facts)
+
+    one_cycle(network, train, recipe, _SEED, after)
 
 
 if __name__ == "__main__":

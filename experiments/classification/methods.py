@@ -45,7 +45,8 @@ def network_alone(task: Task) -> Fitted:
 
 def temperature(task: Task) -> Fitted:
     """Logits divided by the number that is best on held-out images (Guo et al. 2017)."""
-    outputs, labels = logits(task.network, task.data.held_out.images).double(), task.data.held_out.labels
+    outputs = logits(task.network, task.data.held_out.images).double()
+    labels = task.data.held_out.labels.to(outputs.device)
     found = exp(minimize_scalar(lambda log_t: float(cross_entropy(outputs / exp(log_t), labels))).x)
     return Fitted(lambda x: {MAIN: of_logits(logits(task.network, x)[None] / found)}, {"temperature": found})
 
@@ -67,17 +68,28 @@ def voting(networks: Sequence[nn.Module]) -> Fitted:
 
 
 def sampled(
-    prior: str, curvature_at: CurvatureAt = "network", reference: bool = False, scaled: bool = False
-) -> Callable[[Task], Fitted]:
-    """sampla with this prior; as a reference with more samples and a small tolerance; scaled on held-out images."""
+    prior: str, curvature_at: CurvatureAt = "network", reference: bool = False, scaled: bool = False,
+    parameters: str | None = None, samples: int | None = None,
+) -> Callable[[Task], Fitted]:  # fmt: skip
+    """sampla with this prior; as a reference with more samples and a small tolerance; scaled on held-out images.
+
+    ``parameters`` are those of ``LinearisedLaplace``: "last-layer", or None for all; ``samples`` K, if not the run's.
+    """
 
     def fit(task: Task) -> Fitted:
         settings = task.settings
-        options: dict[str, Any] = {"num_samples": settings.samples}
+        options: dict[str, Any] = {"num_samples": samples or settings.samples}
         if reference:
             options = {"num_samples": settings.reference_samples, "tolerance": settings.reference_tolerance}
         la = sampla.LinearisedLaplace(
-            task.network, "categorical", prior, seed=settings.seed, curvature_at=curvature_at, progress=False, **options
+            task.network,
+            "categorical",
+            prior,
+            parameters,
+            seed=settings.seed,
+            curvature_at=curvature_at,
+            progress=False,
+            **options,
         )
         report = la.fit(task.data.train.batches(_ROWS)).report_
         facts = {
@@ -105,6 +117,7 @@ def linearised(
     rows = max(1, _IN_FLIGHT // len(samples))
 
     def predict(x: Tensor) -> dict[str, Prediction]:
+        x = x.to(samples.device)
         deviations = torch.cat([features.linearise(part).jvp(samples) for part in x.split(rows)], dim=1)
         return of_predictive(sampla.Predictive(logits(network, x), deviations, likelihood, num_draws=draws))
 
@@ -113,8 +126,9 @@ def linearised(
 
 @torch.no_grad()
 def logits(network: nn.Module, x: Tensor) -> Tensor:
-    """(n, C)."""
-    return torch.cat([network(part) for part in x.split(_ROWS)])
+    """(n, C), where the network is."""
+    device = next(network.parameters()).device
+    return torch.cat([network(part.to(device)) for part in x.split(_ROWS)])
 
 
 def of_logits(outputs: Tensor) -> Prediction:
@@ -122,14 +136,19 @@ def of_logits(outputs: Tensor) -> Prediction:
     log_probs = outputs.log_softmax(-1)
 
     def label_log_prob(labels: Tensor) -> Tensor:
-        return log_probs.gather(-1, labels.expand(len(log_probs), -1)[..., None])[..., 0]
+        labels = labels.to(log_probs.device)
+        return log_probs.gather(-1, labels.expand(len(log_probs), -1)[..., None])[..., 0].cpu()
 
-    return Prediction(log_probs.exp().mean(0), label_log_prob)
+    return Prediction(log_probs.exp().mean(0).cpu(), label_log_prob)
 
 
 def of_predictive(predictive: sampla.Predictive) -> dict[str, Prediction]:
-    """Monte Carlo over functions, and probit."""
+    """Monte Carlo over functions, and probit; what they say is on the CPU."""
+
+    def label_log_prob(labels: Tensor) -> Tensor:
+        return predictive.sample_log_prob(labels.to(predictive.mean.device)).cpu()
+
     return {
-        MAIN: Prediction(predictive.probs, predictive.sample_log_prob),
-        PROBIT: Prediction(replace(predictive, method=PROBIT).probs, None),
+        MAIN: Prediction(predictive.probs.cpu(), label_log_prob),
+        PROBIT: Prediction(replace(predictive, method=PROBIT).probs.cpu(), None),
     }

@@ -27,25 +27,33 @@ _OTHERS = ("#374151", "#9ca3af", "#009e73", "#cc79a7")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def write(experiment: Experiment, store: Store, out: Path) -> None:
-    """The page and its picture, from everything known so far."""
+def write(experiment: Experiment, store: Store, out: Path, device: str = "", command: str = "") -> None:
+    """The page and its picture, from everything known so far; device and command as for ``page``."""
     shifts = experiment.shifts(Settings.from_json(store.settings))
     those = contenders(store.rows, experiment.methods)
-    picture, elsewhere = draw(out / "shifts.png", those, shifts, experiment.angles), out != RESULTS / experiment.name
-    values = page(experiment, store) | {"picture": picture, "elsewhere": elsewhere}
+    picture = draw(out / "shifts.png", those, shifts, experiment.angles)
+    elsewhere = not device and out != RESULTS / experiment.name
+    values = page(experiment, store, device, command) | {"picture": picture, "elsewhere": elsewhere}
     write_page(out / "results.md", "experiments/classification/page.md.j2", **values)
 
 
-def page(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """What the template is filled with."""
+def page(experiment: Experiment, store: Store, device: str = "", command: str = "") -> dict[str, Any]:
+    """What the template is filled with.
+
+    Args:
+        experiment: of the page.
+        store: of its run.
+        device: where the run was; empty: on one thread of a CPU, each method in a process of its own.
+        command: that made it; empty: the experiment's own.
+    """
     settings = Settings.from_json(store.settings)
     those, shifts = contenders(store.rows, experiment.methods), experiment.shifts(settings)
     rows = {METHODS[key].name: store.rows.get(key) for key in experiment.methods}
     fitted = {name: row for name, row in rows.items() if row is not None and "fit_seconds" in row}
     said = store.rows["prepared"]["members"][0] if "prepared" in store.rows else {}
-    command = f"experiments.classification.{experiment.name} --root DIR"
+    command = command or f"experiments.classification.{experiment.name} --root DIR"
     return {
-        "experiment": experiment, "settings": settings, "states": states(store), "several": several,
+        "experiment": experiment, "settings": settings, "states": states(store), "several": several, "device": device,
         "provenance": provenance(store, command, "sampla torch laplace-torch curvlinops-for-pytorch"),
         "network": "; ".join(f"{name}: {_number(value)}" for name, value in said.items()),
         "targets": targets(those, shifts, experiment.classes), "clean": clean(those), "kinds": len(shifts),

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from time import process_time
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from experiments.classification.experiment import Experiment, Settings, Task
 from experiments.classification.peers import full_if_it_fits
 from experiments.classification.registry import FULL, METHODS
 from experiments.common.command import command, say
-from experiments.common.facts import peak_memory
+from experiments.common.devices import Meter
 from experiments.common.images import CLEAN, Data, scored_sets
 from experiments.common.metrics import AUROC, MEASURES, Labelled, Measure, Prediction, Score, auroc
 from experiments.common.page import RESULTS
@@ -127,29 +126,31 @@ def run_method(case: Case) -> Case:
     return facts
 
 
-def fitted_and_predicted(experiment: Experiment, task: Task, key: str) -> tuple[Case, dict[str, np.ndarray]]:
-    """What a fit took and found, in CPU seconds, and what it says about every set of images."""
-    settings = task.settings
+def fitted_and_predicted(
+    experiment: Experiment, task: Task, key: str, meter: Meter | None = None
+) -> tuple[Case, dict[str, np.ndarray]]:
+    """What a fit took and found, in CPU seconds or those of a meter, and what it says about every set of images."""
+    settings, meter = task.settings, meter or Meter()
     if key == FULL:
         plan = full_if_it_fits(task, _MOST_BYTES, _MOST_SECONDS)
         if not plan["fits"]:
             return {"plan": plan}, {}
-    start = process_time()
+    start = meter.seconds()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitted = METHODS[key].fit(task)
-    found: Case = {"fit_seconds": process_time() - start, "facts": fitted.facts}
+    found: Case = {"fit_seconds": meter.seconds() - start, "facts": fitted.facts}
     found["warnings"] = sorted({str(w.message) for w in caught if "sampla" in str(w.filename)})
     arrays: dict[str, np.ndarray] = {}
     for name, images in scored_sets(task.data, experiment.shifts(settings), settings.shifted):
-        start = process_time()
+        start = meter.seconds()
         answers = fitted.predict(images.images)
         if name == CLEAN:
-            found["predict_seconds"] = 1000 * (process_time() - start) / len(images)
+            found["predict_seconds"] = 1000 * (meter.seconds() - start) / len(images)
         arrays |= _arrays(name, answers, images.labels)
     for name, inputs in task.data.foreign.items():
         arrays |= _arrays(FOREIGN + name, fitted.predict(inputs), None)
-    found["peak_bytes"] = peak_memory()
+    found["peak_bytes"] = meter.peak()
     if fitted.own is not None and settings.own_predictions:  # a library's own predictions of the clean images
         answers = {way: Prediction(probs) for way, probs in fitted.own(task.data.test.images).items()}
         arrays |= _arrays(CLEAN, answers, task.data.test.labels)

@@ -1,5 +1,9 @@
-"""SGD with augmentation, and SWAG: a Gaussian fitted to where SGD with a constant learning rate goes."""
+"""SGD with augmentation, and SWAG: a Gaussian fitted to where SGD with a constant learning rate goes.
 
+Everything runs where the network and its images are; a generator may be on the CPU all the same.
+"""
+
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -12,6 +16,57 @@ from torch.optim.swa_utils import update_bn
 from experiments.common.images import Images
 
 _SHIFT = 4  # pixels
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """SGD with Nesterov momentum along one cycle of the learning rate, on shifted and flipped images."""
+
+    epochs: int
+    rate: float = 0.2  # the largest
+    batch: int = 128
+    weight_decay: float = 5e-4
+    bfloat16: bool = False  # forwards under autocast
+    channels_last: bool = False  # how the network's weights lie in memory meanwhile
+
+
+def one_cycle(
+    network: nn.Module, train: Images, recipe: OneCycle, seed: int, after: Callable[[int, float], None] | None = None
+) -> None:
+    """Train a network in place.
+
+    Args:
+        network: where the images are.
+        train: the images.
+        recipe: of the run.
+        seed: of minibatches, shifts and flips, which are drawn where the images are.
+        after: told the epoch, from 1, and the mean loss in it.
+    """
+    device = train.images.device
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    generator = torch.Generator(device).manual_seed(seed)
+    network.to(memory_format=layout)
+    optimiser = torch.optim.SGD(
+        network.parameters(), recipe.rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    steps = recipe.epochs * -(-len(train) // recipe.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=steps)
+    for epoch in range(1, recipe.epochs + 1):
+        network.train()
+        total = torch.zeros((), device=device)  # read once an epoch: reading it waits for the device
+        for rows in torch.randperm(len(train), generator=generator, device=device).split(recipe.batch):
+            inputs, labels = augmented(train.images[rows], generator).to(memory_format=layout), train.labels[rows]
+            optimiser.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
+                outputs = network(inputs)
+            loss = cross_entropy(outputs.float(), labels)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total += loss.detach() * len(rows)
+        if after is not None:
+            after(epoch, float(total) / len(train))
+    network.to(memory_format=torch.contiguous_format).eval()
 
 
 @dataclass(frozen=True)
@@ -44,8 +99,9 @@ def swag_samples(network: nn.Module, train: Images, recipe: Swag, count: int, se
     variance = (square - mean.square()).clamp_min(0)
     drawn = []
     for _ in range(count):
-        diagonal = torch.randn(mean.shape, generator=generator) * (variance / 2).sqrt()
-        low_rank = torch.randn(len(deviations), generator=generator) @ deviations / (2 * (len(deviations) - 1)) ** 0.5
+        diagonal = torch.randn(mean.shape, generator=generator).to(mean) * (variance / 2).sqrt()
+        weights = torch.randn(len(deviations), generator=generator).to(mean)
+        low_rank = weights @ deviations / (2 * (len(deviations) - 1)) ** 0.5
         sample = deepcopy(network)
         vector_to_parameters(mean + diagonal + low_rank, sample.parameters())
         update_bn(train.images.split(recipe.batch), sample.train())  # BatchNorm's averages, over one pass
@@ -60,7 +116,8 @@ def _run(network: nn.Module, train: Images, recipe: Swag, generator: torch.Gener
     )
     steps = max(recipe.snapshots, int(recipe.epochs * len(train) / recipe.batch))
     due = {steps * (k + 1) // recipe.snapshots for k in range(recipe.snapshots)}
-    count, mean, square, deviations = 0, torch.zeros(()), torch.zeros(()), []
+    zero = torch.zeros((), device=train.images.device)
+    count, mean, square, deviations = 0, zero, zero, []
     network.train()
     order = torch.empty(0, dtype=torch.int64)
     for step in range(1, steps + 1):
@@ -81,13 +138,15 @@ def _run(network: nn.Module, train: Images, recipe: Swag, generator: torch.Gener
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """Every image flipped or not, and shifted by up to four pixels (reflected at the border)."""
-    flip = torch.rand(len(images), generator=generator) < 0.5
+    drawn, here, (count, channels, height, width) = generator.device, images.device, images.shape
+    flip = torch.rand(count, generator=generator, device=drawn).to(here) < 0.5
     images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
-    wide, side = pad(images, (_SHIFT,) * 4, mode="reflect"), images.shape[2]
-    corner = torch.randint(0, 2 * _SHIFT + 1, (2, len(images)), generator=generator)
-    rows = (corner[0][:, None] + torch.arange(side)).view(len(images), 1, side, 1)
-    columns = (corner[1][:, None] + torch.arange(images.shape[3])).view(len(images), 1, 1, -1)
-    number, channel = torch.arange(len(images)).view(-1, 1, 1, 1), torch.arange(images.shape[1]).view(1, -1, 1, 1)
+    wide = pad(images, (_SHIFT,) * 4, mode="reflect")
+    corner = torch.randint(0, 2 * _SHIFT + 1, (2, count), generator=generator, device=drawn).to(here)
+    rows = (corner[0][:, None] + torch.arange(height, device=here)).view(count, 1, height, 1)
+    columns = (corner[1][:, None] + torch.arange(width, device=here)).view(count, 1, 1, width)
+    number = torch.arange(count, device=here).view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=here).view(1, -1, 1, 1)
     return wide[number, channel, rows, columns]
 
 
