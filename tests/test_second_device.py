@@ -1,10 +1,12 @@
 """Fits on a second device against the same fits on the CPU: whatever is on the wrong device is refused there.
 
-Run by ``make test-second-device`` only: it compiles the device (second_device.cpp), and torch has that from then on.
+Run by ``make test-second-device``, which compiles the device (second_device.cpp; torch has it from then on), and by
+``python -m experiments.accelerator`` on a device that is there: ``SAMPLA_SECOND_DEVICE`` is "1" or the device's name.
 """
 
 import os
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +18,21 @@ from torch import Tensor, nn
 
 import sampla
 from networks import Cube
+from sampla.features import NetworkFeatures, select_parameters
 from sampla.tomography import FunctionOperator, Recipe, ray_transform
 from tomography_case import SIDE, digit, noisy, parallel, small_dip
 
-if not os.environ.get("SAMPLA_SECOND_DEVICE"):
+_ASKED = os.environ.get("SAMPLA_SECOND_DEVICE", "")
+if not _ASKED:
     pytest.skip("compiles a device: make test-second-device", allow_module_level=True)
+SECOND = "second" if _ASKED == "1" else _ASKED
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _second(tmp_path_factory: pytest.TempPathFactory) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # as many digits as the CPU has
+    if SECOND != "second":
+        return
     from torch.utils.cpp_extension import load
 
     torch.utils.rename_privateuse1_backend("second")
@@ -68,6 +76,17 @@ class Words(nn.Module):
         return self.head(self.layer(self.embedding(tokens)).mean(1))
 
 
+class Recurrent(nn.Module):
+    """Rows of an image, one after the other; in double reverse mode, which cuDNN's layers do not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x[:, 0])[0][:, -1])
+
+
 class Custom(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +124,7 @@ def everything(model: nn.Module, loader: Any, kind: str | sampla.Likelihood, opt
 def assert_the_same(model: nn.Module, loader: Any, kind: str | sampla.Likelihood, **options: Any) -> None:
     """The fit on the second device agrees with the CPU's up to what rounding does to an iteration."""
     here = everything(model, loader, kind, {**options, "vectors_on": None})
-    there = everything(deepcopy(model).to("second"), loader, kind, options)
+    there = everything(deepcopy(model).to(SECOND), loader, kind, options)
     for name, value in here.items():
         size = float(value.abs().max())
         torch.testing.assert_close(
@@ -140,7 +159,7 @@ def test_a_fit(kind: str, options: dict[str, Any], vectors_on: str | None) -> No
 def test_influence(vectors_on: str | None, at: str) -> None:
     found, (x, y), prior = [], data("categorical"), sampla.GPrior(1.0, learn=False)
     options = {"solver": "block-cg", "tolerance": 1e-3, "width": "em", "progress": False}
-    for model, on in ((network(), None), (network().to("second"), vectors_on)):
+    for model, on in ((network(), None), (network().to(SECOND), vectors_on)):
         la = sampla.LinearisedLaplace(model, prior=prior, vectors_on=on, **options).fit(batches("categorical"))
         found.append(la.influence(batches("categorical"), (x[:5], y[:5]), at=at).change.cpu())
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.02
@@ -162,9 +181,58 @@ def test_dual_descent() -> None:
     options = {"solver": "dual", "prior": sampla.Isotropic(30.0, learn=False), "max_passes": 20}
     here, there = (
         everything(model, batches("gaussian"), sampla.Gaussian(25.0), options)["std"]
-        for model in (network(), network().to("second"))
+        for model in (network(), network().to(SECOND))
     )
     torch.testing.assert_close(there, here, rtol=0.3, atol=0.02)
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, x, x, need_weights=False)[0].mean(1)
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(8, 3), "perceptron": lambda: nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 3)),
+    "conv": lambda: nn.Conv2d(3, 4, 3, padding=1), "strided": lambda: nn.Conv2d(3, 4, 3, 2, bias=False),
+    "dilated": lambda: nn.Conv2d(3, 4, 3, dilation=2), "grouped": lambda: nn.Conv2d(3, 6, 3, groups=3),
+    "one by one": lambda: nn.Conv2d(3, 4, 1, 2),
+    "reflected": lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+    "transposed": lambda: nn.ConvTranspose2d(3, 4, 2, 2), "conv1d": lambda: nn.Conv1d(8, 4, 3),
+    "batch norm": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3)),
+    "group norm": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 3, 3)),
+    "max pooling": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)),
+    "mean pooling": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+    "enlarged": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 3)),
+    "attention": _Attention,
+    "encoder": lambda: nn.TransformerEncoderLayer(8, 2, 16, 0.0, "gelu", batch_first=True, norm_first=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_products(name: str) -> None:
+    """J' J v, and all three ways there, as on the CPU."""
+    torch.manual_seed(0)
+    layer = LAYERS[name]().eval()
+    shape = (5, 3, 8, 8) if any(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in layer.modules()) else (5, 8, 8)
+    x = torch.randn(shape)
+    found = []
+    for device in ("cpu", SECOND):
+        features = NetworkFeatures(layer.to(device), select_parameters(layer)[0])
+        vectors = torch.randn(3, features.layout.total, generator=torch.Generator().manual_seed(1)).to(device)
+        here = features.linearise(x.to(device))
+        pushed = here.jvp(vectors)
+        found.append([t.cpu() for t in (pushed, here.vjp(pushed), here.product(vectors, lambda _, v: v))])
+    for here, there in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4 * float(here.abs().max()))
+
+
+def test_a_recurrent_network() -> None:
+    torch.manual_seed(0)
+    assert_the_same(Recurrent().eval(), batches("categorical"), "categorical")
 
 
 @pytest.mark.parametrize("vectors_on", [None, "cpu"])
@@ -179,7 +247,7 @@ def test_other_networks(vectors_on: str | None) -> None:
 @pytest.mark.parametrize("vectors_on", [None, "cpu"])
 def test_files(tmp_path: Any, vectors_on: str | None) -> None:
     """A fit that was stopped goes on; a posterior is read on the second device and on the CPU."""
-    model, loader = network().to("second"), batches("categorical")
+    model, loader = network().to(SECOND), batches("categorical")
     for steps in (1, 30):
         la = sampla.LinearisedLaplace(
             model, num_samples=8, solver="block-cg", em=sampla.EM(max_steps=steps), vectors_on=vectors_on,
@@ -202,7 +270,7 @@ def test_linear_regression(options: dict[str, Any]) -> None:
     rows = torch.randn(60, 12, generator=generator, dtype=torch.float64)
     targets = rows[:, :2] + 0.3 * torch.randn(60, 2, generator=generator, dtype=torch.float64)
     found = []
-    for device in ("cpu", "second"):
+    for device in ("cpu", SECOND):
         fitted = sampla.BayesianLinearRegression(random_state=0, **options).fit(rows.to(device), targets.to(device))
         found.append(fitted.predict(rows[:5].to(device), return_std=True))
     for here, there in zip(*found, strict=True):
@@ -218,7 +286,7 @@ def test_logistic_regression(solver: str) -> None:
         sampla.BayesianLogisticRegression(random_state=0, solver=solver)
         .fit(rows.to(device), labels.to(device))
         .predict_proba(rows[:5].to(device))
-        for device in ("cpu", "second")
+        for device in ("cpu", SECOND)
     ]
     np.testing.assert_allclose(np.asarray(found[1]), np.asarray(found[0]), rtol=1e-6)
 
@@ -228,7 +296,7 @@ def test_tomography() -> None:
     plain = ray_transform(parallel(), torch.float64)
     sinogram, std = noisy(plain, digit())
     found = []
-    for device in ("cpu", "second"):
+    for device in ("cpu", SECOND):
         matrix = torch.from_numpy(plain.scipy.toarray()).to(device)
         operator = FunctionOperator(
             lambda images, m=matrix: images.flatten(1) @ m.mT, lambda u, m=matrix: (u @ m).view(-1, SIDE, SIDE),
