@@ -1,20 +1,21 @@
 """The published formulation in JAX, on three of the networks of networks.py; benchmarks.engine runs it.
 
-    PYTHON -m benchmarks.engine.in_jax SECONDS K [K ...]
+    PYTHON -m benchmarks.engine.in_jax SECONDS K [K ...] [--many '{"LeNet": 4, ...}']
 
+--many: these networks alone, each with so many times its batch. JAX_PLATFORMS says where it runs, by default the CPU.
 PYTHON is that of an environment with JAX and nothing else. One thread; everything is compiled before it is timed, and a
 network's own forward and backward takes turns with its products. Prints one JSON list.
 """
 
+import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
 from math import prod
 from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # after the flags, which it reads once
 import jax.numpy as jnp
@@ -128,9 +129,10 @@ def vit_small() -> tuple[Callable[[Point, Any], Any], Point, Any]:
 NETWORKS = {"LeNet": lenet, "ResNet-18": resnet18, "ViT-S/16": vit_small}
 
 
-def timed(name: str, count: int, seconds: float) -> dict[str, Any]:
+def timed(name: str, count: int, seconds: float, many: int = 1) -> dict[str, Any]:
     """Median seconds of one forward and backward, and of J'J v for a sample over that."""
     network, point, x = NETWORKS[name]()
+    x = jnp.concatenate([x] * many)
 
     @jax.jit  # weights and data are arguments: what depends on constants alone would be computed while compiling
     def ordinary(point: Point, x: Any) -> Any:
@@ -161,8 +163,13 @@ def timed(name: str, count: int, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     """Every network with every K."""
-    seconds, *counts = sys.argv[1:]
-    print(json.dumps([timed(name, int(count), float(seconds)) for name in NETWORKS for count in counts]))
+    asked = argparse.ArgumentParser()
+    asked.add_argument("seconds", type=float)
+    asked.add_argument("counts", type=int, nargs="+")
+    asked.add_argument("--many", type=json.loads, default=dict.fromkeys(NETWORKS, 1))
+    found = asked.parse_args()
+    rows = [timed(n, k, found.seconds, times) for n, times in found.many.items() for k in found.counts]
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":
