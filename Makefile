@@ -5,13 +5,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device soak lint figures benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device accelerator-tiny soak lint figures benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
 
 test: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Every stage of experiments/accelerator on the CPU, tiny, in a minute. The run on an accelerator: its README.md.
+accelerator-tiny: $(INSTALLED)
+	$(BIN)/python -m experiments.accelerator --tiny --out experiments/results/accelerator/quick
 
 # Fits on a second device, which is compiled first (a C++ compiler and ninja): finds what is on the wrong device.
 test-second-device: $(INSTALLED)

@@ -82,10 +82,13 @@ def measure(operator: MatrixOperator, sinogram: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def whole(operator: MatrixOperator, image: Tensor, sinogram: Tensor, out: Path, cache: Path) -> dict[str, Any]:
+def whole(
+    operator: MatrixOperator, image: Tensor, sinogram: Tensor, out: Path, cache: Path, samples: int = SAMPLES,
+    recipe: Recipe | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The fit, its scores and pictures."""
     start = perf_counter()
-    dip = LinearisedDIP(operator, num_samples=SAMPLES).fit(sinogram)
+    dip = LinearisedDIP(operator, num_samples=samples, recipe=recipe).fit(sinogram)
     predictive = dip.posterior_.predict_image()
     error = (image.to(predictive.mean) - predictive.mean).abs()
     panels = {
