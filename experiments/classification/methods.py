@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import sampla
 from experiments.classification.experiment import Task
+from experiments.common.devices import device_of
 from experiments.common.metrics import Prediction
 from experiments.common.training import swag_samples
 from sampla.features import NetworkFeatures
@@ -127,7 +128,7 @@ def linearised(
 @torch.no_grad()
 def logits(network: nn.Module, x: Tensor) -> Tensor:
     """(n, C), where the network is."""
-    device = next(network.parameters()).device
+    device = device_of(network)
     return torch.cat([network(part.to(device)) for part in x.split(_ROWS)])
 
 

@@ -40,6 +40,11 @@ def meter(device: str) -> Meter:
     return Meter(seconds, lambda: torch.cuda.max_memory_allocated(device))
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where its parameters are; of one without any, the CPU."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
 def device_name(device: str) -> str:
     """Of a card, or of the processor."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()

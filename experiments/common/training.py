@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import update_bn
 
+from experiments.common.devices import device_of
 from experiments.common.images import Images
 
 _SHIFT = 4  # pixels
@@ -153,6 +154,6 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def loss_and_accuracy(network: nn.Module, images: Images, batch: int = 500) -> tuple[float, float]:
     """Mean cross-entropy and share of right answers, wherever the network is; it is left in evaluation mode."""
-    device = next(network.parameters()).device
+    device = device_of(network)
     outputs = torch.cat([network.eval()(part.to(device)).cpu() for part in images.images.split(batch)])
     return float(cross_entropy(outputs, images.labels)), float((outputs.argmax(-1) == images.labels).double().mean())
