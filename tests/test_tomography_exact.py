@@ -199,3 +199,18 @@ class TestOverTheMeasurements:
     def test_it_takes_the_dense_solver(self, case):
         with pytest.raises(ValueError, match=r"solver=DenseDual\(\) for EM\(method='outputs'\).*BlockCG"):
             small_dip(case.operator, solver=BlockCG(), em=EM(method="outputs")).fit(case.sinogram)
+
+
+def test_a_trained_network_is_taken_as_it_is():
+    """The same posterior as of the fit that trained it, and not a weight moves."""
+    operator = ray_transform(parallel(views=6), torch.float64)
+    sinogram, _ = noisy(operator, digit())
+    first = small_dip(operator, num_samples=2, recipe=QUICK).fit(sinogram)
+    network = copy.deepcopy(first.network)
+    before = copy.deepcopy(network.state_dict())
+    again = small_dip(operator, num_samples=2, network=network).fit(sinogram.numpy(), trained_on=first.input_)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert torch.equal(again.reconstruction_, first.reconstruction_)
+    one, two = (dip.posterior_.predict_image().samples for dip in (first, again))
+    torch.testing.assert_close(one, two)
+    assert again.training_.final_misfit == pytest.approx(first.training_.final_misfit)

@@ -169,10 +169,25 @@ def train(
         network.load_state_dict(watch.best)
     network.eval()
     optimiser.zero_grad()
-    with torch.no_grad():
-        left = float((operator(network(fixed_input)[0])[0] - measurements).square().sum())
+    left = _misfit(network, fixed_input, operator, measurements)
     early, made = watch.idle >= recipe.patience, 0 if start is None else recipe.start_steps
     return Training(misfits, strength, early, perf_counter() - begun, made, (left / target) ** 0.5)
+
+
+def untrained(
+    network: nn.Module, fixed_input: Tensor, operator: Operator, measurements: Tensor, noise_std: float
+) -> Training:
+    """The record of a network that is taken as it is, put into evaluation mode."""
+    network.eval()
+    left = _misfit(network, fixed_input, operator, measurements)
+    ratio = (left / (measurements.numel() * noise_std**2)) ** 0.5
+    return Training([ratio], 0.0, False, 0.0, 0, ratio)
+
+
+def _misfit(network: nn.Module, fixed_input: Tensor, operator: Operator, measurements: Tensor) -> float:
+    """|T f - y|^2."""
+    with torch.no_grad():
+        return float((operator(network(fixed_input)[0])[0] - measurements).square().sum())
 
 
 def _bring_to(network: nn.Module, fixed_input: Tensor, image: Tensor, recipe: Recipe, progress: Progress) -> None:

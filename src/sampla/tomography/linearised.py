@@ -30,7 +30,7 @@ from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior, GPrior
 from sampla.solvers import BlockCG, DenseDual, Solver
-from sampla.tomography.dip import Recipe, Training, noise_seen, train
+from sampla.tomography.dip import Recipe, Training, noise_seen, train, untrained
 from sampla.tomography.image import ImagePredictive
 from sampla.tomography.operators import Operator, Whitened, check_operator
 from sampla.tomography.plan import Plan, plan
@@ -170,12 +170,14 @@ class LinearisedDIP:
     noise_std_: float
     """sigma: of every measurement, or the factor of ``noise_std`` where that is given for each."""
 
-    def fit(self, sinogram: Tensor | np.ndarray) -> "LinearisedDIP":
+    def fit(self, sinogram: Tensor | np.ndarray, trained_on: Tensor | None = None) -> "LinearisedDIP":
         """Train the network and find the posterior.
 
         Args:
             sinogram: (A, D), or any shape with m entries whose last axis runs along the detector; a real tensor or
                 array of numbers.
+            trained_on: the fixed input (1, 8, H, W) of a network that has been trained already, to images in units of
+                ``prepare(sinogram).scale``: it is then left as it is. None: it is trained here.
 
         Returns:
             self.
@@ -186,13 +188,18 @@ class LinearisedDIP:
         begun = perf_counter()
         prepared = self.prepare(sinogram)
         operator, measurements, noise = prepared.operator, prepared.measurements, prepared.noise_std
+        tried = fixed_input(operator.image_shape, self.seed) if trained_on is None else trained_on
         with torch.no_grad():
-            check_image(self.network(fixed_input(operator.image_shape, self.seed).to(operator.like)), operator)
+            check_image(self.network(tried.to(operator.like)), operator)
         with deferred_interrupts(), freed_memory_kept():
-            start = self._start(prepared)
-            shown = None if start is None else start.image
-            given = fixed_input(operator.image_shape, self.seed, shown).to(operator.like)
-            training = train(self.network, given, operator, measurements, noise, self.recipe, self._progress, start)
+            if trained_on is None:
+                start = self._start(prepared)
+                shown = None if start is None else start.image
+                given = fixed_input(operator.image_shape, self.seed, shown).to(operator.like)
+                training = train(self.network, given, operator, measurements, noise, self.recipe, self._progress, start)
+            else:
+                given = trained_on.to(operator.like)
+                training = untrained(self.network, given, operator, measurements, noise)
             self.input_ = given
             network = self.network
             if isinstance(self.solver, DenseDual) and operator.like.device.type not in _SINGLE:
