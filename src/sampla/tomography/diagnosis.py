@@ -2,10 +2,9 @@
 
 With a wrong geometry no image explains the measurements, or only one that varies far more. So the least total variation
 that meets the sinogram to the noise seen in it, in units of the image's own size and times the misfit where that cannot
-be met, is least where the scan is read rightly: over the right reading 1.3 to 40 times on a phantom and measured scans
-for clockwise angles of a fan, degrees for radians, counts for line integrals, a dead bin or an axis off by a bin. It is
-taken on a coarse image, in about a second each. Parallel rays turned the other way make a mirrored image: that nobody
-can tell.
+be met, is least where the scan is read rightly: on a phantom and a measured scan 1.3 times more and up for clockwise
+angles of a fan, degrees for radians, counts for line integrals, a dead bin or an axis off by a bin. It is taken on a
+coarse image, in one to four seconds each. Parallel rays turned the other way make a mirrored image: nobody can tell.
 """
 
 from collections.abc import Iterator

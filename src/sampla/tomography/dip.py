@@ -29,7 +29,7 @@ from sampla.tomography.tv import TotalVariation
 _MEMORY = 0.98
 """Of the running mean that early stopping watches: about the last 50 steps."""
 _SHARE = 0.1
-"""Of the lambda of least total variation without a network. At 1 images of scans were .7 to 1.5 dB worse."""
+"""Of the lambda of least total variation without a network. At 1 images were worse (notes/tomography.md)."""
 _DUAL_STEP = 0.01
 """Change of log lambda a step, at most."""
 _DIFFERENCE = 6**0.5 * 0.6745
