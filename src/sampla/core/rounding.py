@@ -92,8 +92,8 @@ class Rounding:
         """
         short = torch.finfo(torch.float64).eps < self._epsilon
         bound = 1 / (max(self._epsilon, _TENSOR_FLOAT) if short else self._epsilon) * self._blocks / max(1, self._seen)
-        parts = zip(diagonal.split(self._sizes), total.split(self._sizes, 1), self._sums, strict=True)
-        for squares, columns, rounding in parts:
-            silent = squares.sum(dtype=torch.float64) <= bound * rounding
-            squares.masked_fill_(silent, 0)
-            columns.masked_fill_(silent, 0)
+        parts = zip(diagonal.split(self._sizes), self._sums, strict=True)
+        silent = [squares.sum(dtype=torch.float64) <= bound * rounding for squares, rounding in parts]
+        entries = torch.cat([each.expand(size) for each, size in zip(silent, self._sizes, strict=True)])
+        diagonal.masked_fill_(entries, 0)
+        total.masked_fill_(entries, 0)
