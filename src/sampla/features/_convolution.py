@@ -79,14 +79,6 @@ class _Push(Stacking):
     varying = 2
 
     @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _Push.one(*args)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        return _Push.all(info, in_dims, *args)
-
-    @staticmethod
     def stacked(dx: Tensor | None, dweight: Tensor | None, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
         result: Tensor = _PushAll.apply(dx, dweight, x, weight, geometry)
         return result
@@ -115,27 +107,11 @@ class _PushAll(Function):
 
 class _PullInput(Stacking):
     @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _PullInput.one(*args)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        return _PullInput.all(info, in_dims, *args)
-
-    @staticmethod
     def stacked(*args: Any) -> Tensor:
         return _input_pulled(*args)
 
 
 class _PullWeight(Stacking):
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _PullWeight.one(*args)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        return _PullWeight.all(info, in_dims, *args)
-
     @staticmethod
     def stacked(*args: Any) -> Tensor:
         return _weight_pulled(*args)

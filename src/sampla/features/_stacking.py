@@ -7,26 +7,23 @@ from torch.autograd import Function
 
 
 class Stacking(Function):
-    """A map that is linear in its first arguments; under vmap the K of them go to ``stacked`` together.
-
-    A subclass is an autograd.Function whose ``forward`` returns ``one(...)`` and whose ``vmap`` returns ``all(...)``.
-    """
+    """A map that is linear in its first arguments; under vmap the K of them go to ``stacked`` together."""
 
     varying = 1
     """How many of the arguments vary with the vector."""
+
+    @classmethod
+    def forward(cls, *args: Any) -> Tensor:
+        """For one vector."""
+        lifted = [None if each is None else each[None] for each in args[: cls.varying]]
+        return cls.stacked(*lifted, *args[cls.varying :])[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         pass
 
     @classmethod
-    def one(cls, *args: Any) -> Tensor:
-        """For one vector."""
-        lifted = [None if each is None else each[None] for each in args[: cls.varying]]
-        return cls.stacked(*lifted, *args[cls.varying :])[0]
-
-    @classmethod
-    def all(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """For K vectors, as torch.func asks for them."""
         require_constant(in_dims[cls.varying :])
         moved = [_first(each, place, info.batch_size) for each, place in zip(args, in_dims, strict=True)]

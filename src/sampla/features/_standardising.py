@@ -87,14 +87,6 @@ class _Standardised(Function):
 
 class _Projected(Stacking):
     @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _Projected.one(*args)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        return _Projected.all(info, in_dims, *args)
-
-    @staticmethod
     def stacked(dx: Tensor, y: Tensor, factor: Tensor, over: Means) -> Tensor:
         along = over.mean(y * dx) * factor
         return torch.addcmul(-over.mean(dx) * factor, dx, factor).sub_(y * along)

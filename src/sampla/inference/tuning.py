@@ -23,9 +23,9 @@ _FEWEST_PRODUCTS, _LEAST_WORK = 2**14, 2**32
 _MOST_ENTRIES = 4096
 _GAIN = 0.95
 """A larger chunk must bring this much; and of equals the smaller is taken, which needs less memory."""
-_REDUCED_GAIN = 0.6
-"""Part of the time of a full product that one in reduced precision may take: such products find the hyperparameters
-and a first solution, three quarters of a fit, and finishing that takes a pass more."""
+_SPACE = 48
+"""Vectors of a usual Krylov space of EM: what reduced products save is a part of so many, and what they cost is a
+product with each of the K right-hand sides, for the residual of the start that they give (docs/notes/engine.md)."""
 _SECONDS, _SHARE = 3.0, 0.05
 """What measuring may take, in seconds or as a part of one pass, whichever is more."""
 _QUICK = 0.5
@@ -105,11 +105,11 @@ def tune(model: LinearModel, num_vectors: int) -> None:
 def _take(model: LinearModel, way: str) -> None:
     """Take products as the fit did before it was cut off."""
     base, first = model.features.unscaled()[0], next(iter(model.data)).rows(0, 2).inputs
-    for other in base.alternatives(first):
-        reduced = other.reduction(first)
-        for each in [other] if reduced is None else [other, reduced]:
-            if each.way == way:
+    for other in [base, *base.alternatives(first)]:
+        for each in (other, other.reduction(first)):
+            if each is not None and each.way == way:
                 base.adopt(each)
+                return
 
 
 class _Search:
@@ -119,7 +119,7 @@ class _Search:
         self._model, self._batch, self._work = model, batch, work
         self._base, _ = model.features.unscaled()
         self._features = self._base
-        self._most_columns = min(num_vectors, model.chunks.columns)
+        self._num_vectors, self._most_columns = num_vectors, min(num_vectors, model.chunks.columns)
         self._vectors = _vectors(self._features, self._most_columns)
         self._memory = chunk_memory(self._features, batch)
         self._free = free_bytes(self._features.device)
@@ -150,13 +150,13 @@ class _Search:
         self._times[shape], self._features = before, self._base
 
     def choose_precision(self, shape: tuple[int, int]) -> None:
-        """Take products in reduced precision where they gain enough, both timed once more, one after the other."""
+        """Take products in reduced precision where EM saves more than they cost, both timed once more in turn."""
         other = self._base.reduction(self._batch.rows(0, 2).inputs)
         if other is None:
             return
         before = min(self._times[shape], self._time(shape))
         self._features = other.cheaper()
-        if self._time(shape) < _REDUCED_GAIN * before:
+        if self._time(shape) < _GAIN * before * (1 - self._num_vectors / _SPACE):
             self._base.adopt(other)
 
     def _faster(self, shape: tuple[int, int], than: tuple[int, int]) -> bool:
