@@ -12,8 +12,12 @@ from torch.nn import functional as F  # noqa: N812
 import sampla
 from dense import jacobian
 from helpers import class_batches, classifier, inputs, laplace
+from sampla.core.chunks import Chunks
+from sampla.core.data import CheckedLoader
+from sampla.core.progress import Progress
 from sampla.features import NetworkFeatures
 from sampla.features._reduced import LaidNetwork, ReducedNetwork
+from sampla.inference.tuning import tune
 from sampla.model import LinearModel
 
 
@@ -284,3 +288,19 @@ def test_a_network_that_has_no_coarse_products_is_refused_or_left() -> None:
 def test_only_precisions_that_are_known(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"unknown precision .*: expected one of 'full', 'auto', 'bfloat16'"):
         laplace(classifier(), precision=wrong)
+
+
+def test_a_fit_that_goes_on_takes_products_as_before() -> None:
+    net, x = mixed()
+    ways = []
+    for each in (features_of(net, x), *features_of(net, x).alternatives(x)):
+        reduced = each.reduction(x)
+        ways += [each.way] + ([] if reduced is None else [reduced.way])
+    assert len(set(ways)) == len(ways) >= 8
+    for way in ways:
+        features = features_of(net, x)
+        data = CheckedLoader([(x, torch.zeros(3, dtype=torch.long))], torch.device("cpu"), Progress(False))
+        model = LinearModel(features, sampla.Categorical(), data, chunks=Chunks(source="restored", way=way))
+        model.survey()
+        tune(model, 8)
+        assert features.way == way
