@@ -85,7 +85,7 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
 
 def _misled(task: Task, state: EMState, found: Tensor, error: Tensor) -> str:
     """What is open where EM had products in reduced precision, and the samples, which had not, deny its gamma."""
-    if not (state.model.reduced and task.route.learns and state.trace):
+    if not (state.model.reduced and state.trace):
         return ""
     last = state.trace[-1]
     thought, seen = sum(last.effective_dimension), float(found.sum())

@@ -100,7 +100,7 @@ def _learnt(
     """EM from the first or a restored state, and again in full precision where reduced products have misled it."""
     e_step = e_step_of(task, first)
     state = maximised(e_step, restore(first), keep)
-    if doubtful(state, task):
+    if doubtful(state):
         task.say("EM again in full precision")
         first = replace(first, model=first.model.replaced(exact=True))
         e_step = e_step_of(task, first)
@@ -108,12 +108,12 @@ def _learnt(
     return finished(e_step, state)
 
 
-def doubtful(state: EMState, task: Task) -> bool:
+def doubtful(state: EMState) -> bool:
     """Whether products in reduced precision have not led EM to where they can be trusted.
 
     Their noise is a floor under the eigenvalues of M: no prior precision below it is told from zero.
     """
-    if not (state.model.reduced and task.route.learns):
+    if not state.model.reduced:
         return False
     if not state.settled or state.space is None:
         return True
@@ -154,6 +154,8 @@ def prepared(
     draw = NoiseDraw(draw.data_part * bound.scale, draw.diagonal * bound.scale.square())
     model = model.replaced(features=ScaledFeatures(model.features, bound.scale))
     route = choose_route(model, bound, solver, em, survey.numbers, curvature_at=curvature_at, log_evidence=log_evidence)
+    if not (route.learns and route.e_step == "krylov"):  # samples by reduced products are no good, in EM neither
+        model = model.replaced(exact=True)
     return Task(solver, em, seed, num_samples, survey, draw, tolerance, max_passes, route, say), EMState(bound, model)
 
 

@@ -99,7 +99,7 @@ def choose_route(
         "Use EM(method=None), which chooses.",
     )
     krylov = possible and em.method not in ("samples", "outputs") and (solver.krylov_e_step or em.method == "krylov")
-    tells = learns and not model.reduced and (solver.krylov_e_step or solver.exact_determinant)
+    tells = learns and not (krylov and model.reduced) and (solver.krylov_e_step or solver.exact_determinant)
     wanted = tells if log_evidence is None else log_evidence
     rank = min(numbers, size)
     gamma_is_exact = not krylov and isinstance(solver, Dense) and not likelihood.learns_noise

@@ -90,7 +90,7 @@ class LinearisedLaplace(AboutTrainingData):
             of a fit) where two fits are to agree to the bit. A fit that goes on from a checkpoint keeps its own.
         precision: "full" takes every product in the network's own type. "auto" measures at the start of a long fit
             whether bfloat16, and convolutions with their channels last, are faster; "bfloat16" takes it in any case.
-            It serves EM's products with M only: samples are solved for with products in full precision, so that
+            It serves EM's products with M only: samples, those of EM too, are solved for in full precision, so that
             their stated error is that of the exact system. There is no log evidence then, unless asked for, which
             keeps "auto" at full precision.
         vectors_on: device on which vectors of all parameters live, "cpu" for a network on a GPU whose memory does not
@@ -328,8 +328,8 @@ class LinearisedLaplace(AboutTrainingData):
         return "full" if self.log_evidence else self.precision
 
     def _describe_products(self, features: NetworkFeatures, model: LinearModel) -> str:
-        again = "" if model.reduced else " at first, then again in full precision"
-        reduced = f"; EM's with M in bfloat16{again}" if features.reduced else ""
+        put_aside = "; bfloat16 put aside: EM did not settle with it, works with samples or learns nothing"
+        reduced = ("; EM's with M in bfloat16" if model.reduced else put_aside) if features.reduced else ""
         return features.products.description + reduced
 
     def _chunks_for(self, checkpoint: str | Path | None) -> Chunks:
