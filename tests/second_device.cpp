@@ -86,6 +86,7 @@ Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
 
 const Tensor& resize(const Tensor& tensor, c10::SymIntArrayRef symbolic, std::optional<at::MemoryFormat>) {
   const auto size = C10_AS_INTARRAYREF_SLOW(symbolic);
+  if (tensor.sizes() == size) return tensor;  // a part of another tensor keeps its strides
   const size_t entries = c10::multiply_integers(size) + tensor.storage_offset();
   const size_t bytes = entries * tensor.dtype().itemsize();
   auto* storage = tensor.storage().unsafeGetStorageImpl();
@@ -125,6 +126,33 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   return {moved(a), moved(b), moved(c)};
 }
 
+// Recurrent layers of torch ask devices other than the CPU for a fused cell: (h, c, gates) of the next step.
+std::tuple<Tensor, Tensor, Tensor> lstm_cell(
+    const Tensor& from_input, const Tensor& from_hidden, const Tensor& cell, const std::optional<Tensor>& input_bias,
+    const std::optional<Tensor>& hidden_bias) {
+  Tensor sum = from_input + from_hidden;
+  if (input_bias && input_bias->defined()) sum = sum + *input_bias + *hidden_bias;
+  const auto parts = sum.chunk(4, 1);
+  const Tensor in = parts[0].sigmoid(), keep = parts[1].sigmoid(), fresh = parts[2].tanh(), out = parts[3].sigmoid();
+  const Tensor next = keep * cell + in * fresh;
+  return {out * next.tanh(), next, at::cat({in, keep, fresh, out}, 1)};
+}
+
+// Slopes in the gates before their nonlinearities, in the cell's state, and in the biases.
+std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(
+    const std::optional<Tensor>& hidden_slope, const std::optional<Tensor>& cell_slope, const Tensor& cell,
+    const Tensor& next, const Tensor& gates, bool has_bias) {
+  const auto parts = gates.chunk(4, 1);
+  const Tensor &in = parts[0], &keep = parts[1], &fresh = parts[2], &out = parts[3];
+  const auto given = [&](const std::optional<Tensor>& t) { return t && t->defined() ? *t : at::zeros_like(next); };
+  const Tensor shown = next.tanh(), by_hidden = given(hidden_slope);
+  const Tensor by_cell = given(cell_slope) + by_hidden * out * (1 - shown * shown);
+  const Tensor slope = at::cat(
+      {by_cell * fresh * in * (1 - in), by_cell * cell * keep * (1 - keep), by_cell * in * (1 - fresh * fresh),
+       by_hidden * shown * out * (1 - out)}, 1);
+  return {slope, by_cell * keep, has_bias ? slope.sum(0) : Tensor()};
+}
+
 // Everything else on the CPU, if all tensors are here. Numbers may come from the CPU, and so may indices: as on a GPU.
 void on_the_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   bool here = false, there = false;
@@ -155,6 +183,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_reshape_alias", &at::native::_reshape_alias);
   library.impl("convolution_overrideable", &convolution);
   library.impl("convolution_backward_overrideable", &convolution_backward);
+  library.impl("_thnn_fused_lstm_cell", &lstm_cell);
+  library.impl("_thnn_fused_lstm_cell_backward_impl", &lstm_cell_backward);
 }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
