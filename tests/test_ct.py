@@ -14,7 +14,7 @@ from sampla.apps.commands import app
 from sampla.apps.ct import adjusted, demo_scan, from_counts, read_scan
 from sampla.apps.ct.illustrate import coverage
 from sampla.core import checkpoint
-from sampla.tomography import Geometry
+from sampla.tomography import Geometry, LinearisedDIP, ray_transform
 
 PICTURES = {"overview", "samples", "residual", "calibration"}
 IMAGES = {"reconstruction", "std", "samples"}
@@ -48,7 +48,7 @@ def write_npz(path, **changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("ct") / "new" / "folder"
-    assert run("--demo", "--pixels", 12, "--out", out, *TINY).exit_code == 0
+    assert run("--demo", "--pixels", 12, "--out", out, "--save", out.parent / "fit", *TINY).exit_code == 0
     return out
 
 
@@ -76,6 +76,12 @@ class TestDemo:
         assert set(summary["scores"]["log_prob"]) == {"1", "2", "5", "10"}
         assert set(summary["quality"]) == {"filtered back-projection", "total variation", "deep image prior"}
         assert summary["solver"] == "DenseDual"
+
+    def test_the_fit_is_loaded_again(self, finished):
+        tensors, facts = checkpoint.load(finished / "images.safetensors")
+        dip = LinearisedDIP.load(finished.parent / "fit", ray_transform(Geometry.from_dict(facts["geometry"])))
+        assert torch.equal(dip.reconstruction_, tensors["reconstruction"])
+        assert torch.equal(dip.posterior_.predict_image().std, tensors["std"])
 
     def test_report_stands_alone(self, finished):
         page = (finished / "report.html").read_text()

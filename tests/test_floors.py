@@ -79,6 +79,7 @@ FLOORS = (
     ("tomography: the deep image prior", "tomography.dip"),
     ("tomography: mistakes in a scan", "tomography.diagnosis"),
     ("tomography: the linear model", "tomography.projected tomography.plan tomography.scores"),
+    ("tomography: a file of it", "tomography.saving"),
     ("tomography: front door", "tomography.linearised"),
     ("tomography", "tomography"),
     ("public names", ""),

@@ -7,7 +7,8 @@ that float32 would hide much of what the data determine. With more, block CG in 
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -35,6 +36,7 @@ from sampla.tomography.image import ImagePredictive
 from sampla.tomography.operators import Operator, Whitened, check_operator
 from sampla.tomography.plan import Plan, plan
 from sampla.tomography.projected import ProjectedFeatures, check_image
+from sampla.tomography.saving import Saved, read, write
 from sampla.tomography.tv import TotalVariation, solve_tv
 from sampla.tomography.unet import fixed_input, unet_for
 
@@ -230,6 +232,49 @@ class LinearisedDIP:
             self.noise_std_ = sigma
             self.posterior_ = ImagePosterior(features, inference.samples, prepared.scale, pixel, self.operator.like)
         return self
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fit to one file in a folder (no pickle): network, samples, report and records; not the operator.
+
+        Raises:
+            ValueError: before a fit.
+            OSError: if it cannot be written; an older file is as it was.
+        """
+        require("posterior_" in vars(self), "a fitted LinearisedDIP to save", "none", "Call fit first.")
+        posterior, names = self.posterior_, ("learn_noise", "seed", "tolerance", "max_passes")
+        facts = {
+            "settings": {name: getattr(self, name) for name in names}, "recipe": asdict(self.recipe),
+            "scale": posterior.scale, "pixel_noise": posterior.pixel_noise, "sigma": self.noise_std_,
+            "training": asdict(self.training_), "report": self.report_.to_dict(),
+        }  # fmt: skip
+        saved = Saved(self.network, self.input_, posterior.features, posterior.samples, self.noise_std, facts)
+        write(folder, saved, self.operator)
+
+    @classmethod
+    def load(cls, folder: str | Path, operator: Operator, network: nn.Module | None = None) -> "LinearisedDIP":
+        """A fitted LinearisedDIP, without ``plan_`` and ``prior_``, which serve the fit alone.
+
+        Args:
+            folder: that ``save`` has written to.
+            operator: the one of the fit; what is loaded goes to its device.
+            network: of the architecture that was fitted, where that was not the U-Net; a copy of it gets the weights.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, foreign or of a newer version, or belongs to another operator or network.
+        """
+        saved = read(folder, operator, network)
+        facts = saved.facts
+        dip = cls(
+            operator, saved.noise_std, num_samples=len(saved.samples), network=saved.network,
+            recipe=Recipe(**facts["recipe"]), **facts["settings"],
+        )  # fmt: skip
+        dip.training_, dip.report_ = Training(**facts["training"]), FitReport.from_dict(facts["report"])
+        dip.input_, dip.noise_std_ = saved.given, facts["sigma"]
+        dip.posterior_ = ImagePosterior(
+            saved.features, saved.samples, facts["scale"], facts["pixel_noise"], operator.like
+        )
+        return dip
 
     def _start(self, prepared: Prepared) -> TotalVariation | None:
         """What the training starts from, in the network's units."""

@@ -203,10 +203,10 @@ class Whitened(Operator):
         require_finite(std, "standard deviations", "Leave out bins without a measurement, or give them a large one.")
         require(float(std.min()) > 0, "positive standard deviations", f"{float(std.min()):g}", "A variance is no 0.")
         self.image_shape, self.num_measurements, self.like = base.image_shape, count, base.like
-        self._base, self._std, self._weight = base, std, std.to(base.like).reciprocal()
+        self._base, self.std, self._weight = base, std, std.to(base.like).reciprocal()
 
     def widened(self) -> "Operator":
-        return self if self.like.dtype == torch.float64 else Whitened(self._base.widened(), self._std)
+        return self if self.like.dtype == torch.float64 else Whitened(self._base.widened(), self.std)
 
     @property
     def rounding(self) -> float:

@@ -8,7 +8,7 @@ from sampla.core.inputs import input_tensors
 from sampla.core.noise import PROBE, standard_normal
 from sampla.core.typing import Inputs
 from sampla.features import Features, Linearisation, NetworkFeatures
-from sampla.tomography.operators import Operator
+from sampla.tomography.operators import Operator, Whitened
 
 _PIXELS_IN_FLIGHT = 2**22
 """Pixels times vectors that go through the network at once: about 2 GiB of activations for the U-Net of 2 million."""
@@ -75,6 +75,11 @@ class ProjectedFeatures(Features):
             xi = standard_normal(seed, PROBE, probes, 0, tuple(self._measured.shape), self.like)
             total += self.vjp(xi).square().sum(0)
         return total / num_probes
+
+    @property
+    def deviations(self) -> Tensor | None:
+        """(m,) standard deviations by which measurements were divided; None where they were not."""
+        return self._operator.std if isinstance(self._operator, Whitened) else None
 
     @property
     def measured(self) -> Tensor:

@@ -49,6 +49,8 @@ class Settings:
     steps: int | None = None
     """Training steps instead of the recipe's."""
     device: str = "cpu"
+    save: Path | None = None
+    """Folder for the fit itself, which LinearisedDIP.load reads."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,9 @@ def run_ct(settings: Settings, scan: Scan, say: Callable[[str], None] = print) -
     """
     result = reconstruct(settings, scan, say)
     write_files(result)
+    if settings.save is not None:
+        result.dip.save(settings.save)
+        say(f"the fit is in {settings.save}: LinearisedDIP.load reads it, given the same operator")
     say(f"{result.seconds:.0f} s; everything is in {settings.out}: open {settings.out / 'report.html'}")
     return result
 
@@ -229,7 +234,7 @@ def pictures(result: Result) -> list[Picture]:
 def summarise(result: Result) -> dict[str, Any]:
     """The whole run as plain JSON types."""
     dip, scan = result.dip, result.scan
-    settings = {k: v for k, v in asdict(result.settings).items() if k not in ("out", "quiet")}
+    settings = {k: v for k, v in asdict(result.settings).items() if k not in ("out", "quiet", "save")}
     return {
         "name": scan.name,
         "settings": settings,
