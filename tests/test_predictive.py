@@ -9,6 +9,7 @@ from torch.distributions import MultivariateNormal
 import sampla
 from cases import DIAGONAL_NOISE, FULL_NOISE, LIKELIHOODS, randn
 from sampla.inference import checkpointing as resume
+from sampla.posterior import averages
 
 NOISE = {"scalar": 3.0, "diagonal": DIAGONAL_NOISE, "full": FULL_NOISE}
 NUM_FUNCTIONS, NUM_DATA = 6, 8
@@ -125,9 +126,11 @@ def test_without_posterior_variance_nothing_is_to_be_learnt_and_all_averages_are
 def test_large_monte_carlo_averages_are_cut_into_pieces_of_the_same_functions(monkeypatch):
     pred, targets = predictive(sampla.Categorical()), torch.arange(NUM_DATA) % 3
     whole = pred.probs, pred.joint_log_prob(targets, GROUP)
-    monkeypatch.setattr("sampla.posterior.predictive._ENTRIES", 512 * 3 * 2)  # two data at a time
-    torch.testing.assert_close(pred.probs, whole[0])
-    torch.testing.assert_close(pred.joint_log_prob(targets, GROUP), whole[1])
+    for entries in (512 * 3 * 2, 100):  # two data at a time; one, and 33 draws
+        monkeypatch.setitem(averages._AT_ONCE, "cpu", entries)
+        again = predictive(sampla.Categorical())
+        torch.testing.assert_close(again.probs, whole[0])
+        torch.testing.assert_close(again.joint_log_prob(targets, GROUP), whole[1])
 
 
 def test_one_sided_logits_far_out_stay_finite():

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.func import vjp
+from torch.func import vjp, vmap
 
 from sampla.core.checks import require
 from sampla.inference.mackay import updated_noise
@@ -103,6 +103,47 @@ class Likelihood(ABC):
             TypeError: if the likelihood is not about classes.
         """
         raise TypeError(f"{type(self).__name__} has no class probabilities: use pred.mean and pred.variance instead.")
+
+    def class_entropy(self, probabilities: Tensor) -> Tensor:
+        """(n, ...) entropy of class probabilities in nats, the class axis taken out; of each label if there is none."""
+        terms: Tensor = torch.special.entr(probabilities)
+        axis = self.class_axis
+        return terms + torch.special.entr(1 - probabilities) if axis is None else terms.sum(axis)
+
+    def class_sums(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over S draws of class probabilities and of their entropy.
+
+        Override it where both can be had at less cost than from ``probabilities``.
+
+        Args:
+            draws: (n, *out, S) of the outputs.
+
+        Returns:
+            (n, *out) and (n, ...), in nats.
+        """
+        each = self.probabilities(draws.movedim(-1, 0))
+        return each.sum(0), self.class_entropy(each).sum(0)
+
+    def log_prob_of_draws(self, draws: Tensor, targets: Tensor) -> Tensor:
+        """(S, n) log p(y_n | f_n) in nats for S draws (n, *out, S) of outputs; by ``log_prob`` unless overridden."""
+        each: Tensor = vmap(self.log_prob, in_dims=(-1, None))(draws, targets)
+        return each
+
+    def noise_covariance(self, outputs: Tensor) -> Tensor:
+        """Covariance of the noise where y = f + noise, in the type of the outputs: (C, C) over their last axis, or of
+        independent noise a variance that broadcasts to them, () or (C,).
+
+        Raises:
+            TypeError: if targets are no sum of outputs and noise.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no noise that is added to the outputs: use pred.variance, that of the outputs, "
+            "or pred.probs."
+        )
+
+    def _keeps(self, of: type["Likelihood"], *methods: str) -> bool:
+        """Whether no subclass has written other methods than those that ``of`` has, which a shortcut stands for."""
+        return all(getattr(type(self), name) is getattr(of, name) for name in methods)
 
     @property
     def scalar_noise(self) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from sampla.core.checks import require, require_finite
 from sampla.likelihoods._base import Likelihood, as_counts, require_plain
@@ -55,6 +55,13 @@ class Bernoulli(Likelihood):
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid()
+
+    def class_sums(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """With a = |f| the entropy is log(1 + exp(-a)) + a sigmoid(-a): two terms of one sign."""
+        if not self._keeps(Bernoulli, "probabilities", "class_entropy"):
+            return super().class_sums(draws)
+        size = draws.abs()
+        return draws.sigmoid().sum(-1), (softplus(-size) + size * (-size).sigmoid()).sum(-1)
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         require_plain(targets, "targets in [0, 1] or booleans")

@@ -80,6 +80,29 @@ class Categorical(Likelihood):
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(self.class_axis)
 
+    def class_sums(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """With e = exp(f - max f) and Z = sum e the entropy is log Z - sum e (f - max f) / Z: one logarithm a draw."""
+        if not self._keeps(Categorical, "probabilities", "class_entropy"):
+            return super().class_sums(draws)
+        axis = self.class_axis - 1  # the last axis of draws is that of the draws: a softmax along it would be slow
+        below = draws - draws.detach().amax(axis, keepdim=True)
+        each = below.exp()
+        total = each.sum(axis, keepdim=True)
+        inverse = total.reciprocal()
+        entropy = total.log() - (each * below).sum(axis, keepdim=True) * inverse
+        return (each * inverse).sum(-1), entropy.sum(-1).squeeze(self.class_axis)
+
+    def log_prob_of_draws(self, draws: Tensor, targets: Tensor) -> Tensor:
+        if not self._keeps(Categorical, "log_prob", "observation_log_prob"):
+            return super().log_prob_of_draws(draws, targets)
+        known, labels, axis = self._known(targets), as_counts(targets), self.class_axis - 1
+        if known is not None:
+            labels = labels.where(known, 0)
+        places = labels.unsqueeze(self.class_axis).unsqueeze(-1)
+        chosen = draws.take_along_dim(places, axis) - draws.logsumexp(axis, keepdim=True)
+        each = chosen.squeeze(axis) if known is None else chosen.squeeze(axis) * known.unsqueeze(-1)
+        return each.reshape(len(targets), -1, draws.shape[-1]).sum(1).mT
+
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         require_plain(targets, "integer class targets")
         shape, fits = tuple(outputs.shape), outputs.ndim > -self.class_axis

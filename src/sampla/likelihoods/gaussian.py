@@ -99,6 +99,11 @@ class Gaussian(Likelihood):
             size = self.noise_precision.shape[-1]
             require(size == shape[-1], f"a noise precision for {shape[-1]} outputs", f"one for {size}", fix)
 
+    def noise_covariance(self, outputs: Tensor) -> Tensor:
+        precision = self._precision()
+        covariance = torch.cholesky_inverse(self._root) if precision.ndim == 2 else precision.reciprocal()
+        return covariance.to(outputs)
+
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return targets - outputs
 

@@ -23,7 +23,8 @@ from sampla.features import (
     plain_parameters,
 )
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from sampla.posterior.predictive import Predictive, check_average, relative_size
+from sampla.posterior.outputs import check_average
+from sampla.posterior.predictive import Predictive, relative_size
 from sampla.posterior.width import Width
 
 _BUILT_IN = {"Categorical": Categorical, "Bernoulli": Bernoulli}
