@@ -17,16 +17,26 @@ def alpha(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("slope", [-0.9, 0.5, 0.8])
+@pytest.mark.parametrize("slope", [-0.9, 0.5, 0.8, 0.95])
 def test_secant_finds_the_fixed_point_of_a_power_law_at_once(slope):
     """update(a) = 3 (a / 3)^slope has the fixed point 3 and is straight in log a."""
     used = [alpha(1.0, 2.0), alpha(1.5, 9.0)]
     updates = [3 * (a / 3) ** slope for a in used]
     reached = accelerated(used, updates)
-    limit = (updates[-1] / used[-1]).log().abs() * 3
-    near = (alpha(3.0, 3.0) / used[-1]).log().abs() <= limit
+    step, whole = (updates[-1] / used[-1]).log(), (alpha(3.0, 3.0) / used[-1]).log()
+    near = whole.abs() <= 10 * step.abs()
     assert torch.allclose(reached[near], alpha(3.0, 3.0)[near])
-    assert torch.allclose(reached[~near], updates[-1][~near]), "too far a step falls back on the plain update"
+    assert torch.allclose(reached[~near], (used[-1] * (10 * step).exp())[~near]), "too far: ten times the update"
+    assert bool(near.all()) == (slope < 0.9)
+
+
+@pytest.mark.parametrize("slope", [0.95, 1.0, 1.1])
+def test_long_steps_are_bounded(slope):
+    """Where the update runs away from alpha, or hardly changes with it, no secant says where it ends."""
+    used = [alpha(3e4), alpha(1e4)]
+    updates = [a / 100 * (a / 3e4) ** (slope - 1) for a in used]
+    reached = accelerated(used, updates)
+    assert torch.allclose(reached, updates[-1] * float(torch.tensor(-1.5).exp()))
 
 
 def test_first_step_and_useless_secants_are_plain_updates():

@@ -40,6 +40,12 @@ _OF_BRACKET = 0.25
 change little however far the limit is. Costs 2 % more iterations than 0.02, which was wrong by up to twenty times."""
 _SLOWEST = 0.9
 """Rate of convergence from which Aitken's estimate is not believed any more."""
+_CREEPS = 1 / 3
+"""1 - rate below which a group creeps: what is left is more than three times the step."""
+_LONGEST, _BEYOND = 10.0, 1.5
+"""Times a step that a creeping group's next one may be, and by how much more than it in log alpha."""
+_SECANTS, _LEAST_MOVE, _SLOWEST_LEFT = 2, 0.02, 0.05
+"""Secants by which a rate is told, from how far a move of log alpha, and 1 - rate at least: less is rounding."""
 ALL_MET = "the linear model meets the targets up to rounding"
 
 
@@ -92,7 +98,8 @@ def accelerated(used: list[Tensor], updates: list[Tensor]) -> Tensor:
     """Where the fixed point alpha = update(alpha) is expected, by a secant through the last two EM steps.
 
     MacKay's update overshoots when the effective dimension falls steeply with alpha, and creeps when it hardly falls;
-    both are cured by one secant step in log alpha, group by group. Never further than three times the plain update.
+    both are cured by one secant step in log alpha, group by group. Where it creeps a secant is a long way: at most ten
+    times the plain update and not more than a factor of 4.5 beyond it.
 
     Args:
         used: (G,) alpha of the EM steps so far.
@@ -104,11 +111,47 @@ def accelerated(used: list[Tensor], updates: list[Tensor]) -> Tensor:
     x, step = used[-1].log(), (updates[-1] / used[-1]).log()
     if len(used) < 2:
         return updates[-1]
-    before, step_before = used[-2].log(), (updates[-2] / used[-2]).log()
-    slope = (step - step_before) / (x - before)
+    slope = _slope(used, updates, 1)[1]
     secant = -step / slope
     usable = slope.isfinite() & (slope < -0.1) & (secant.abs() <= 3 * step.abs())
-    return torch.where(usable, x + secant, x + step).exp().clamp(*BOUNDS)
+    times = torch.where(slope < 0, -1 / slope, inf).clamp(1, _LONGEST)  # beyond zero the update runs away from x
+    long = torch.minimum(step.abs() * times, step.abs() + _BEYOND) * step.sign()
+    ahead = torch.where(slope.isfinite() & (slope > -_CREEPS), long, step)
+    return torch.where(usable, x + secant, x + ahead).exp().clamp(*BOUNDS)
+
+
+def _slope(used: list[Tensor], updates: list[Tensor], back: int) -> tuple[Tensor, Tensor]:
+    """(G,) by how much log alpha moved in the step that ended ``back`` steps from the end, 1 for the last one, and
+    d log(update / alpha) / d log alpha over it, which is the rate of convergence less one."""
+    step, before = ((updates[-n] / used[-n]).log() for n in (back, back + 1))
+    moved = used[-back].log() - used[-back - 1].log()
+    return moved, (step - before) / moved
+
+
+def distance_that_matters(
+    used: list[Tensor], updates: list[Tensor], gamma: Tensor, turned: Tensor | None = None
+) -> float:
+    """How far alpha is from its fixed point, relatively: over the groups that count for ``change_that_matters``.
+
+    A plain update tells it where convergence is fast. Where a group creeps, it is many times smaller than the way that
+    is left, step / (1 - rate) by Aitken, with the rate from the last two secants, the slower one.
+
+    Args:
+        used: (G,) alpha of the EM steps so far.
+        updates: (G,) what MacKay's update made of each.
+        gamma: (G,) effective dimension at the last alpha.
+        turned: as for ``change_that_matters``.
+    """
+    change = change_that_matters(used[-1], updates[-1], gamma, turned)
+    left = torch.ones_like(used[-1])
+    for back in range(1, min(_SECANTS, len(used) - 1) + 1):
+        moved, slope = _slope(used, updates, back)
+        known = slope.isfinite() & (moved.abs() > _LEAST_MOVE) & (slope > -_CREEPS)
+        left = torch.where(known, torch.minimum(left, (-slope).clamp(_SLOWEST_LEFT, 1)), left)
+    creeps = (left < _CREEPS) & _counted(used[-1], updates[-1], gamma, turned)
+    if not bool(creeps.any()):
+        return change
+    return max(change, float(((updates[-1] / used[-1]).log().abs() / left)[creeps].max()))
 
 
 def relative_change(old: Tensor, new: Tensor) -> float:
@@ -129,9 +172,14 @@ def change_that_matters(old: Tensor, new: Tensor, gamma: Tensor, turned: Tensor 
         turned: (G,) bool, groups whose alpha has risen before from a smaller one with as little gamma, so that the
             fixed point lies where the data say nothing. None: there are none.
     """
-    falls = new < old if turned is None else (new < old) & ~turned
-    counts = (gamma > DETERMINED) | falls
+    counts = _counted(old, new, gamma, turned)
     return relative_change(old[counts], new[counts]) if bool(counts.any()) else 0.0
+
+
+def _counted(old: Tensor, new: Tensor, gamma: Tensor, turned: Tensor | None) -> Tensor:
+    """(G,) bool: the groups that EM waits for."""
+    falls = new < old if turned is None else (new < old) & ~turned
+    return (gamma > DETERMINED) | falls
 
 
 def highest_start(trace: Tensor) -> Tensor:
@@ -148,8 +196,8 @@ def has_settled(tolerance: float, ahead: float, error: float = 0.0) -> bool:
 
     Args:
         tolerance: relative error of the hyperparameters asked for.
-        ahead: how far they still are from their fixed point: the change of the last step where secants make that the
-            distance, ``still_ahead`` where steps converge linearly, zero where the fixed point itself was solved for.
+        ahead: how far they still are from their fixed point: ``distance_that_matters`` where secants are taken,
+            ``still_ahead`` where steps converge linearly, zero where the fixed point itself was solved for.
         error: relative error of the hyperparameters that the E-step leaves open. Half of the tolerance is its share.
     """
     return ahead <= tolerance and error <= tolerance / 2

@@ -22,6 +22,7 @@ from sampla.inference.mackay import (
     LEAST_LEFT,
     accelerated,
     change_that_matters,
+    distance_that_matters,
     is_rounding,
     relative_change,
     tolerance_factor,
@@ -95,14 +96,15 @@ class SampledEStep(EStep):
         change = max(change_that_matters(state.prior.precision, alpha, gamma, before), noise_change)
         row = _row(state, samples, alpha, gamma, gamma_error, theta, mode, change)
         trace, near = [*state.trace, row], self._factor == 1
-        settled = em.has_settled(trace, change) and near and not unknown
+        ahead = max(change, distance_that_matters(*_history(trace, alpha), gamma, before))
+        settled = em.has_settled(trace, ahead) and near and not unknown
         prior = state.prior.with_precision(alpha if settled else _proposed(trace, alpha))
         if mode is not None and model is not state.model:  # what is known of the loss is that of the old noise
             mode = replace(mode, memory=None)
         following = EMState(
             prior, model, _kept(samples), mode, trace, settled,
             stuck=bool(unknown) and change <= em.tolerance and near,
-            precision_error=_precision_error(trace, state.prior) if state.prior.learn else None,
+            precision_error=_precision_error(trace, state.prior, ahead) if state.prior.learn else None,
             noise_unknown=unknown,
         )  # fmt: skip
         return following if model is state.model else self._with_new_noise(following, state.model.likelihood)
@@ -305,12 +307,16 @@ def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
     """Where the next EM step starts: a secant through the last two, where only alpha is learnt."""
     if trace[-1].noise_precision != trace[0].noise_precision:  # the update moves with the noise: no secant
         return updated
-    used = [updated.new_tensor(row.precision) for row in trace[-2:]]
-    updates = [updated.new_tensor(row.updated_precision) for row in trace[-2:]]
-    return accelerated(used, updates)
+    return accelerated(*_history(trace, updated))
 
 
-def _precision_error(trace: list[EMStep], prior: BoundPrior) -> LogError | None:
+def _history(trace: list[EMStep], like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """(G,) alpha of the last steps, and what each made of it."""
+    rows = trace[-3:]
+    return [like.new_tensor(row.precision) for row in rows], [like.new_tensor(row.updated_precision) for row in rows]
+
+
+def _precision_error(trace: list[EMStep], prior: BoundPrior, ahead: float) -> LogError | None:
     """What the samples leave open of alpha: the error of log gamma over 1 - d log update / d log alpha.
 
     The slope of the update is read off the last step that moved alpha by more than the noise of the steps; one that
@@ -328,7 +334,7 @@ def _precision_error(trace: list[EMStep], prior: BoundPrior) -> LogError | None:
                 slope = log(last.updated_precision[g] / before.updated_precision[g]) / moved
                 break
         errors.append(error / gamma / max(1 - slope, 0.1))
-    return LogError(max(errors), last.change) if errors else None
+    return LogError(max(errors), ahead) if errors else None
 
 
 def _extended(start: Start | None, rhs: RightHandSide) -> Start | None:
