@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import sampla
 from helpers import laplace
 from reliability.fits import CLASSES, DATA, KINDS, REAL, batches, door, network, same
+from sampla.solvers import DenseDual
 
 
 class Stopping:
@@ -63,6 +64,35 @@ def test_traces_that_had_to_become_exact_stay_exact(tmp_path: Path) -> None:
     costs = [[row["products"] for row in each.report_.trace] for each in (whole, again)]
     assert costs[0] == costs[1]
     assert same(whole, again)
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+@pytest.mark.filterwarnings("ignore::sampla.ConvergenceWarning")
+def test_em_by_the_matrix_of_all_outputs(learnt: bool, tmp_path: Path) -> None:
+    """Wherever it is stopped: before its matrix, while that is formed, after its one step, in the final solve."""
+    rows, targets = DATA[:20].double(), REAL[:20].double()
+    data = list(zip(rows.split(10), targets.split(10), strict=True))
+
+    def fitted(loader: Any, folder: Path | None = None) -> sampla.LinearisedLaplace:
+        noise = sampla.Gaussian() if learnt else sampla.Gaussian(10.0)
+        em, solver = sampla.EM(method="outputs"), DenseDual()
+        return laplace(network(2).double(), noise, solver=solver, prior="isotropic", em=em).fit(loader, folder)
+
+    whole = fitted(data)
+    assert whole.report_.method == "outputs"
+    kept = []
+    for after in range(3, whole.report_.sweeps, 6):
+        folder = tmp_path / str(after)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(Stopping(data, after), folder)
+        kept.append((folder / "em-state.safetensors").exists())
+        again = fitted(data, folder)
+        assert same(whole, again), f"stopped after {after} of {whole.report_.sweeps} readings"
+        assert len(again.report_.trace) == len(whole.report_.trace)
+        assert again.report_.effective_dimension == whole.report_.effective_dimension
+        assert again.report_.log_evidence == whole.report_.log_evidence
+    assert any(kept)
+    assert not all(kept)
 
 
 def shuffled(seed: int) -> DataLoader[Any]:
