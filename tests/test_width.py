@@ -175,6 +175,41 @@ def test_few_data_are_left_out_one_by_one(count):
     assert width.errors[0] > 0
 
 
+def scores_that_rise(factor_at: int) -> Tensor:
+    """(factors, parts) with the best at the given factor, parts of different weight."""
+    return torch.from_numpy(-np.abs(np.arange(len(FACTORS)) - factor_at)[:, None] * np.linspace(1, 2, 20))
+
+
+@pytest.mark.parametrize(("at", "factor"), [(len(FACTORS) - 1, 12.0), (1, FACTORS[1]), (0, 0.0)])
+def test_a_factor_at_the_end_of_those_tried_has_no_error(at, factor, monkeypatch):
+    """The jackknife gives zero there, which would pass for certainty."""
+    case, found = exact("categorical", False), scores_that_rise(at)
+    tallies = torch.ones(4, 20, dtype=torch.float64) * torch.tensor([5.0, 0.0, 1e6, 1.0])[:, None]
+    monkeypatch.setattr("sampla.posterior.width._sums", lambda *_: (torch.stack([found, found]), tallies))
+    width = chosen(case)
+    assert (width.marginal, width.joint) == (factor, factor)
+    assert all(np.isnan(width.errors))
+    text = str(width)
+    assert text.startswith(f"{factor:.2f} (at the limit) times the posterior's deviations")
+    assert "+- 0.00" not in text
+    assert str(Width.from_dict(json.loads(json.dumps(width.to_dict())))) == text
+    older = replace(width, errors=(0.0, 0.0))
+    assert str(older) == text
+
+
+def test_only_the_factor_at_the_limit_is_said_to_be():
+    width = Width(0.5, 12.0, "loo", (0.04, 0.0), scale=10.0)
+    assert str(width).startswith(
+        "0.50 +- 0.04 times the posterior's deviations for probabilities, 12.00 (at the limit) for joint predictions"
+    )
+    assert str(width).endswith(
+        "; the linear mode's outputs, multiplied by 10, at the limit, still are not the network's"
+    )
+    assert "mode" not in str(replace(width, scale=9.9))
+    assert "multiplied by 0.1, at the limit" in str(replace(width, scale=0.1))
+    assert width.shown(joint=False, sign="±") == "0.50 ± 0.04"
+
+
 # The whole fit
 
 

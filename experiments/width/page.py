@@ -14,6 +14,7 @@ from experiments.width.cases import CASES
 from experiments.width.data import DEGREES, NOISE, PIXEL_NOISE, SCALE, TABLE_NOISE, TURNED
 from experiments.width.scores import ALONE, BEST, EM, RULE
 from sampla.apps.figures import STYLE, new_figure, png
+from sampla.posterior.width import Width
 
 WAYS = (ALONE, EM, RULE, BEST)
 AT = {"network": "B at the network (the default)", "linear-mode": "B at the linear mode"}
@@ -184,8 +185,8 @@ _FITS = {
     "network": "{key}", "effective dimension": "{effective dimension:.0f}",
     "passes, EM": _maybe("passes, em", ".1f"), "passes, rule": "{passes:.1f}",
     "CPU s, EM": _maybe("seconds, em", ".2f"), "CPU s, rule": "{seconds:.2f}",
-    "width": "{rule[marginal]:.2f} ± {rule[errors][0]:.2f}",
-    "joint width": "{rule[joint]:.2f} ± {rule[errors][1]:.2f}",
+    "width": lambda row: Width.from_dict(row["rule"]).shown(joint=False, sign="±"),
+    "joint width": lambda row: Width.from_dict(row["rule"]).shown(joint=True, sign="±"),
     "LOO log score": "{rule[score]:.3f} ± {rule[score_error]:.3f}", "leverage near 1": "{rule[near_one]:.0f}",
     "cover": lambda row: f"{row['rule']['cover']:.2f}" if "cover" in row["rule"] else "-",
 }  # fmt: skip

@@ -50,7 +50,8 @@ class Width:
     rule: Rule = "em"
     """"loo": by leave-one-out on the training data; "em": the posterior as EM leaves it; "given"."""
     errors: tuple[float, float] = (0.0, 0.0)
-    """Standard errors of both factors, from the data (a jackknife over twenty parts of them); NaN of a single datum."""
+    """Standard errors of both factors, from the data (a jackknife over twenty parts of them); NaN of a single datum,
+    and at the largest or the smallest factor that is tried, where the best is beyond."""
     score: float = nan
     """Mean leave-one-out log density of an observation at the marginal factor, in nats."""
     score_error: float = nan
@@ -84,14 +85,19 @@ class Width:
     def __str__(self) -> str:
         if self.rule != "loo":
             return f"{self.marginal:.3g} times the posterior's deviations" + (", as given" * (self.rule == "given"))
-        one, several = self.errors
+        words = f"{self.shown(joint=False)} times the posterior's deviations"
+        if self.joint != self.marginal:
+            words += f" for probabilities, {self.shown(joint=True)} for joint predictions"
         alone = "; functions do not differ from the network's" if self.joint == 0 else ""
-        if self.joint == self.marginal:
-            return f"{self.marginal:.2f} +- {one:.2f} times the posterior's deviations{alone}"
-        return (
-            f"{self.marginal:.2f} +- {one:.2f} times the posterior's deviations for probabilities, "
-            f"{self.joint:.2f} +- {several:.2f} for joint predictions{alone}"
-        )
+        far = "; the linear mode's outputs, multiplied by {:g}, at the limit, still are not the network's"
+        return words + alone + (far.format(self.scale) if _scale_at_limit(self.scale) else "")
+
+    def shown(self, joint: bool, sign: str = "+-") -> str:
+        """A factor with its standard error, or at which end of those that are tried it is, where it has none."""
+        factor, error = (self.joint, self.errors[1]) if joint else (self.marginal, self.errors[0])
+        if at_limit(factor):
+            return f"{factor:.2f} (at the limit)"
+        return f"{factor:.2f} {sign} {error:.2f}"
 
     @property
     def left_out(self) -> str:
@@ -102,6 +108,16 @@ class Width:
             f"log score {self.score:.3f} +- {self.score_error:.3f} nats for an observation that is left out; leverage "
             f"near 1: {self.near_one:.0f} of {self.num_observations:.0f}"
         )
+
+
+def at_limit(factor: float) -> bool:
+    """Whether a factor is the largest or the smallest that is tried, zero included: leaving out parts of the data does
+    not move it, which says nothing about its error."""
+    return factor >= FACTORS[-1] or factor <= FACTORS[1]
+
+
+def _scale_at_limit(scale: float) -> bool:
+    return not 1 / _LARGEST_SCALE < scale < _LARGEST_SCALE
 
 
 def leave_one_out_width(model: LinearModel, samples: Tensor, mean: Tensor, at_mode: bool, seed: int) -> Width:
@@ -124,7 +140,9 @@ def leave_one_out_width(model: LinearModel, samples: Tensor, mean: Tensor, at_mo
     factors = [_chosen(each[:, filled], cover) for each in scores]
     at = int(np.abs(np.asarray(FACTORS) - factors[0]).argmin())
     parts = scores[0, at, filled] / counts[filled]
-    errors = [_error(each, without, filled) for each in scores]
+    errors = [
+        nan if at_limit(factor) else _error(each, without, filled) for factor, each in zip(factors, scores, strict=True)
+    ]  # fmt: skip
     return Width(
         factors[0], factors[-1], "loo", (errors[0], errors[-1]),
         score=float(scores[0, at].sum() / counts.sum()),
