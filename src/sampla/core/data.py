@@ -85,7 +85,7 @@ def unpacking(labels: str | None, unpack: Unpack | None) -> Unpack | None:
     return split
 
 
-def _pair(item: Any, where: str, unpack: Unpack | None) -> tuple[Any, Any]:
+def pair_of(item: Any, where: str, unpack: Unpack | None) -> tuple[Any, Any]:
     """Inputs and targets of what the loader gives."""
     given = item if unpack is None else unpack(item)
     if isinstance(given, (tuple, list)) and len(given) == 2:
@@ -122,7 +122,7 @@ def asked_about(item: Any, device: torch.device, unpack: Unpack | None) -> tuple
     Raises:
         TypeError, ValueError: as for a batch of a loader.
     """
-    inputs, targets = _pair(item, "the test data", unpack)
+    inputs, targets = pair_of(item, "the test data", unpack)
     if targets is None:
         return moved(as_inputs(inputs, "the test data"), device), None
     batch = _batch_of(inputs, targets, "the test data", 0).on(device)
@@ -131,7 +131,7 @@ def asked_about(item: Any, device: torch.device, unpack: Unpack | None) -> tuple
 
 def _as_batch(item: Any, index: int, position: int, unpack: Unpack | None) -> Batch:
     where = f"batch {index} of the loader"
-    return _batch_of(*_pair(item, where, unpack), where, position)
+    return _batch_of(*pair_of(item, where, unpack), where, position)
 
 
 def _batch_of(inputs: Any, targets: Any, where: str, position: int) -> Batch:
@@ -225,7 +225,7 @@ class CheckedLoader(Data):
         self._known = torch.zeros(0, dtype=torch.int64)  # sorted hashes of all data, after the first pass
         self._ahead = self._known  # hashes of the batch that was read ahead of it
         self._shapes: set[tuple[int, ...]] = set()
-        self._objects = False
+        self._objects, self.has_lists = False, False
         self._sides: dict[str, bool] | None = None
         self._there: list[Batch] = []
         self._keeping = False
@@ -298,7 +298,7 @@ class CheckedLoader(Data):
         self._finish(position, content, order, index + 1, found)
 
     def _hashes(self, batch: Batch) -> Tensor:
-        self._objects = batch.opaque
+        self._objects, self.has_lists = batch.opaque, isinstance(batch.inputs, list)
         if not isinstance(batch.inputs, (Opaque, list)):
             shapes = [t.shape[1:] for t in (*input_tensors(batch.inputs), batch.targets)]
             self._shapes.add(tuple(size for shape in shapes for size in shape))

@@ -86,6 +86,31 @@ def _own_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 @locked
+def changed_tensors(model: nn.Module, held: Mapping[str, Tensor]) -> list[str]:
+    """Names of parameters and persistent buffers whose values are not those that are held, in the types of these.
+
+    Counters of batches say nothing of the function, and buffers that no file keeps may be caches.
+    """
+    plain = plain_names(model)
+    passing = {
+        f"{prefix}.{name}".lstrip(".") for prefix, m in model.named_modules() for name in m._non_persistent_buffers_set
+    }
+    here = [*model.named_parameters(), *((name, t) for name, t in model.named_buffers() if name not in passing)]
+    return [
+        plain[name]
+        for name, tensor in here
+        if plain[name] in held and not name.endswith("num_batches_tracked") and _differ(tensor, held[plain[name]])
+    ]
+
+
+def _differ(tensor: Tensor, held: Tensor) -> bool:
+    if tensor.is_meta:
+        return False
+    here = tensor.detach().to(held)
+    return not (torch.equal(here, held) or torch.equal(here.nan_to_num(), held.nan_to_num()))
+
+
+@locked
 def network_fingerprint(model: nn.Module) -> str:
     """SHA-256 of the weights, hexadecimal; the same for a network that is compiled or wrapped."""
     return _digest(network_state(model))

@@ -1,8 +1,8 @@
 """The Jacobian of a network as a feature map: phi(x) = d f(w, x) / d w at the trained weights w."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
 from typing import Any, Self, TypeVar
@@ -12,20 +12,22 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sampla.core.checks import require
-from sampla.core.inputs import describe_inputs, detached
+from sampla.core.inputs import detached
 from sampla.core.memory import is_of_the_machine
 from sampla.core.rounding import nudged
 from sampla.core.typing import Inputs
-from sampla.features._arguments import call_arguments, describe_call
+from sampla.features._arguments import call_arguments
 from sampla.features._base import Features, Linearisation
 from sampla.features._differences import check_differences
+from sampla.features._explained import explained
 from sampla.features._finite import where_not_finite
 from sampla.features._folding import Fold, folds
 from sampla.features._forward import ForwardAt
+from sampla.features._graph import pushed_by_reverse, pushed_forward
 from sampla.features._kernels import Attention, OnceOnly, constant_padding, differentiable
 from sampla.features._lock import NETWORK_LOCK, LockedLinearisation, locked
 from sampla.features._modules import Alone, Call, Inside, describe_module, watched
-from sampla.features._names import castable, functional_state, is_compiled, slots
+from sampla.features._names import castable, changed_tensors, functional_state, is_compiled, slots
 from sampla.features._outputs import OutputName, pick_output
 from sampla.features._products import DOUBLE_REVERSE, FORWARD, Products, short_reason
 from sampla.features._reduced import LaidNetwork, ReducedNetwork
@@ -37,12 +39,6 @@ Result = TypeVar("Result")
 
 _COARSEST = 0.1
 """How far a product in reduced precision may be off to be chosen: EM's gamma and alpha are then as good as before."""
-_CALL_IT = "It was called as {call}: do that with one batch of the loader; shapes, dtypes and devices must fit."
-_NO_FORWARD_MODE = (
-    "The network works, but one of its operations has no derivative that torch.func can take in forward and reverse "
-    "mode: write it with ordinary torch operations, or give the autograd.Function setup_context, jvp and "
-    "generate_vmap_rule = True."
-)
 _CUT = (
     "The network takes gradients by torch.autograd.grad without create_graph=True, so that they are constants: pass "
     "create_graph=True in evaluation mode too (often it is create_graph=self.training)."
@@ -58,21 +54,6 @@ _INSTEAD = {
     "parse": "Leave sparse=True out: the weights and the outputs are the same.",
 }
 """What the reasons contain -> what to do where neither way works."""
-_REMEDIES = {
-    "not implemented for '": "This device does not have that operation in that type: model.float(), or model.cpu().",
-    "must have the same dtype": "Convert the inputs to the dtype of the network, x.to(next(model.parameters()).dtype).",
-    "setup_context": _NO_FORWARD_MODE,
-    "the jvp function": _NO_FORWARD_MODE,
-    "forward AD": _NO_FORWARD_MODE,
-    "generate_vmap_rule": _NO_FORWARD_MODE,
-    "mutate a captured Tensor": "The network changes one of its buffers in place in evaluation mode: leave that out.",
-    "called random operation": "The network must be deterministic in evaluation mode: take the random operation out.",
-    "FlexAttention": "Use torch.nn.functional.scaled_dot_product_attention with attn_mask=... in its place "
-    "(the same numbers; in Hugging Face attn_implementation='sdpa'), or choose parameters that come after it.",
-    "Guard failed": "An exported program takes the sizes it was exported for: export it with dynamic_shapes for the "
-    "first axis, or pass the nn.Module it was made from.",
-}
-"""What torch's message contains -> what to do."""
 
 
 class NetworkFeatures(Features):
@@ -105,6 +86,7 @@ class NetworkFeatures(Features):
     ) -> None:
         self.precision, self.reduced = precision, precision == "bfloat16"
         self.folds: Sequence[Fold] = ()
+        self._traces = False
         self._kept_laid: tuple[Products, LaidNetwork] | None = None
         self._inside = Inside(model)
         self._slots = slots(model)
@@ -135,6 +117,24 @@ class NetworkFeatures(Features):
     @property
     def device(self) -> torch.device:
         return self._on_device.device
+
+    def on(self, device: torch.device, vectors_on: torch.device | None = None) -> Self:
+        """The same features computed on another device, with copies of the network's tensors there."""
+        other = copy(self)
+        other._point = {name: t.to(device) for name, t in self._point.items()}
+        other._rest = {name: t.to(device) for name, t in self._rest.items()}
+        other._padding = [(module, row.to(device)) for module, row in self._padding]
+        other._kept_laid, other.like = None, self.like.to(vectors_on or device)
+        other.origin = None if self.origin is None else self.origin.to(other.like)
+        other._native_rnn = device.type == "cuda" and any(
+            isinstance(m, nn.RNNBase) for m in self._inside.model.modules()
+        )
+        return other
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of the parameters and persistent buffers of the user's network that are no longer what they were."""
+        return changed_tensors(self._inside.model, self._types.restored({**self._rest, **self._point}, lifted=False))
 
     @property
     def types(self) -> Types:
@@ -176,17 +176,29 @@ class NetworkFeatures(Features):
 
     def own_outputs(self, inputs: Inputs) -> Tensor:
         """The outputs as the network itself computes them, in its own type, or in the vectors' if wider."""
+        return self._own_outputs(inputs).detach()
+
+    def _own_outputs(self, inputs: Inputs) -> Tensor:
         own = copy(self)
         own.products = replace(self.products, lifted=False)
-        outputs = own._called(self.point, inputs).detach()
+        outputs = own._called(self.point, inputs)
         return outputs.to(torch.promote_types(outputs.dtype, self.like.dtype))
+
+    @locked
+    def traced(self, inputs: Inputs, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, *out) ``own_outputs`` and (K, n, *out) phi v, with torch's graph of the inputs kept."""
+        kept = copy(self)
+        kept._traces = True
+        push = pushed_forward if self.products.mode == FORWARD else pushed_by_reverse
+        return kept._own_outputs(inputs), push(kept, inputs, vectors)
 
     def _called(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         return self._called_with(lambda work: self.within(point, work), inputs)
 
     def _called_with(self, within: Callable[[Callable[[], Any]], Any], inputs: Inputs) -> Tensor:
-        args, kwargs = call_arguments(self._inside.model, detached(inputs))  # it may ask for gradients by its inputs
-        with _explained(self._inside.model, inputs):
+        given = inputs if self._traces else detached(inputs)  # by which it may ask for gradients
+        args, kwargs = call_arguments(self._inside.model, given)
+        with explained(self._inside.model, inputs):
             outputs = within(lambda: self._inside.model(*args, **kwargs))
         return pick_output(outputs, self.output)
 
@@ -380,17 +392,3 @@ class NetworkFeatures(Features):
     def point(self) -> dict[str, Tensor]:
         """The trained values of the chosen parameters."""
         return self._point
-
-
-@contextmanager
-def _explained(model: nn.Module, inputs: Inputs) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, TypeError, LookupError, ValueError, AttributeError, AssertionError) as error:
-        if is_of_the_machine(error):  # smaller chunks may do, or it is no call's fault
-            raise
-        call_it = _CALL_IT.format(call=describe_call(model, inputs))
-        remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), call_it)
-        raise RuntimeError(
-            f"the network could not be called on inputs of shape and dtype {describe_inputs(inputs)}: {error}\n{remedy}"
-        ) from error

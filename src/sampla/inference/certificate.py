@@ -35,7 +35,12 @@ def error_sample(inference: Inference | None, seed: int) -> Tensor:
         ValueError: for no fit.
     """
     remedy = "A file holds no training data: call fit(loader), with checkpoint= to go on from what a fit has kept."
-    require(inference is not None, "a fit of this process to measure its error", "a posterior from a file", remedy)
+    require(
+        inference is not None,
+        "a fit of this process to measure its error",
+        "a posterior from a file, or one moved by to()",
+        remedy,
+    )
     assert inference is not None
     model, precision, kept = inference.model, inference.prior.diagonal, inference.posed
     model = LinearModel(model.features, model.likelihood, model.data, model.ledger, model.chunks, exact=True)

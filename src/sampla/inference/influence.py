@@ -110,7 +110,12 @@ def influence(
     """
     require_known(at, ("network", "linear-mode"), "at")
     remedy = "A file holds no training data: call fit(loader), with checkpoint= to go on from what a fit has kept."
-    require(inference is not None, "a fit of this process to ask for influence", "a posterior from a file", remedy)
+    require(
+        inference is not None,
+        "a fit of this process to ask for influence",
+        "a posterior from a file, or one moved by to()",
+        remedy,
+    )
     assert inference is not None
     model = inference.model
     model = LinearModel(model.features, model.likelihood, model.data, Ledger(), model.chunks, exact=True)

@@ -128,7 +128,9 @@ def leave_one_out(
         ValueError: for a posterior from a file, for other data, or an order that changes.
     """
     fix = "A file holds neither the linear mode nor what the data were: fit once more."
-    require(inference is not None, "a posterior that was fitted in this process", "one from a file", fix)
+    require(
+        inference is not None, "a posterior that was fitted in this process", "one from a file, or moved by to()", fix
+    )
     assert inference is not None
     for _ in data:  # the first pass tells which data they are and in which order
         pass

@@ -29,7 +29,6 @@ from sampla.features import (
     plain_parameters,
     select_parameters,
 )
-from sampla.inference.certificate import error_sample
 from sampla.inference.checkpointing import held, restore_chunks, restore_state, save_state, saved_noise
 from sampla.inference.infer import Inference, infer
 from sampla.inference.memory_plan import MemoryPlan, plan_memory
@@ -52,17 +51,17 @@ from sampla.laplace.guards import (
     not_finite_explained,
     only_device,
 )
-from sampla.laplace.training_data import REMEDY, SAVED, TOO_MANY_SAMPLES, AboutTrainingData, Asked, kept_in
+from sampla.laplace.predicting import Predicts
+from sampla.laplace.training_data import REMEDY, Asked, kept_in
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
 from sampla.posterior.posterior import Posterior, load_posterior
-from sampla.posterior.predictive import Predictive
 from sampla.posterior.width import Width, leave_one_out_width
 from sampla.priors import Prior
 from sampla.solvers import Solver
 
 
-class LinearisedLaplace(AboutTrainingData):
+class LinearisedLaplace(Predicts):
     """Linearised Laplace with exact posterior samples (Antoran et al. 2023; docs/method.md, section 6).
 
     Args:
@@ -160,7 +159,6 @@ class LinearisedLaplace(AboutTrainingData):
         self.curvature_at, self.linear_model, self.width = curvature_at, linear_model, width
         self.log_evidence, self.output, self.chunks, self.precision = log_evidence, output, chunks, precision
         self._progress = Progress(progress)
-        self._error: Tensor | None = None
         self._asked = self._settings()
 
     def fit(
@@ -220,6 +218,7 @@ class LinearisedLaplace(AboutTrainingData):
                 self._progress.say(report.summary)
             self._inference, self._report, self._posterior = inference, report, posterior
             self._error, self._mode, self._asked = None, mode, asked
+            self._labels, self._unpack, self._takes_lists = labels, unpack, data.has_lists
             journal.end()
         return self
 
@@ -238,27 +237,6 @@ class LinearisedLaplace(AboutTrainingData):
                 model, self.prior, self.solver, self.em, self.num_samples,
                 curvature_at=self.curvature_at, log_evidence=self.log_evidence,
             )  # fmt: skip
-
-    def predict(
-        self, x: Any, method: str = "monte-carlo", num_draws: int = 512, certificate: bool = False
-    ) -> Predictive:
-        """The posterior predictive at new inputs; see ``Predictive`` for what it offers.
-
-        Args:
-            x: inputs as the network takes them and as ``fit`` does.
-            method: "monte-carlo" or "probit", how class probabilities are averaged.
-            num_draws: draws of a Monte Carlo average.
-            certificate: whether to measure what the solve has left undone at these inputs (``Predictive.solve_error``),
-                by a solve for four vectors over the training data, once after a fit.
-        """
-        posterior, error, asked = self._fitted(), None, self._asked
-        with (
-            deferred_interrupts(), apart(asked.model), freed_memory_kept(), machine_explained(TOO_MANY_SAMPLES, SAVED),
-        ):  # fmt: skip
-            check_evaluation_mode(asked.model)
-            if certificate:
-                error = self._error = error_sample(self._inference, asked.seed) if self._error is None else self._error
-            return posterior.predict(x, method, num_draws, error)
 
     @classmethod
     def load(

@@ -16,7 +16,7 @@ from sampla.inference.influence import At, Influence, Measure, influence
 from sampla.inference.leave_one_out import LeaveOneOut, leave_one_out
 from sampla.inference.settings import EM, CurvatureAt
 from sampla.laplace.fitted import Fitted
-from sampla.laplace.guards import apart, check_evaluation_mode
+from sampla.laplace.guards import apart, check_evaluation_mode, check_weights
 from sampla.likelihoods import Likelihood
 
 REMEDY = (
@@ -87,6 +87,7 @@ class AboutTrainingData(Fitted):
             deferred_interrupts(), apart(asked.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
         ):  # fmt: skip
             check_evaluation_mode(asked.model)
+            check_weights(posterior.features)
             likelihood, device = posterior.likelihood, posterior.features.device
             data = CheckedLoader(loader, device, self._progress, unpacked, likelihood.counted)
             return leave_one_out(
@@ -124,6 +125,7 @@ class AboutTrainingData(Fitted):
             deferred_interrupts(), apart(asked.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
         ):  # fmt: skip
             check_evaluation_mode(asked.model)
+            check_weights(posterior.features)
             features, device = posterior.features, posterior.features.device
             data = CheckedLoader(train, device, self._progress, unpacked, posterior.likelihood.counted)
             return influence(

@@ -121,7 +121,7 @@ class Outputs:
 
         Args:
             num_draws: how many.
-            seed: of the draws; None: that of the fit, whose draws ``probs`` averages over.
+            seed: of the draws; None: that of those which ``probs`` averages over.
 
         Raises:
             ValueError: for less than one draw.

@@ -1,6 +1,6 @@
 """The posterior over a network's parameters: its samples, what they predict, and their file."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,12 @@ class Posterior:
         return self.features.layout
 
     def predict(
-        self, x: Any, method: str = "monte-carlo", num_draws: int = 512, error: Tensor | None = None
+        self,
+        x: Any,
+        method: str = "monte-carlo",
+        num_draws: int = 512,
+        error: Tensor | None = None,
+        traced: bool = False,
     ) -> Predictive:
         """The predictive at the given inputs, by K jvps.
 
@@ -65,39 +70,60 @@ class Posterior:
             method: "monte-carlo" or "probit", how class probabilities are averaged.
             num_draws: draws of a Monte Carlo average.
             error: (k, P), as large as what is wrong with a sample, for ``Predictive.solve_error``.
+            traced: whether the graph of inputs that require gradients is kept.
 
         Raises:
             ValueError: for NaN in the inputs or outputs, or an unknown method.
         """
         check_average(method, num_draws)
-        inputs = moved(as_inputs(x, "predict"), self.features.device)
-        for tensor in input_tensors(inputs):
-            require_finite(tensor, "inputs", "Remove or impute them.")
         count = len(self.samples)
-        samples = (self.samples if error is None else torch.cat([self.samples, error])).to(self.features.device)
-        mean, functions = self._pushed(inputs, samples)
-        if not bool(mean.isfinite().all()):
-            origin = self.features.where_not_finite(inputs, 0)
-            require_finite(mean, "network outputs", f"{origin}Check the scaling of the inputs.")
-        functions = functions.to(mean.dtype)
+        mean, functions = self.push(x, self.samples if error is None else torch.cat([self.samples, error]), traced)
         left = None if error is None else relative_size(functions[count:], functions[:count])
         return Predictive(
             mean, functions[:count], self.likelihood, method, num_draws, solve_error=left,
             width=self.width.marginal, joint_width=self.width.joint,
         )  # fmt: skip
 
-    def _pushed(self, inputs: Inputs, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, *out) outputs and (K, n, *out) J(x) z_k, in parts that become smaller where memory runs out."""
-        rows, size, chunks = max(1, _PIECE // len(self.samples)), num_inputs(inputs), Chunks()
+    def push(self, x: Any, vectors: Tensor, traced: bool = False) -> tuple[Tensor, Tensor]:
+        """(n, *out) outputs of the network and (k, n, *out) J(x) v for vectors (k, P) wherever they are.
+
+        Args: as for ``predict``.
+
+        Raises:
+            ValueError: for NaN in the inputs or outputs.
+        """
+        inputs = moved(as_inputs(x, "predict"), self.features.device)
+        for tensor in input_tensors(inputs):
+            require_finite(tensor, "inputs", "Remove or impute them.")
+        traced = traced and any(tensor.requires_grad for tensor in input_tensors(inputs))
+        mean, functions = self._pushed(inputs, vectors.to(self.features.device), traced)
+        if not bool(mean.isfinite().all()):
+            origin = self.features.where_not_finite(inputs, 0)
+            require_finite(mean, "network outputs", f"{origin}Check the scaling of the inputs.")
+        return mean, functions.to(mean.dtype)
+
+    def _pushed(self, inputs: Inputs, vectors: Tensor, traced: bool) -> tuple[Tensor, Tensor]:
+        """The same, in parts that become smaller where memory runs out, or with the graph of inputs that have one."""
+        rows, size, chunks = max(1, _PIECE // len(vectors)), num_inputs(inputs), Chunks()
         parts = [inputs] if size is None else [pick(inputs, slice(a, a + rows)) for a in range(0, size, rows)]
         means, deviations = [], []
         for part in parts:
-            deviations.append(Chunked(self.features, part, chunks).jvp(samples))
+            if traced:
+                mean, pushed = self.features.traced(part, vectors)
+                means.append(mean)
+                deviations.append(pushed)
+                continue
+            deviations.append(Chunked(self.features, part, chunks).jvp(vectors))
             count = num_inputs(part) or 1
-            most = chunks.possible(count, len(samples))[0]
+            most = chunks.possible(count, len(vectors))[0]
             few = [part] if most == count else [pick(part, slice(a, a + most)) for a in range(0, count, most)]
             means += [self.features.own_outputs(each) for each in few]
         return torch.cat(means), torch.cat(deviations, dim=1)
+
+    def to(self, device: torch.device, vectors_on: torch.device | None = None) -> "Posterior":
+        """The same on another device: copies of the network's tensors, and the samples unless they live elsewhere."""
+        features = self.features.on(device, vectors_on)
+        return replace(self, features=features, samples=self.samples.to(features.like.device))
 
     def save(self, path: str | Path) -> None:
         """Write samples, likelihood and facts to one safetensors file (no pickle)."""
