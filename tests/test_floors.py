@@ -34,7 +34,7 @@ FLOORS = (
     ("MacKay's updates, of numbers and tensors", "inference.mackay"),
     ("nouns", "features likelihoods priors"),
     ("what a likelihood says of itself, tried on data", "likelihoods.checks"),
-    ("a few data of the linear model", "linear_batch"),
+    ("a few data of the linear model; the first look at all of them", "linear_batch survey"),
     ("averages over functions; densities with Gaussian noise", "posterior.averages posterior.density"),
     (
         "what samples say about new outputs; batches to be predicted",

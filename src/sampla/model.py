@@ -10,24 +10,16 @@ from math import log2
 import torch
 from torch import Tensor
 
-from sampla.core.checks import require_finite
 from sampla.core.chunks import COLUMNS, ENTRIES, Chunks
-from sampla.core.data import Batch, CheckedLoader, Data
-from sampla.core.inputs import describe_inputs, input_tensors
+from sampla.core.data import CheckedLoader, Data
 from sampla.core.journal import Journal
 from sampla.core.progress import Progress
 from sampla.core.rounding import Rounding
 from sampla.core.typing import Loader
-from sampla.features import Chunked, Features, Linearisation, displaced, predicted
+from sampla.features import Chunked, Features, displaced, predicted
 from sampla.likelihoods import Likelihood
-from sampla.likelihoods.checks import (
-    ProbabilityWatch,
-    check_counted,
-    check_curvature,
-    check_observations,
-    check_settings,
-)
 from sampla.linear_batch import LinearBatch
+from sampla.survey import FirstLook, Survey
 
 _NOISE_BLOCK = 32
 """Data whose noisy gradients are summed before they are squared; fixed, so that results do not depend on batches.
@@ -55,23 +47,6 @@ class NoiseDraw:
     """(P,): unbiased estimate of the diagonal of M, relative error sqrt(2 / (blocks * K)).
 
     Zero for tensors of which the pass gives rounding only."""
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What a first look at the data tells."""
-
-    num_data: int
-    outputs: float
-    """N C: the number of outputs over all data, as often as their weights count them."""
-    entries: float
-    """The same less what the features have absorbed: the degrees of freedom that are left to noise and prior."""
-    residual: Tensor | None
-    """Second moment of the residuals of the network's outputs f, y - f for Gaussian noise; None if there are none."""
-    target: Tensor | None = None
-    """The same where the linear model says nothing, at theta = 0: y, or y - f + J w for a tangent."""
-    numbers: int = 0
-    """N C, every datum counted once: at least the rank of M."""
 
 
 class LinearModel:
@@ -193,61 +168,11 @@ class LinearModel:
         Raises:
             ValueError: for NaN in inputs, outputs or targets, or targets that do not fit the outputs.
         """
-        count, numbers, moments, watch = 0.0, 0, None, ProbabilityWatch(self.likelihood)
-        check_settings(self.likelihood)
-        for batch in self._data_minibatches():
-            if self.data.cut:
-                _check_batch(batch)
-            here = Chunked(self.features, batch.inputs, self.chunks)
-            outputs = here.outputs
-            where = f"network outputs on inputs {describe_inputs(batch.inputs)} (data from {batch.position})"
-            if not bool(outputs.isfinite().all()):
-                origin = self.features.where_not_finite(batch.inputs, batch.position)
-                require_finite(outputs, where, f"{origin}Check the scaling of the inputs and the trained weights.")
-            self.chunks.allow_for(outputs[0].numel())
-            self.likelihood.check_targets(outputs, batch.targets)
-            check_counted(self.likelihood, outputs, batch.targets)
-            if batch.position == 0:
-                self._check_curvature(outputs, batch.targets)
-            watch.see(outputs, batch.targets)
-            numbers += outputs.numel()
-            count += outputs[0].numel() * (batch.size if batch.weights is None else float(batch.weights.double().sum()))
-            left = self.likelihood.residuals(outputs, batch.targets)
-            if left is not None:
-                at_zero = self.likelihood.residuals(self._prior_mean(here), batch.targets)
-                assert at_zero is not None
-                parts = [self._moment(batch, each) for each in (left, at_zero)]
-                moments = parts if moments is None else [a + b for a, b in zip(moments, parts, strict=True)]
-        watch.warn()
-        residual, target = moments or (None, None)
-        return Survey(self.data.num_data, count, count - self.features.absorbed, residual, target, numbers)
-
-    def _check_curvature(self, outputs: Tensor, targets: Tensor) -> None:
-        """Once the likelihood has all it needs; a noise precision that is to be learnt has no value yet."""
-        likelihood = self.likelihood
-        if not likelihood.noise_is_known and likelihood.scalar_noise:  # any value will do to see that B follows it
-            likelihood = likelihood.with_noise(torch.ones((), dtype=torch.float64))
-        if likelihood.noise_is_known:
-            check_curvature(likelihood, outputs, targets)
-            check_observations(likelihood, outputs, targets)
-
-    def _prior_mean(self, here: Linearisation) -> Tensor:
-        """What the linear model says at theta = 0: zero, or f - J w for a tangent."""
-        origin = self.features.origin
-        if origin is None:
-            return torch.zeros_like(here.outputs)
-        return here.linear_outputs(torch.zeros_like(self._to_device(origin))[None], origin)[0]
-
-    def _data_minibatches(self) -> Iterator[Batch]:
-        """One pass over the data alone, in minibatches for one vector."""
+        first_look = FirstLook(self.features, self.likelihood, self.chunks, unchecked=self.data.cut)
         for batch in self.data:
-            yield from batch.minibatches(self.chunks.rows(1)) if self.data.cut else [batch]
-
-    def _moment(self, batch: Batch, values: Tensor) -> Tensor:
-        """Weighted second moment of (n, *out) values of a batch."""
-        if batch.weights is not None:
-            values = values * batch.weights.to(values).sqrt().view(-1, *[1] * (values.ndim - 1))
-        return self.likelihood.second_moment(values.unsqueeze(0))
+            for minibatch in batch.minibatches(self.chunks.rows(1)) if self.data.cut else [batch]:
+                first_look.see(minibatch)
+        return first_look.survey(self.data.num_data)
 
     def draw_noise(self, seed: int, num_samples: int) -> NoiseDraw:
         """One pass of K vjps: the right-hand sides' data part and diag M (docs/method.md, sections 2 and 5).
@@ -380,9 +305,3 @@ def _usual_rows(columns: int) -> int:
 def _noise_block_rows(rows: int) -> int:
     """The largest power of two of at most so many rows that blocks are made of whole."""
     return int(2 ** int(log2(min(rows, _NOISE_BLOCK))))
-
-
-def _check_batch(batch: Batch) -> None:
-    for tensor in input_tensors(batch.inputs):
-        require_finite(tensor, f"inputs (data from {batch.position})", "Remove or impute them.")
-    require_finite(batch.targets, f"targets (data from {batch.position})", "Remove or impute them.")

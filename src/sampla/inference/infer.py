@@ -33,9 +33,10 @@ from sampla.inference.settings import EM, CurvatureAt
 from sampla.inference.state import EMState, Inference, Task, complain_unsettled
 from sampla.inference.tuning import tune
 from sampla.likelihoods import Likelihood
-from sampla.model import LinearModel, NoiseDraw, Survey
+from sampla.model import LinearModel, NoiseDraw
 from sampla.priors import BoundPrior, Prior
 from sampla.solvers import Solver
+from sampla.survey import Survey
 
 __all__ = ["EM", "Inference", "infer"]
 

@@ -14,9 +14,10 @@ from sampla.inference.route import Route
 from sampla.inference.settings import EM
 from sampla.inference.trace import EMStep
 from sampla.likelihoods import Likelihood
-from sampla.model import LinearModel, NoiseDraw, Survey
+from sampla.model import LinearModel, NoiseDraw
 from sampla.priors import BoundPrior
 from sampla.solvers import Mode, Solution, Solver, Start
+from sampla.survey import Survey
 
 _FALLING = 0.2
 """Change of a late EM step by which the noise is on its way to zero, as a rule: the model explains all the targets."""

@@ -289,4 +289,4 @@ class ProbabilityWatch:
             "middle": "equal ones" if categorical else "1/2",
             "instead": ", or put LogSoftmax in its place: log-probabilities are logits" if categorical else "",
         }
-        warn(_PROBABILITIES.format(**words), UserWarning, stacklevel=5)
+        warn(_PROBABILITIES.format(**words), UserWarning, stacklevel=6)
