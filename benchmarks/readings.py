@@ -1,4 +1,4 @@
-"""How often a whole fit reads the loader, by what it reads for, with the products and seconds of each: K = 16.
+"""How often a whole fit reads the loader, by what it reads for, with the products and CPU seconds of each: K = 16.
 
     python -m benchmarks.readings [--root DATA] [--only digits] [--prior g-prior] [--tolerance 0.02] [--repeats 1]
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 from typing import Any
 from unittest import mock
 
@@ -56,10 +56,10 @@ class Counted:
 
     def _timed(self, purpose: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def timed(model: LinearModel, *given: Any, **named: Any) -> Any:
-            before, self.purpose = (perf_counter(), model.ledger.products), purpose
+            before, self.purpose = (process_time(), model.ledger.products), purpose
             found = method(model, *given, **named)
             self.purpose = "other"
-            self.seconds[purpose] += perf_counter() - before[0]
+            self.seconds[purpose] += process_time() - before[0]
             self.products[purpose] += model.ledger.products - before[1]
             return found
 
@@ -139,14 +139,14 @@ def fitted(case: Case, prior: str, tolerance: float, width: Any, curvature_at: A
         network, likelihood, prior, num_samples=SAMPLES, solver="block-cg", em=sampla.EM(tolerance=tolerance),
         progress=False, chunks=(64, 16), width=width, curvature_at=curvature_at,
     )  # fmt: skip
-    start = perf_counter()
+    start = process_time()
     with data.told(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         la.fit(data)
     report = la.report_
     return {
         "alpha": report.prior_precision[0], "gamma": sum(report.effective_dimension), "passes": report.passes,
-        "seconds": perf_counter() - start, "steps": len(report.trace), "settled": report.settled,
+        "seconds": process_time() - start, "steps": len(report.trace), "settled": report.settled,
         "evidence": report.log_evidence, "warned": len(caught),
     }, data  # fmt: skip
 
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--curvature-at", default="network")
     parser.add_argument("--repeats", type=int, default=1)
     asked = parser.parse_args()
-    print("| network | readings | passes | seconds | alpha | gamma | EM steps | what is read for: readings, products, s |")
+    print("| network | readings | passes | CPU s | alpha | gamma | EM steps | read for: readings, products, CPU s |")
     print("|---|---|---|---|---|---|---|---|")
     for name, make in CASES.items():
         if asked.only not in name or (make is on_mnist and asked.root is None):

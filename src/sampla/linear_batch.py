@@ -1,6 +1,7 @@
 """A few data of the linear model: the place where features and likelihood meet."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,6 +9,39 @@ from torch import Tensor
 from sampla.core.noise import DATA, standard_normal
 from sampla.features import Linearisation, displaced, predicted
 from sampla.likelihoods import Likelihood
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a search for the mode asks of the data: the loss at theta with its gradient, or its Hessian's product."""
+
+    theta: Tensor
+    """(1, P)."""
+    vector: Tensor | None = None
+    """(1, P); None: the gradient is asked for."""
+    stride: int = 1
+    """The Hessian is to be estimated from every stride-th minibatch."""
+
+    @property
+    def rows(self) -> Tensor:
+        """(1 or 2, P) theta and the vector."""
+        return self.theta if self.vector is None else torch.cat([self.theta, self.vector])
+
+
+class Companion(Protocol):
+    """What goes along with products: it is answered in the same reading of the data, at the price of a block's row."""
+
+    asked: Asked | None
+    """What it wants to know; None: nothing any more."""
+
+    def told(self, loss: float, answer: Tensor, products: float) -> None:
+        """Take the answer, and ask the next.
+
+        Args:
+            loss: at theta.
+            answer: (1, P) its gradient, or its Hessian times the vector.
+            products: what that has cost.
+        """
 
 
 @dataclass(frozen=True)
@@ -65,16 +99,48 @@ class LinearBatch:
         losses: list[Tensor] = []
 
         def slope(outputs: Tensor, pushed: Tensor) -> Tensor:
-            at = predicted(outputs, pushed, self.origin).detach().requires_grad_()
-            with torch.enable_grad():
-                each = self.likelihood.log_prob(at[0], self.targets)
-                loss = -(each if self.weights is None else each * self.weights.to(each)).sum()
-                (cotangent,) = torch.autograd.grad(loss, at)
-            losses.append(loss.detach())
+            loss, cotangent = self._slope(predicted(outputs, pushed, self.origin))
+            losses.append(loss)
             return cotangent
 
         gradient = self.features.product(displaced(theta, self.origin), slope)
         return losses[-1], gradient
+
+    def _slope(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """-sum log p(y | f) and its gradient in the outputs f of the linear model: (1, n, *out) -> (), (1, n, *out)."""
+        at = at.detach().requires_grad_()
+        with torch.enable_grad():
+            each = self.likelihood.log_prob(at[0], self.targets)
+            loss = -(each if self.weights is None else each * self.weights.to(each)).sum()
+            (cotangent,) = torch.autograd.grad(loss, at)
+        return loss.detach(), cotangent
+
+    def product_and_answer(self, vectors: Tensor, asked: int) -> tuple[Tensor, Tensor]:
+        """``curvature_product`` of the first vectors, and in the same block what a companion asks.
+
+        Args:
+            vectors: (K + 1 or K + 2, P), ending with theta and, if there is one, the vector.
+            asked: how many rows these are, 1 or 2.
+
+        Returns:
+            (K + 1, P) the product, and the answer behind it; () the loss at theta.
+        """
+        count = len(vectors) - asked
+        losses: list[Tensor] = []
+        theta, other = displaced(vectors[count : count + 1], self.origin), vectors[count + 1 :]
+
+        def cotangents(outputs: Tensor, pushed: Tensor) -> Tensor:
+            at = predicted(outputs, pushed[count : count + 1], self.origin)
+            loss, slope = self._slope(at)
+            losses.append(loss)
+            curved = [(outputs, pushed[:count]), (at[0], pushed[count + 1 :])]
+            first, last = (
+                [self.weighted(self.likelihood.curvature_product(f, v))] if len(v) else [] for f, v in curved
+            )
+            return torch.cat([*first, slope, *last])
+
+        found = self.features.product(torch.cat([vectors[:count], theta, other]), cotangents)
+        return torch.cat([found[:count], found[-1:]]), losses[-1]
 
     def newton_product(self, theta: Tensor, vector: Tensor) -> Tensor:
         """sum_n phi_n' B(phi_n theta) phi_n v over the batch: (1, P), (1, P) -> (1, P)."""

@@ -10,7 +10,7 @@ from math import log2
 import torch
 from torch import Tensor
 
-from sampla.core.chunks import COLUMNS, ENTRIES, Chunks
+from sampla.core.chunks import Chunks, usual_rows
 from sampla.core.data import CheckedLoader, Data
 from sampla.core.journal import Journal
 from sampla.core.progress import Progress
@@ -18,7 +18,7 @@ from sampla.core.rounding import Rounding
 from sampla.core.typing import Loader
 from sampla.features import Chunked, Features, displaced, predicted
 from sampla.likelihoods import Likelihood
-from sampla.linear_batch import LinearBatch
+from sampla.linear_batch import Companion, LinearBatch
 from sampla.survey import FirstLook, Survey
 
 _NOISE_BLOCK = 32
@@ -61,17 +61,19 @@ class LinearModel:
         chunks: Chunks | None = None,
         exact: bool = False,
         journal: Journal | None = None,
+        companion: Companion | None = None,
     ) -> None:
         """Args: features and likelihood: what each datum is modelled by. data: a re-iterable of (inputs, targets).
 
         ledger: shared by models whose costs are counted together. chunks: how much goes through the features at once.
         exact: products with M in full precision even where the features offer cheaper ones. journal: of its passes.
+        companion: goes along with products with M, unless they are in reduced precision.
         """
         if not isinstance(data, Data):
             data = CheckedLoader(data, features.device, Progress(False), counted=likelihood.counted)
         self.features, self.likelihood, self.data = features, likelihood, data
         self.ledger, self.chunks, self.exact = ledger or Ledger(), chunks or Chunks(), exact
-        self.journal = journal or Journal(None)
+        self.journal, self.companion = journal or Journal(None), companion
 
     @property
     def num_parameters(self) -> int:
@@ -103,8 +105,14 @@ class LinearModel:
         """The same data, ledger and chunks with other features, another likelihood, or products in full precision."""
         return LinearModel(
             features or self.features, likelihood or self.likelihood, self.data, self.ledger, self.chunks,
-            self.exact if exact is None else exact, self.journal,
+            self.exact if exact is None else exact, self.journal, self.companion,
         )  # fmt: skip
+
+    def carrying(self, companion: Companion | None) -> "LinearModel":
+        """The same with a companion that goes along with its products."""
+        model = self.replaced()
+        model.companion = companion
+        return model
 
     def once(self, name: str, given: Tensor, compute: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
         """The results of a pass, from the journal if it has them, with what they had cost."""
@@ -132,7 +140,7 @@ class LinearModel:
             offset: number of the first one.
             rows: data in a minibatch, at most; None: as suits the products.
         """
-        yield from self._minibatches(_usual_rows(columns) if rows is None else rows, stride, offset)
+        yield from self._minibatches(usual_rows(columns) if rows is None else rows, stride, offset)
 
     def _minibatches(
         self, rows: int, stride: int = 1, offset: int = 0, features: Features | None = None, noisy: bool = True
@@ -212,28 +220,43 @@ class LinearModel:
         """M v for K vectors in one pass: (K, P) -> (K, P).
 
         With a stride, M is estimated from every stride-th minibatch of the data, for that part of the cost.
+        A companion is answered in the same pass, unless that reads or computes less exactly than it asks for.
         """
-        name = f"M v, {stride}, {self.exact}"
-        return self.once(name, vectors, lambda: [self._curvature_product(vectors, stride)])[0]
+        name, companion = f"M v, {stride}, {self.exact}", None if stride > 1 or self.reduced else self.companion
+        asked = None if companion is None else companion.asked
+        if companion is None or asked is None or asked.stride > 1:
+            return self.once(name, vectors, lambda: self._curvature_product(vectors, stride))[0]
+        both, more = torch.cat([vectors, asked.rows]), len(asked.rows)
+        product, loss = self.once(f"{name}, {more}", both, lambda: self._curvature_product(both, 1, more))
+        companion.told(float(loss), product[-1:], more)
+        return product[:-1]
 
-    def _curvature_product(self, vectors: Tensor, stride: int) -> Tensor:
-        count, seen = vectors.shape[0], 0
+    def _curvature_product(self, vectors: Tensor, stride: int, asked: int = 0) -> list[Tensor]:
+        """M times the vectors; the last of them may be what is asked: their answer is then behind it, and the loss."""
+        count, seen = len(vectors) - asked, 0
         features, scale = self.features.unscaled()
-        features = features if self.exact else features.cheaper()
-        vectors = self._to_device(vectors if scale is None else vectors * scale)
-        total = torch.zeros_like(vectors)
-        vectors = features.entering(vectors)
-        rows = self.chunks.rows(count) if stride == 1 else _usual_rows(count)
+        features, entering = features if self.exact else features.cheaper(), vectors
+        if scale is not None:
+            entering = vectors * scale
+            entering[count : count + asked][:1] = features.rescaled(vectors[count : count + asked][:1], scale)
+        entering = self._to_device(entering)
+        total = torch.zeros_like(entering[: count + min(asked, 1)])
+        entering, loss = features.entering(entering), entering.new_zeros((), dtype=torch.float64)
+        rows = self.chunks.rows(count) if stride == 1 else usual_rows(count)
         for batch in self._minibatches(rows, stride, features=features, noisy=False):
             seen += batch.stop - batch.start
-            for columns in self.chunks.ranges(count):
-                part = slice(columns.start, columns.stop)
-                total[part] += batch.curvature_product(vectors[part])
-        total = self._to_vectors(features.leaving(total))
+            for columns in self.chunks.ranges(count, asked):
+                part = entering[columns.start : columns.stop]
+                if columns.stop > count:
+                    found, loss_here = batch.product_and_answer(part, asked)
+                    total[columns.start :] += found
+                    loss += loss_here
+                else:
+                    total[columns.start : columns.stop] += batch.curvature_product(part)
+        total, share = self._to_vectors(features.leaving(total)), seen / self.data.num_data
         total = total if scale is None else total.mul_(scale)
-        share = seen / self.data.num_data
-        self.ledger.products += count * share
-        return total if seen == self.data.num_data else total / share
+        self.ledger.products += len(vectors) * share
+        return [total, self._to_vectors(loss)] if asked else [total if seen == self.data.num_data else total / share]
 
     def loss_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """The loss -sum log p(y_n | phi_n theta), or of the tangent, and its gradient: (1, P) -> float, (1, P)."""
@@ -295,11 +318,6 @@ class LinearModel:
             function = function + self.likelihood.second_moment(batch.weighted(pushed[1:], 0.5))
         self.ledger.products += len(columns) / 2
         return residual, function / max(len(samples), 1)
-
-
-def _usual_rows(columns: int) -> int:
-    """Data in a minibatch that suits products with so many vectors at once; the same however much memory there is."""
-    return ENTRIES // max(1, min(columns, COLUMNS))
 
 
 def _noise_block_rows(rows: int) -> int:

@@ -24,6 +24,11 @@ _NOTHING_LEFT = (
 )
 
 
+def usual_rows(columns: int) -> int:
+    """Data in a minibatch that suits products with so many vectors at once; the same however much memory there is."""
+    return ENTRIES // max(1, min(columns, COLUMNS))
+
+
 @dataclass
 class Chunks:
     """How many data and vectors go through the features at once; one object serves all models of a fit.
@@ -52,10 +57,17 @@ class Chunks:
         """Return how many data go through at once for products with ``count`` vectors."""
         return max(1, self.entries // max(1, min(count, self._together)))
 
-    def ranges(self, count: int) -> list[range]:
-        """The vectors that go through together, in parts that differ by one at most."""
-        parts = max(1, -(-count // self._together))
-        ends = [count * part // parts for part in range(parts + 1)]
+    def ranges(self, count: int, beside: int = 0) -> list[range]:
+        """The vectors that go through together, in parts that differ by one at most.
+
+        Args:
+            count: how many.
+            beside: more of them, which stay together and go with the last part, as long as memory has not run out.
+        """
+        whole = count if self._most is None else count + beside
+        parts = max(1, -(-whole // self._together))
+        ends = [whole * part // parts for part in range(parts)]
+        ends = [*(end for end in ends if end <= count), count + beside]
         return [range(a, b) for a, b in pairwise(ends) if b > a]
 
     @property

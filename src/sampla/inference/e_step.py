@@ -18,7 +18,7 @@ from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import Estimate, estimated, log_determinant
 from sampla.inference.state import EMState, Task
 from sampla.model import LinearModel
-from sampla.solvers import Jacobi, LinearSystem, Preconditioner, RightHandSide, Start, linear_mode
+from sampla.solvers import Jacobi, LinearSystem, ModeSearch, Preconditioner, RightHandSide, Start
 
 FEWEST_ITERATIONS = 3
 """Iterations of a Krylov space before the change of an estimate says anything about its error."""
@@ -45,6 +45,8 @@ class FinalProblem:
     """(P,) diagonal of H^-1 M, where a Krylov space holds the whole range of M."""
     gamma: float | None = None
     """Its trace alone, where that is known exactly."""
+    search: ModeSearch | None = None
+    """For the mode that is still wanted: it goes along with the solve, and ends after it."""
 
 
 class EStep(ABC):
@@ -72,14 +74,18 @@ class EStep(ABC):
         EM's last mode belongs to the alpha before the last update; where none has been found, one is only if the
         evidence needs it.
         """
+        search = self.final_search(state)
+        return state if search is None else replace(state, mode=search.found())
+
+    def final_search(self, state: EMState) -> ModeSearch | None:
+        """The search for the mode that ``with_mode`` needs; None where none is wanted."""
         wanted = state.mode is not None or self.task.route.log_evidence
         if state.model.likelihood.is_quadratic or not wanted:
-            return state
-        mode = linear_mode(
+            return None
+        return ModeSearch(
             state.model, state.prior.diagonal, self.preconditioner(state), guess=state.mode,
             tolerance=self.task.em.mode_tolerance, check=True, say=lambda text: self.task.say("final mode: " + text),
         )  # fmt: skip
-        return replace(state, mode=mode)
 
     def preconditioner(self, state: EMState) -> Preconditioner:
         """What is near the Hessian at the mode: the Krylov space once there is one, the diagonal before."""

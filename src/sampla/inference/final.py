@@ -39,6 +39,8 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
         unsettled: what keeps EM from having settled; empty if it has, or if nothing was learnt.
     """
     state, count, quadratic = problem.state, task.num_samples, problem.state.model.likelihood.is_quadratic
+    if problem.search is not None:
+        state = replace(state, mode=problem.search.found()).without_memory()
     dimension, dimension_error = effective_dimension(solution, count, state.prior)
     unsettled = unsettled or _misled(task, state, dimension, dimension_error)
     if problem.gamma is not None:

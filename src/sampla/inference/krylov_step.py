@@ -16,18 +16,21 @@ from sampla.inference.e_step import FEWEST_ITERATIONS, FinalProblem, right_hand_
 from sampla.inference.exact import grown_to_range, unseen_draws
 from sampla.inference.krylov import KrylovSpace, krylov_space
 from sampla.inference.mackay import has_settled, tolerance_factor
-from sampla.inference.quadrature import Hyper, LogError, Settled
+from sampla.inference.quadrature import Hyper, LogError, Settled, estimated, gamma
 from sampla.inference.space_step import FURTHEST_DOWN, FURTHEST_UP, UNKNOWN, SpaceEStep, galerkin_start
 from sampla.inference.state import EMState, Task
 from sampla.model import LinearModel
-from sampla.solvers import LinearSystem, RightHandSide, Sketch
+from sampla.solvers import AtZero, LinearSystem, Mode, RightHandSide, Sketch
 
 _AT_ONCE = 8
 """A space of so many iterations grows by one more in a step: it then reaches any size in few steps, and at most an
 eighth of its products is too much."""
-_COARSEST, _SHARE = 0.05, 0.02
-"""Relative error of the mode allowed at first, and as a part of the last change of log alpha: |mode|^2 need only be
-known a few times better than alpha was moving."""
+_COARSEST, _SHARE = 0.3, 0.1
+"""Relative error of a mode allowed at most, and as a part of |log| of how far it says that alpha still is from its
+fixed point: of that times itself where it is more than one, because an alpha far off need not be left accurately."""
+_TRUNCATION = 0.25
+"""Relative truncation error of gamma, in tolerances, down to which the space grows before the mode is found: half of
+what the fixed point is allowed, because an error of log gamma is about doubled there."""
 _OF_TOP = 0.1
 """Least alpha to start from, as a part of the largest eigenvalue of M: modes are cheap there, EM comes down at once,
 and one search of the mode far below the fixed point can cost more than all others together (docs/notes/solvers.md)."""
@@ -55,21 +58,26 @@ class KrylovEStep(SpaceEStep):
         """The space is the solve's preconditioner and tells its start; f is the noise precision over the first."""
         task, factor, space = self.task, state.noise_factor, state.space
         ratio, precision = float(state.prior.precision[0]) / factor, state.prior.diagonal
+        search = self.final_search(state)
         if task.route.log_evidence and space is not None:
-            space = self.space_for_determinant(space, state.model, ratio, unseen_draws(task))
-        state = self.with_mode(replace(state, space=space))
-        model = state.model
+            carrying = state.model.carrying(search)
+            space = self.space_for_determinant(space, carrying, ratio, unseen_draws(task))
+            if search is not None:
+                search.precondition(space.sketch().at(precision))
+        if search is not None and not task.route.searches_beside:
+            state, search = replace(state, mode=search.found()), None
+        state, model = replace(state, space=space), state.model
         if factor != 1:
             model = model.replaced(likelihood=model.likelihood.scaled(factor))
         rhs = self._right_hand_side(precision, factor)
-        system, start = LinearSystem(model, precision, task.draw.diagonal * factor), None
+        system, start = LinearSystem(model.carrying(search), precision, task.draw.diagonal * factor), None
         if space is not None and task.route.solver_uses_space:
             system = replace(system, preconditioner=_scaled(space.sketch(), factor).at(precision))
             start = galerkin_start(space, rhs, precision, factor)
         return FinalProblem(
             replace(state.without_memory(), model=model), system, rhs, start,
             determinant=self.determinant(space, ratio),
-            effective_dimension=space.determined(ratio) if space is not None and space.exact else None,
+            effective_dimension=space.determined(ratio) if space is not None and space.exact else None, search=search,
         )  # fmt: skip
 
     def _right_hand_side(self, precision: Tensor, factor: float) -> RightHandSide:
@@ -118,8 +126,7 @@ class KrylovEStep(SpaceEStep):
         """The mode at the present alpha, and the alpha at which gamma over the mode's size comes back to itself."""
         task, state = self.task, self._begun(state)
         used = float(state.prior.precision[0])
-        moved = _SHARE * state.trace[-1].change if state.trace else _COARSEST
-        mode = self.mode(state, state.model, max(self.finest, min(_COARSEST, moved)))
+        state, mode = self._with_space_and_mode(state)
         size = float(mode.value.double().square().sum())
         loose = tolerance_factor(state.last_change, task.em.tolerance)
         space, found = self.space_that_tells(state, size, task.em.tolerance / 2 * loose)
@@ -136,13 +143,53 @@ class KrylovEStep(SpaceEStep):
         )  # fmt: skip
 
     def _begun(self, state: EMState) -> EMState:
-        """With the iterations that are needed anyway and precondition the first mode, and an alpha to start from."""
-        space = self.grown_to(FEWEST_ITERATIONS, state, self.first_space(state, unseen_draws(self.task)))
-        state = replace(state, space=space)
+        """With the iterations that are needed anyway and precondition the first mode, and an alpha to start from.
+
+        The loss at theta = 0, where the search starts, is found in the same readings.
+        """
+        begun = AtZero(state.model)
+        carrying = replace(state, model=state.model.carrying(None if state.mode else begun))
+        space = self.grown_to(FEWEST_ITERATIONS, carrying, self.first_space(carrying, unseen_draws(self.task)))
+        state = replace(state, space=space, mode=state.mode or begun.mode(state.prior.diagonal))
         if not state.prior.guessed:
             return state
         least = _OF_TOP * float(space.spectrum[0].max())  # not far below the fixed point
         return replace(state, prior=state.prior.with_precision(state.prior.precision.clamp_min(least)))
+
+    def _with_space_and_mode(self, state: EMState) -> tuple[EMState, Mode]:
+        """The space that the present alpha needs, and the mode there, which is searched in the same readings.
+
+        A larger space preconditions the search better, and it is needed anyway, because alpha falls.
+        """
+        space, used = state.space, float(state.prior.precision[0])
+        assert space is not None
+
+        def wanted(size: float) -> float:
+            assert space is not None
+            return self._mode_tolerance(state, space, size)
+
+        search = self.search(state, state.model, wanted)
+        carrying = replace(state, model=state.model.carrying(search))
+        while self._open(space, used) > _TRUNCATION * self.task.em.tolerance:
+            larger = self.grown(carrying, space)
+            if larger is space:
+                break
+            space = larger
+            search.precondition(space.sketch().at(state.prior.diagonal))
+        return replace(state, space=space), search.found()
+
+    def _open(self, space: KrylovSpace, ratio: float) -> float:
+        """Relative truncation error of gamma."""
+        found = estimated(space, self._probes(space), gamma, ratio)
+        return found.truncation / max(found.value, 1e-300)
+
+    def _mode_tolerance(self, state: EMState, space: KrylovSpace, size: float) -> float:
+        """Relative error of a mode of this size: a part of how far it says that alpha is from its fixed point."""
+        if size == 0:
+            return _COARSEST
+        used = float(state.prior.precision[0])
+        ahead = self.with_mode_size(state, space, size).ahead(used, used / FURTHEST_DOWN)
+        return max(self.finest, min(_COARSEST, _SHARE * ahead * max(1.0, ahead)))
 
     def _needs_exact(self, state: EMState, space: KrylovSpace, found: Settled) -> bool:
         """Whether the probes, and not the space, keep the noise from being known to EM's tolerance."""

@@ -7,7 +7,7 @@ import torch
 
 from sampla.core.blocks import CHUNK
 from sampla.core.memory import free_bytes
-from sampla.inference.route import Route, choose_route
+from sampla.inference.route import SEARCH, Route, choose_route
 from sampla.inference.settings import EM, CurvatureAt
 from sampla.inference.tuning import ChunkMemory, chunk_memory
 from sampla.model import LinearModel
@@ -16,8 +16,8 @@ from sampla.solvers import BlockCG, Solver
 
 _USUAL_ROWS = 64
 """Vectors that EM's Krylov space has at its end as a rule (24 to 64)."""
-_SECANTS = 48
-"""Vectors behind the search for the mode: twenty pairs, the point, its gradient and what a step makes of them."""
+_CARRIED = 2
+"""Rows of a product that answer a search for the mode: theta and a vector."""
 _SINGLE = 6
 """Diagonals of M and A, the prior's scale, the network's own values, the mean and a spare."""
 _GROWING = 5
@@ -259,12 +259,16 @@ def plan_memory(
     )
     usual, most = _space_rows(route, num_data * outputs + num_samples, size, likelihood.learns_noise)
     few, means = min(em.num_samples, num_samples), int(likelihood.is_quadratic)
-    searches = route.learns and not likelihood.is_quadratic
+    searches = (
+        SEARCH if route.learns and not likelihood.is_quadratic else 0,
+        SEARCH if route.searches_beside and (route.learns or route.log_evidence) else 0,
+    )
     shared = route.e_step == "krylov" and not route.moves_curvature
     beside = 0 if shared else _WHITENED if route.whitened_space else _DRAWN
     spaces = 2 if route.one_space and route.learns and route.moves_curvature else 1
     parts, at_most = (_largest(num_samples, few, means, each, searches, beside, spaces) for each in (usual, most))
-    columns = max(map(len, model.chunks.ranges(num_samples + means)))
+    carried = [(few, _CARRIED if searches[0] else 0), (num_samples + means, _CARRIED if searches[1] else 0)]
+    columns = max(len(part) for each in carried for part in model.chunks.ranges(*each))
     rows = min(model.chunks.rows(num_samples + means), first.size)
     home, near = like.device, model.features.device
     passing = max(_DRAWING * num_samples, _PASSING * (num_samples + means))
@@ -287,7 +291,7 @@ def _space_rows(route: Route, reachable: int, size: int, learns_noise: bool) -> 
 
 
 def _largest(
-    samples: int, few: int, means: int, space: int, searches: bool, beside: int, spaces: int
+    samples: int, few: int, means: int, space: int, searches: tuple[int, int], beside: int, spaces: int
 ) -> tuple[Part, ...]:  # fmt: skip
     """What is held when most is held."""
     wide = samples + means
@@ -295,12 +299,13 @@ def _largest(
     learning = (
         *always, Part("EM's Krylov space", space), Part("what makes it grow", _GROWING * (few + means)),
         Part("the space and the noise before B moved", (spaces - 1) * (space + few)),
-        Part("search for the mode: secant pairs", _SECANTS if searches else 0),
+        Part("search for the mode: secant pairs", searches[0]),
     )  # fmt: skip
     solving = (
         *always, Part("EM's Krylov space, as preconditioner", space),
         Part("final solve: right-hand side, guess, iterate, residual, directions", SOLVER_BLOCKS * wide),
         Part("beside it: noise drawn again, right-hand sides in other coordinates", beside * wide),
+        Part("beside it: the last search for the mode", searches[1]),
     )  # fmt: skip
     parts = max(learning, solving, key=lambda phase: sum(part.vectors for part in phase))
     return tuple(part for part in parts if part.vectors)

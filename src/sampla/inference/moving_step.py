@@ -132,7 +132,7 @@ class MovingEStep(SpaceEStep):
 
     def _with_mode(self, state: EMState, tolerance: float, check: bool = False) -> EMState:
         """With the mode at the present alpha; the space of the last B preconditions the search."""
-        return replace(state, mode=self.mode(state, self._network, tolerance, check))
+        return replace(state, mode=self.search(state, self._network, tolerance, check).found())
 
     def _moved(self, state: EMState, count: int) -> EMState:
         """With B at the mode: right-hand sides of it, and the first iterations of its space, or all of a small one."""

@@ -189,6 +189,14 @@ class FixedPoint:
             return Settled(found, *errors)
         return Settled(found, *(replace(one, truncation=inf) for one in errors))
 
+    def ahead(self, start: float, lowest: float = 0.0) -> float:
+        """How far from ``start`` the fixed point is, |log a|, as ``solved`` would say, without its errors."""
+        reach = self.reach(start, lowest)
+        if reach is None:
+            return inf
+        uniform = torch.full((self.probes,), 1 / self.probes, dtype=torch.float64)
+        return abs(log(max(self._root(start, reach, self.space.quadrature, uniform).ratio, 1e-300) / start))
+
     def _spread(self, ratio: float) -> float:
         """Standard error of gamma over that which the spread of the probes themselves shows."""
         if self.probes == 1:

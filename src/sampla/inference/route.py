@@ -13,6 +13,9 @@ from sampla.model import LinearModel
 from sampla.priors import BoundPrior
 from sampla.solvers import Dense, DenseDual, Solver
 
+SEARCH = 48
+"""Vectors of P behind a search for the mode: twenty pairs, the point, its gradient and what a step makes of them."""
+
 
 @dataclass(frozen=True)
 class Route:
@@ -39,6 +42,9 @@ class Route:
     """Whether traces are exact, without probes: a Krylov space then holds the whole range of M."""
     exact_if_needed: bool
     """Whether they become exact where the noise could not be told otherwise."""
+    searches_beside: bool = False
+    """Whether the last search for the mode goes along with the final solve: where vectors are small, because it holds
+    some dozens of them."""
 
     @property
     def method(self) -> str:
@@ -114,6 +120,7 @@ def choose_route(
         max_rows=em.rows_of(like, size),
         exact_traces=em.holds_range(rank, like, size) and not (gamma_is_exact or outputs),
         exact_if_needed=em.holds_range(rank, like, size, needed=True) and not outputs,
+        searches_beside=krylov and not moves and not likelihood.is_quadratic and em.holds(SEARCH, like, size),
     )
 
 

@@ -84,6 +84,10 @@ class EM:
             return self.max_rows
         return min(max(_SPACE_BYTES // (size * like.element_size()), _FEWEST_ROWS), _MOST_ROWS)
 
+    def holds(self, rows: int, like: Tensor, size: int) -> bool:
+        """Whether so many vectors of ``size`` numbers of the dtype of ``like`` may be kept beside others."""
+        return rows * size * like.element_size() <= _SPACE_BYTES
+
     def holds_range(self, rank: int, like: Tensor, size: int, *, needed: bool = False) -> bool:
         """Whether the Krylov space of an M of at most this rank is to hold its whole range, for exact traces.
 

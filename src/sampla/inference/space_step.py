@@ -4,6 +4,7 @@ every mode, share.
 gamma is known for every alpha; |mode|^2 is found at one, and taken for a power of alpha near it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import log
 
@@ -17,7 +18,7 @@ from sampla.inference.quadrature import FixedPoint, Settled, estimated, gamma
 from sampla.inference.state import EMState
 from sampla.inference.trace import EMStep
 from sampla.model import LinearModel
-from sampla.solvers import Mode, RightHandSide, Start, linear_mode
+from sampla.solvers import ModeSearch, RightHandSide, Start
 
 FURTHEST_DOWN, FURTHEST_UP = 10.0, 1e4
 """Factors by which alpha may change before the mode is found again. Downwards the space must resolve smaller
@@ -29,6 +30,8 @@ UNKNOWN = 10.0
 _AFRESH = 10.0
 """Factor by which alpha must have risen for its mode to be searched from zero: it is small then, and what the search
 has learnt about the loss far from zero misleads it."""
+_OF_ERROR = 5.0
+"""How many times the relative error of a mode log alpha must have changed since for the two modes to tell a slope."""
 _FAR_ENOUGH = 2.0
 """Factor by which alpha must change for the space not to grow before the mode is found again."""
 
@@ -77,6 +80,11 @@ class SpaceEStep(EStep):
             noise_factor=state.noise_factor, entries=self.task.survey.entries,
         )  # fmt: skip
 
+    def with_mode_size(self, state: EMState, space: KrylovSpace, size: float) -> FixedPoint:
+        """EM's map where the mode at the state's alpha has |mode|^2 = size."""
+        slope = self._slope(state, space, size)
+        return replace(self.fixed_point(state, space), mode_size=(float(state.prior.precision[0]), size, slope))
+
     def space_that_tells(
         self, state: EMState, size: float, tolerance: float, iterations: int = FEWEST_ITERATIONS
     ) -> tuple[KrylovSpace, Settled]:
@@ -92,9 +100,7 @@ class SpaceEStep(EStep):
         hurried = tolerance_factor(state.last_change, self.task.em.tolerance) > 1
         assert space is not None
         while True:
-            slope = self._slope(state, space, size)
-            problem = replace(self.fixed_point(state, space), mode_size=(used, size, slope))
-            found = problem.solved(used, used / FURTHEST_DOWN)
+            found = self.with_mode_size(state, space, size).solved(used, used / FURTHEST_DOWN)
             if found.precision_error.truncation <= tolerance and space.iterations >= iterations:
                 return space, found
             if hurried and found.hyper.ratio < used / _FAR_ENOUGH:  # the mode here says little about so far away
@@ -109,17 +115,19 @@ class SpaceEStep(EStep):
         """|mode|^2 is off by about twice the error of the mode at worst, which leaves half of the tolerance."""
         return min(self.task.em.mode_tolerance, self.task.em.tolerance / 4)
 
-    def mode(self, state: EMState, model: LinearModel, tolerance: float, check: bool = False) -> Mode:
-        """The mode at the state's alpha, from the last one, unless alpha has risen far from that.
+    def search(
+        self, state: EMState, model: LinearModel, tolerance: float | Callable[[float], float], check: bool = False
+    ) -> ModeSearch:
+        """A search for the mode at the state's alpha, from the last one, unless alpha has risen far from that.
 
         Args:
             state: with the last mode.
             model: whose mode it is.
-            tolerance: relative error allowed.
+            tolerance: relative error allowed, or a function of |mode|^2.
             check: whether its error is to be measured.
         """
         jumped = bool(state.trace) and float(state.prior.precision[0]) > _AFRESH * state.trace[-1].precision[0]
-        return linear_mode(
+        return ModeSearch(
             model, state.prior.diagonal, self.preconditioner(state), guess=None if jumped else state.mode,
             tolerance=tolerance, check=check, say=lambda text: self.task.say(state.label + text),
         )  # fmt: skip
@@ -132,7 +140,7 @@ class SpaceEStep(EStep):
         used = float(state.prior.precision[0])
         for row in reversed(state.trace):
             before = row.precision[0]
-            if abs(log(used / before)) > 0.02:  # nearer, the modes' errors would hide the change
+            if abs(log(used / before)) > max(0.02, _OF_ERROR * (row.mode_error or 0.0)):  # errors would hide the change
                 old = row.mode_norm**2 / before
                 return min(max(log(size / old) / log(used / before), -1.9), 0.0)
         probes = self._probes(space)

@@ -52,6 +52,13 @@ class Secants:
         """
         return replace(self, scale=max(1.0, self.scale))
 
+    def on(self, preconditioner: Preconditioner) -> "Secants":
+        """The same pairs on another preconditioner."""
+        secants = Secants(preconditioner)
+        for pair in self.pairs:
+            secants = secants.taught(pair.step, pair.change)
+        return secants
+
     def taught(self, step: Tensor, change: Tensor) -> "Secants":
         """With one more pair; the same if rounding or a concave loss leaves it without positive curvature."""
         curvature, size = dot(step, change), dot(change, self.preconditioner.solve(change))
