@@ -16,27 +16,29 @@ from sampla.solvers import Iterate
 Key = TypeVar("Key", bound=Hashable)
 
 
-def effective_dimension(solution: Iterate, num_samples: int, prior: BoundPrior) -> tuple[Tensor, Tensor]:
+def effective_dimension(solution: Iterate, num_samples: int, prior: BoundPrior) -> tuple[Tensor, Tensor, float]:
     """gamma_g = tr_g(H^-1 M) for every prior group (docs/method.md, section 3).
 
     Returns:
-        (G,) gamma, never negative, and (G,) its standard error: from the solver if it knows it exactly (error zero),
-        otherwise the mean over posterior samples of sum_i z_i (M z)_i, and the nearest to it without negative parts.
+        (G,) gamma, never negative, (G,) its standard error, and that of the sum over the groups, whose errors are not
+        independent: from the solver if it knows it exactly (error zero), otherwise the mean over posterior samples of
+        sum_i z_i (M z)_i, and the nearest to it without negative parts.
     """
     if solution.effective_dimension is not None:
         gamma = prior.group_sum(solution.effective_dimension)
-        return gamma, torch.zeros_like(gamma)
+        return gamma, torch.zeros_like(gamma), 0.0
     values, images = solution.value[:num_samples], solution.curvature_value[:num_samples]
     each = torch.stack([prior.group_sum(row) for row in values * images])  # sums are unbiased for tr(H^-1 M)
-    gamma, error = each.mean(0), _standard_error(values, images, prior)
+    gamma, (error, error_of_sum) = each.mean(0), _standard_errors(values, images, prior)
     if bool((gamma < 0).any()):  # a group's share of z' M z may be, where the data say little about it
         shares = at_least_zero(dict(enumerate(zip(gamma.tolist(), error.tolist(), strict=True))))
         gamma = gamma.new_tensor([share for share, _ in shares.values()])
-    return gamma, error
+    return gamma, error, error_of_sum
 
 
-def _standard_error(values: Tensor, images: Tensor, prior: BoundPrior) -> Tensor:
-    """(G,) of the mean over K samples z ~ N(0, H^-1) of z' S_g z, S_g the symmetric part of M's rows of group g.
+def _standard_errors(values: Tensor, images: Tensor, prior: BoundPrior) -> tuple[Tensor, float]:
+    """(G,) of the mean over K samples z ~ N(0, H^-1) of z' S_g z, S_g the symmetric part of M's rows of group g; and of
+    the sum over g, z' M z.
 
     Its variance is 2 tr (H^-1 S_g)^2 / K, and (z_j' S_g z_k)^2 is an unbiased estimate of that trace for every pair of
     samples: K (K - 1) / 2 of them tell it better than the spread of K numbers, which is small where their mean is.
@@ -47,9 +49,11 @@ def _standard_error(values: Tensor, images: Tensor, prior: BoundPrior) -> Tensor
     columns = zip(groups.tolist(), values.split(widths.tolist(), 1), images.split(widths.tolist(), 1), strict=True)
     for group, left, right in columns:
         forms[group] += gram(left, right)
-    squares = ((forms + forms.mT) / 2).square()
+    symmetric = (forms + forms.mT) / 2
+    squares = torch.cat([symmetric, symmetric.sum(0, keepdim=True)]).square()
     pairs = squares.sum((1, 2)) - squares.diagonal(dim1=1, dim2=2).sum(1)
-    return (2 * pairs / (count - 1)).sqrt() / count
+    errors = (2 * pairs / (count - 1)).sqrt() / count
+    return errors[:-1], float(errors[-1])
 
 
 def dimension_by_layer(solution: Iterate, num_samples: int, layout: ParameterLayout) -> dict[str, tuple[float, float]]:

@@ -41,10 +41,11 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
     state, count, quadratic = problem.state, task.num_samples, problem.state.model.likelihood.is_quadratic
     if problem.search is not None:
         state = replace(state, mode=problem.search.found()).without_memory()
-    dimension, dimension_error = effective_dimension(solution, count, state.prior)
-    unsettled = unsettled or _misled(task, state, dimension, dimension_error)
+    dimension, dimension_error, error_of_sum = effective_dimension(solution, count, state.prior)
+    unsettled = unsettled or _misled(task, state, dimension, error_of_sum)
     if problem.gamma is not None:
         dimension, dimension_error = torch.full_like(dimension, problem.gamma), torch.zeros_like(dimension)
+        error_of_sum = 0.0
     determinant = _determinant(task, problem, solution)
     mode, noise_error = state.mode, state.noise_error
     mean = solution.value[count] if quadratic else None if mode is None else mode.value[0]
@@ -73,6 +74,7 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
         solution=solution,
         effective_dimension=dimension,
         effective_dimension_error=dimension_error,
+        effective_dimension_sum_error=error_of_sum,
         trace=state.trace,
         settled=not unsettled and (state.settled or not task.route.learns),
         method=task.route.method,
@@ -85,13 +87,13 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
     )
 
 
-def _misled(task: Task, state: EMState, found: Tensor, error: Tensor) -> str:
+def _misled(task: Task, state: EMState, found: Tensor, error: float) -> str:
     """What is open where EM had products in reduced precision, and the samples, which had not, deny its gamma."""
     if not (state.model.reduced and state.trace):
         return ""
     last = state.trace[-1]
     thought, seen = sum(last.effective_dimension), float(found.sum())
-    chance = hypot(*last.effective_dimension_error, *(float(e) for e in error))
+    chance = hypot(last.error_of_sum, error)
     if abs(thought - seen) <= 3 * chance + task.em.tolerance * seen:
         return ""
     reason = (

@@ -98,6 +98,8 @@ class FitReport:
     """How much went through the features at once, how that was found, and how often memory ran out."""
     width: dict[str, Any] | None = None
     """By which factors predictions take the posterior's deviations, and where they come from (``posterior.width``)."""
+    effective_dimension_sum_error: float | None = None
+    """Standard error of the sum of gamma over the groups, whose own errors are not independent; zero when exact."""
     kept_on: str = ""
     """The accelerator on which the data were kept after the second reading; empty: every one was of the loader."""
 
@@ -220,7 +222,9 @@ class FitReport:
         return " of y around " + ("f + J (theta - w)" if self.linear_model == "tangent" else "J theta")
 
     def _describe_gamma(self) -> str:
-        gamma, error = sum(self.effective_dimension), sum(e**2 for e in self.effective_dimension_error) ** 0.5
+        gamma, error = sum(self.effective_dimension), self.effective_dimension_sum_error
+        if error is None:  # a report of an earlier version
+            error = sum(e**2 for e in self.effective_dimension_error) ** 0.5
         return f"{gamma:.1f}" + (f" (standard error {error:.1f})" if error else " (exact)")
 
     def _describe_layer(self) -> str:
@@ -311,6 +315,7 @@ def build_report(
         noise_precision=None if noise is None else noise.tolist(),
         effective_dimension=inference.effective_dimension.tolist(),
         effective_dimension_error=inference.effective_dimension_error.tolist(),
+        effective_dimension_sum_error=inference.effective_dimension_sum_error,
         trace=trace_rows(inference.trace),
         settled=inference.settled,
         unsettled=inference.unsettled,

@@ -85,16 +85,16 @@ class SampledEStep(EStep):
         state = self._at_mode(state, label, task.em_samples)
         samples = self._samples(state, label)
         theta, mode = self._mode(state, samples, label)
-        gamma, gamma_error = effective_dimension(samples, task.em_samples, state.prior)
+        gamma, gamma_error, sum_error = effective_dimension(samples, task.em_samples, state.prior)
         alpha = updated_precision(state.prior, gamma, theta[0]) if state.prior.learn else state.prior.precision
-        unknown = self._noise_unknown(state, gamma, gamma_error)
+        unknown = self._noise_unknown(state, gamma, sum_error)
         if unknown and not self._exact and task.route.exact_if_needed:
             self._exact = True
             return self.step(state)
         model, noise_change, unknown = self._updated_model(state, samples, theta, float(gamma.sum()), unknown)
         before = turned(state.trace, state.prior.precision)
         change = max(change_that_matters(state.prior.precision, alpha, gamma, before), noise_change)
-        row = _row(state, samples, alpha, gamma, gamma_error, theta, mode, change)
+        row = _row(state, samples, alpha, gamma, gamma_error, sum_error, theta, mode, change)
         trace, near = [*state.trace, row], self._factor == 1
         ahead = max(change, distance_that_matters(*_history(trace, alpha), gamma, before))
         settled = em.has_settled(trace, ahead) and near and not unknown
@@ -230,11 +230,10 @@ class SampledEStep(EStep):
         exact = last is not None and last.passes == 0 and not any(last.effective_dimension_error)
         return exact and self.task.route.exact_if_needed
 
-    def _noise_unknown(self, state: EMState, gamma: Tensor, gamma_error: Tensor) -> str:
+    def _noise_unknown(self, state: EMState, gamma: Tensor, error: float) -> str:
         """Why N C - gamma cannot tell the noise; empty if it can, or need not."""
         if not state.model.likelihood.learns_noise:
             return ""
-        error = float(gamma_error.square().sum().sqrt())
         return why_noise_is_unknown(self.task.survey.entries, float(gamma.sum()), error)
 
     def _updated_model(
@@ -265,8 +264,8 @@ class SampledEStep(EStep):
 
 
 def _row(
-    state: EMState, samples: Iterate, alpha: Tensor, gamma: Tensor, gamma_error: Tensor, theta: Tensor,
-    mode: Mode | None, change: float,
+    state: EMState, samples: Iterate, alpha: Tensor, gamma: Tensor, gamma_error: Tensor, sum_error: float,
+    theta: Tensor, mode: Mode | None, change: float,
 ) -> EMStep:  # fmt: skip
     noise, solve = state.model.likelihood.noise_precision, samples if isinstance(samples, Solution) else None
     error = 0.0 if solve is None else solve.error  # exact samples are not solved for
@@ -276,6 +275,7 @@ def _row(
         noise_precision=None if noise is None else noise.tolist(),
         effective_dimension=gamma.tolist(),
         effective_dimension_error=gamma_error.tolist(),
+        effective_dimension_sum_error=sum_error,
         mode_norm=float((state.prior.diagonal * theta[0].square()).sum()) ** 0.5,
         change=change,
         passes=0 if solve is None else solve.passes,

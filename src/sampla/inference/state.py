@@ -120,6 +120,8 @@ class Inference:
     solution: Solution
     effective_dimension: Tensor
     effective_dimension_error: Tensor
+    effective_dimension_sum_error: float
+    """Standard error of the sum over the groups, whose own errors are not independent."""
     trace: list[EMStep]
     settled: bool
     method: str

@@ -1,6 +1,7 @@
 """What each EM step found: the trace of a fit."""
 
 from dataclasses import asdict, dataclass, field
+from math import hypot
 from typing import Any
 
 
@@ -36,9 +37,17 @@ class EMStep:
     """How often B had moved to the linear mode, this step included; None where it does not, or does in every step."""
     moving: float | None = None
     """By how much another move of B would change log alpha; None where B does not move by such rounds."""
+    effective_dimension_sum_error: float | None = None
+    """Standard error of the sum over the groups, whose own errors are not independent; None for a single group."""
     seconds: float = 0.0
     products: float = 0.0
     """All products with M and gradients of this step."""
+
+    @property
+    def error_of_sum(self) -> float:
+        """Standard error of the whole gamma; errors of groups are taken for independent where nothing else is known."""
+        found = self.effective_dimension_sum_error
+        return hypot(*self.effective_dimension_error) if found is None else found
 
 
 def trace_rows(trace: list[EMStep]) -> list[dict[str, Any]]:

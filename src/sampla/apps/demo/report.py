@@ -1,11 +1,11 @@
 """The demo's report: the text of the HTML page, and results.md, both filled from the summary of a run."""
 
-from math import hypot
 from typing import Any
 
 from sampla.apps.demo.evaluate import EM_WIDTH, MONTE_CARLO, NETWORK
 from sampla.apps.demo.table import Row, Verdict
 from sampla.apps.page import Page, Picture, render
+from sampla.inference.trace import EMStep
 
 
 def page(
@@ -59,7 +59,7 @@ def results_markdown(
     return render(
         "results.md", data=summary["data"]["name"], settings=summary["settings"], footer=_footer(summary),
         story=_story(summary), verdicts=verdicts, rows=rows, notes=_notes(summary), joint=joint,
-        trace=[{**row, "gamma_error": hypot(*row["effective_dimension_error"])} for row in summary["fit"]["trace"]],
+        trace=[{**row, "gamma_error": EMStep(**row).error_of_sum} for row in summary["fit"]["trace"]],
         certificate=certificate, costs=_costs(summary), pictures=pictures,
     )  # fmt: skip
 
