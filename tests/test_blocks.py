@@ -49,6 +49,21 @@ def test_differences_of_longer_rows_are_rounding_where_the_longer_rows_say_so():
     assert len(orthonormal(rows, scale=torch.full((3,), 7.0))[0]) == 2
 
 
+def test_directions_that_rounding_makes_negative_are_left_out_instead_of_becoming_nan():
+    """An inner product of condition 1e9 in float32 gives any number for a short direction, another one every time."""
+    rows, applied = torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.0])), []
+    signs = torch.tensor([1.0, 1.0, -0.5, 1.0])
+
+    def metric(vectors):
+        applied.append(len(vectors))
+        return vectors.clone() if len(applied) == 1 else vectors * signs
+
+    basis, dual, factor = orthonormal_pair(rows, metric)
+    assert applied == [4, 3]
+    torch.testing.assert_close(gram(basis, dual), torch.eye(2).double())
+    torch.testing.assert_close(factor.mT @ basis.double(), torch.diag(torch.tensor([3.0, 2.0, 0.0, 0.0])).double())
+
+
 def test_chunks_do_not_matter(monkeypatch):
     rows = randn(6, 1000, dtype=torch.float32)
     whole = gram(rows, rows)

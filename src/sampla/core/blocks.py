@@ -18,6 +18,8 @@ _ROUNDING = 4.0
 """Directions shorter than so many rounding errors are noise."""
 _VISIBLE = 3e-7
 """Shortest direction, relative to the longest, that a float64 Gram matrix shows: its square is 500 rounding errors."""
+_SURE = 0.1
+"""Length, after the first time, below which a direction is rounding of the inner product: all should be near one."""
 
 Map = Callable[[Tensor], Tensor]
 
@@ -129,6 +131,11 @@ def _from_gram(
     # Dividing by short lengths has magnified the rounding errors of the rows: once more, now from nearly orthonormal.
     dual = metric(basis)
     lengths, vectors = _eigen(gram(basis, dual).cpu())
+    sure = lengths > _SURE
+    if not bool(sure.all()):  # rounding of an ill-conditioned W: along these u' W u is anything, below zero too
+        change, back = (vectors / lengths)[:, sure].mT.to(rows), (vectors * lengths)[:, sure].mT
+        shorter = change @ basis
+        return shorter, shorter if dual is basis else change @ dual, back @ factor, not bool(kept.all())
     change = ((vectors / lengths) @ vectors.mT).to(rows)
     factor = (vectors * lengths) @ vectors.mT @ factor
     same = dual is basis
