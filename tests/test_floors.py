@@ -62,7 +62,8 @@ FLOORS = (
     ("the loop", "inference.infer"),
     (
         "before and after a fit",
-        "inference inference.report inference.memory_plan inference.checkpointing inference.certificate inference.mode",
+        "inference inference.report inference.memory_plan inference.checkpointing inference.certificate inference.mode "
+        "inference.more",
     ),
     ("what would be without a datum", "inference.influence inference.leave_one_out"),
     ("linear models: the user's rows", "linear.sources"),
@@ -78,6 +79,7 @@ FLOORS = (
     ("what a fit tells", "laplace.fitted"),
     ("what it tells of its data", "laplace.training_data"),
     ("what it tells of new inputs", "laplace.predicting"),
+    ("more samples", "laplace.more"),
     ("front doors", "laplace.linearised linear.regression linear.logistic"),
     ("trained networks", "laplace"),
     ("the estimators", "linear"),

@@ -1,6 +1,6 @@
 """The certificate of a fit: what it did, what it cost, how accurate the answer is; as numbers and in plain words."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite, nan
 from typing import Any
 
@@ -348,3 +348,21 @@ def build_report(
         width=None if width is None else width.to_dict(),
         kept_on=data.kept_on,
     )
+
+
+def with_more_samples(report: FitReport, inference: Inference, seconds: float) -> FitReport:
+    """The report of a fit that has been given more samples since, which took so many seconds."""
+    count, solution = len(inference.samples), inference.solution
+    layers = at_least_zero(dimension_by_layer(solution, count, inference.model.features.layout))
+    return replace(
+        report, num_samples=count, effective_dimension=inference.effective_dimension.tolist(),
+        effective_dimension_error=inference.effective_dimension_error.tolist(),
+        effective_dimension_sum_error=inference.effective_dimension_sum_error, status=solution.status.value,
+        final_passes=solution.passes, solve_error=solution.error, solve_history=solution.history,
+        passes=inference.model.ledger.products / count, sweeps=inference.model.data.sweeps,
+        vector_bytes=inference.samples.nbytes, seconds=report.seconds + seconds,
+        sample_errors=None if solution.errors is None else solution.errors[:count].tolist(),
+        effective_dimension_by_layer={name: gamma for name, (gamma, _) in layers.items()},
+        effective_dimension_by_layer_error={name: error for name, (_, error) in layers.items()},
+        chunks=inference.model.chunks.facts(),
+    )  # fmt: skip

@@ -51,7 +51,7 @@ from sampla.laplace.guards import (
     not_finite_explained,
     only_device,
 )
-from sampla.laplace.predicting import Predicts
+from sampla.laplace.more import DrawsMore
 from sampla.laplace.training_data import REMEDY, Asked, kept_in
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
@@ -61,7 +61,7 @@ from sampla.priors import Prior
 from sampla.solvers import Solver
 
 
-class LinearisedLaplace(Predicts):
+class LinearisedLaplace(DrawsMore):
     """Linearised Laplace with exact posterior samples (Antoran et al. 2023; docs/method.md, section 6).
 
     Args:
@@ -298,7 +298,7 @@ class LinearisedLaplace(Predicts):
 
     def _settings(self) -> Asked:
         """What answers about a fit need of the settings, as they are now."""
-        return Asked(self.model, self.em, self.curvature_at, self.tolerance, self.max_passes, self.seed)
+        return Asked(self.model, self.em, self.curvature_at, self.tolerance, self.max_passes, self.seed, self.solver)
 
     @property
     def _allowed_precision(self) -> Precision:

@@ -18,6 +18,7 @@ from sampla.inference.settings import EM, CurvatureAt
 from sampla.laplace.fitted import Fitted
 from sampla.laplace.guards import apart, check_evaluation_mode, check_weights
 from sampla.likelihoods import Likelihood
+from sampla.solvers import Solver
 
 REMEDY = (
     "The products have been made as small as that helps; what is left are blocks of num_samples vectors of all "
@@ -51,6 +52,7 @@ class Asked:
     tolerance: float
     max_passes: int
     seed: int
+    solver: Solver[Any]
 
     def at_mode(self, likelihood: Likelihood) -> bool:
         """Whether B was taken at the linear mode's outputs."""
