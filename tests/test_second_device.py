@@ -304,3 +304,22 @@ def test_tomography() -> None:
         found.append((image.mean.cpu(), image.deviations.cpu()))
     for here, there in zip(*found, strict=True):
         torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)
+
+
+def test_a_posterior_that_was_fitted_on_the_cpu_goes_there_without_its_network() -> None:
+    x, y = data("categorical")
+    model = network()
+    la = sampla.LinearisedLaplace(model, num_samples=4, prior=sampla.GPrior(1.0, learn=False), progress=False)
+    la.fit([(x, y)])
+    expected, functions = la.predict(x[:5]), la.functions(6)(x[:5])
+    found = la.to(SECOND).predict(x[:5])
+    assert found.mean.device.type == SECOND.partition(":")[0]
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    for name in ("mean", "std", "probs", "mutual_information", "joint_covariance"):
+        torch.testing.assert_close(getattr(found, name).cpu(), getattr(expected, name), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.log_prob(y[:5]).cpu(), expected.log_prob(y[:5]), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(la.functions(6)(x[:5]).cpu(), functions, rtol=1e-3, atol=1e-4)
+    loader = la.predict([(x[:3], y[:3]), (x[3:5], y[3:5])])
+    assert loader.mean.device.type == "cpu"
+    torch.testing.assert_close(loader.probs, expected.probs, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(la.to("cpu").predict(x[:5]).probs, expected.probs)
