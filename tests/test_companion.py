@@ -127,6 +127,27 @@ def test_a_search_needs_no_reading_of_its_own(problems, likelihood, check):
     assert sizes[-1] == pytest.approx(float(found.value.square().sum()))
 
 
+def test_what_is_asked_of_a_part_of_the_data_is_read_at_once(problems, monkeypatch):
+    """So that the search goes along again."""
+    model = model_of(problems["categorical"])
+    monkeypatch.setattr(LinearModel, "hessian_stride", 2)
+    precision = torch.ones(model.num_parameters).double()
+    search = ModeSearch(model, precision, 10 * precision, tolerance=1e-3)
+    model.carrying(search).curvature_product(randn(2, model.num_parameters))
+    assert search.asked is not None
+    assert search.asked.stride == 2
+    sweeps = model.data.sweeps
+    search.answer_parts()
+    assert 1 <= model.data.sweeps - sweeps <= 2
+    assert search.asked.vector is None
+    sweeps = model.data.sweeps
+    search.answer_parts()
+    assert model.data.sweeps == sweeps
+    before = search.asked
+    model.carrying(search).curvature_product(randn(2, model.num_parameters))
+    assert search.asked is not before
+
+
 def test_a_search_from_zero_goes_on_from_what_a_companion_has_seen_there(problems):
     model = model_of(problems["categorical"])
     precision = torch.ones(model.num_parameters).double()

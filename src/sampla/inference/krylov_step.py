@@ -31,6 +31,8 @@ fixed point: of that times itself where it is more than one, because an alpha fa
 _TRUNCATION = 0.25
 """Relative truncation error of gamma, in tolerances, down to which the space grows before the mode is found: half of
 what the fixed point is allowed, because an error of log gamma is about doubled there."""
+_FALLING = 3.0
+"""Factor by which alpha falls once more, at least, after a step in which it fell as far as it may, as a rule."""
 _OF_TOP = 0.1
 """Least alpha to start from, as a part of the largest eigenvalue of M: modes are cheap there, EM comes down at once,
 and one search of the mode far below the fixed point can cost more than all others together (docs/notes/solvers.md)."""
@@ -124,9 +126,10 @@ class KrylovEStep(SpaceEStep):
 
     def _mode_step(self, state: EMState) -> EMState:
         """The mode at the present alpha, and the alpha at which gamma over the mode's size comes back to itself."""
-        task, state = self.task, self._begun(state)
+        task, fall = self.task, self._fall(state)
+        state = self._begun(state)
         used = float(state.prior.precision[0])
-        state, mode = self._with_space_and_mode(state)
+        state, mode = self._with_space_and_mode(state, fall)
         size = float(mode.value.double().square().sum())
         loose = tolerance_factor(state.last_change, task.em.tolerance)
         space, found = self.space_that_tells(state, size, task.em.tolerance / 2 * loose)
@@ -156,10 +159,15 @@ class KrylovEStep(SpaceEStep):
         least = _OF_TOP * float(space.spectrum[0].max())  # not far below the fixed point
         return replace(state, prior=state.prior.with_precision(state.prior.precision.clamp_min(least)))
 
-    def _with_space_and_mode(self, state: EMState) -> tuple[EMState, Mode]:
+    def _with_space_and_mode(self, state: EMState, fall: float) -> tuple[EMState, Mode]:
         """The space that the present alpha needs, and the mode there, which is searched in the same readings.
 
-        A larger space preconditions the search better, and it is needed anyway, because alpha falls.
+        A larger space preconditions the search better, and it is needed anyway, because alpha falls. Where it falls
+        fast the space grows at once to what the next alpha needs, for as long as the search can go along.
+
+        Args:
+            state: with the space of the last step.
+            fall: factor by which alpha is expected to fall next.
         """
         space, used = state.space, float(state.prior.precision[0])
         assert space is not None
@@ -169,14 +177,24 @@ class KrylovEStep(SpaceEStep):
             return self._mode_tolerance(state, space, size)
 
         search = self.search(state, state.model, wanted)
-        carrying = replace(state, model=state.model.carrying(search))
-        while self._open(space, used) > _TRUNCATION * self.task.em.tolerance:
+        carrying, most = replace(state, model=state.model.carrying(search)), _TRUNCATION * self.task.em.tolerance
+        while True:
+            search.answer_parts()
+            along = search.asked is not None and not state.model.reduced
+            if self._open(space, used / fall if along else used) <= most:
+                break
             larger = self.grown(carrying, space)
             if larger is space:
                 break
             space = larger
             search.precondition(space.sketch().at(state.prior.diagonal))
         return replace(state, space=space), search.found()
+
+    def _fall(self, state: EMState) -> float:
+        """The factor by which alpha will fall at least, as a rule: from where it starts, and while it falls fast."""
+        if state.trace:
+            return _FALLING if state.trace[-1].change > 0.99 * log(FURTHEST_DOWN) else 1.0
+        return FURTHEST_DOWN if state.prior.guessed else 1.0
 
     def _open(self, space: KrylovSpace, ratio: float) -> float:
         """Relative truncation error of gamma."""

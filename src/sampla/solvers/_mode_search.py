@@ -304,21 +304,29 @@ class ModeSearch:
         if self._search is not None:
             self._search.secants = self._search.secants.on(preconditioner)
 
+    def answer_parts(self) -> None:
+        """Read what is asked of a part of the data, which products do not take along, until all of them are asked."""
+        while self.asked is not None and self.asked.stride > 1:
+            self._answer(self.asked)
+
     def found(self) -> Mode:
         """The mode, after as many readings as are still needed; a ConvergenceWarning says if it is not converged."""
-        model = self._model
         while self.asked is not None:
-            asked, spent = self.asked, model.ledger.products
-            if asked.vector is None:
-                loss, answer = model.loss_gradient(asked.theta)
-            else:
-                loss, answer = 0.0, model.newton_product(asked.theta, asked.vector, asked.stride)
-            self.told(loss, answer, model.ledger.products - spent)
+            self._answer(self.asked)
         if self._complaint is not None:
             _warn(*self._complaint)
             self._complaint = None
         assert self._mode is not None
         return self._mode
+
+    def _answer(self, asked: Asked) -> None:
+        """By a reading for nothing else."""
+        model, spent = self._model, self._model.ledger.products
+        if asked.vector is None:
+            loss, answer = model.loss_gradient(asked.theta)
+        else:
+            loss, answer = 0.0, model.newton_product(asked.theta, asked.vector, asked.stride)
+        self.told(loss, answer, model.ledger.products - spent)
 
     def _go_on(self, answer: tuple[float, Tensor] | None) -> None:
         try:
