@@ -9,7 +9,7 @@ import torch
 import dense
 import dense_tomography
 from sampla import EM
-from sampla.solvers import BlockCG, DenseDual
+from sampla.solvers import BlockCG, DenseDual, KrylovDual
 from sampla.tomography import MatrixOperator, Recipe, ray_transform
 from tomography_case import QUICK, SAMPLES, SIDE, Case, digit, noisy, parallel, small_case, small_dip
 
@@ -157,21 +157,22 @@ def fits(case):
     return double, small_dip(single, network=copy.deepcopy(network).float(), **kept).fit(case.sinogram.float())
 
 
+def dense_model(dip, case):
+    names = list(dip.posterior_.features.layout.names)
+    jacobian = dense_tomography.image_jacobian(copy.deepcopy(dip.network).double(), names, dip.input_.double())
+    measured = case.sinogram.flatten() / dip.posterior_.scale
+    return dense_tomography.ImageModel(jacobian, case.dense.operator, dip.prior_.scale.double(), measured)
+
+
 class TestOverTheMeasurements:
     """The default up to 8,000 measurements: EM and evidence from the eigenvalues of their matrix, without probes."""
-
-    def model(self, dip, case):
-        names = list(dip.posterior_.features.layout.names)
-        jacobian = dense_tomography.image_jacobian(copy.deepcopy(dip.network).double(), names, dip.input_.double())
-        measured = case.sinogram.flatten() / dip.posterior_.scale
-        return dense_tomography.ImageModel(jacobian, case.dense.operator, dip.prior_.scale.double(), measured)
 
     @pytest.mark.parametrize("kind", [0, 1], ids=["float64", "float32"])
     def test_fixed_point_and_evidence_are_those_of_the_closed_form(self, fits, case, kind):
         dip = fits[kind]
-        report, dense_model = dip.report_, self.model(dip, case)
+        report, exactly = dip.report_, dense_model(dip, case)
         alpha, beta = report.prior_precision[0], float(report.noise_precision)
-        exact_alpha, exact_beta, exact_gamma = dense_model.em(alpha, beta)
+        exact_alpha, exact_beta, exact_gamma = exactly.em(alpha, beta)
         bound = (1e-8, 1e-4)[kind]  # float32 measurements
         assert report.method == "outputs"
         assert report.settled
@@ -179,13 +180,13 @@ class TestOverTheMeasurements:
         assert alpha == pytest.approx(exact_alpha, rel=bound)
         assert beta == pytest.approx(exact_beta, rel=bound)
         assert report.effective_dimension[0] == pytest.approx(exact_gamma, rel=bound)
-        assert report.log_evidence == pytest.approx(dense_model.log_evidence(alpha, beta), abs=1000 * bound)
+        assert report.log_evidence == pytest.approx(exactly.log_evidence(alpha, beta), abs=1000 * bound)
 
     @pytest.mark.parametrize("kind", [0, 1], ids=["float64", "float32"])
     def test_samples_have_the_covariance_of_the_closed_form(self, fits, case, kind):
         dip = fits[kind]
         alpha, beta = dip.report_.prior_precision[0], float(dip.report_.noise_precision)
-        covariance = self.model(dip, case).covariance(alpha, beta) * dip.posterior_.scale**2
+        covariance = dense_model(dip, case).covariance(alpha, beta) * dip.posterior_.scale**2
         deviations = dip.posterior_.predict_image().deviations
         assert deviations.dtype == (torch.float64, torch.float32)[kind]
         deviations = deviations.double().flatten(1)
@@ -197,8 +198,41 @@ class TestOverTheMeasurements:
         assert float((single - double).norm() / double.norm()) < 1e-3
 
     def test_it_takes_the_dense_solver(self, case):
-        with pytest.raises(ValueError, match=r"solver=DenseDual\(\) for EM\(method='outputs'\).*BlockCG"):
+        with pytest.raises(ValueError, match=r"DenseDual\(\) or KrylovDual\(\) for EM\(method='outputs'\).*BlockCG"):
             small_dip(case.operator, solver=BlockCG(), em=EM(method="outputs")).fit(case.sinogram)
+
+
+@pytest.fixture(scope="module")
+def by_space(case):
+    """What is done with more than 2,000 measurements, with 64 probes here."""
+    kept = {"recipe": Recipe(steps=1, learning_rate=1e-12, start_steps=0), "num_samples": SAMPLES}
+    network, em = copy.deepcopy(case.dip.network), EM(method="outputs", num_samples=64)
+    return small_dip(case.operator, network=network, solver=KrylovDual(), em=em, **kept).fit(case.sinogram)
+
+
+class TestKrylovSpaceOverTheMeasurements:
+    """Against the closed form."""
+
+    def test_fixed_point_and_evidence_are_those_of_the_closed_form(self, by_space, case):
+        report, exactly = by_space.report_, dense_model(by_space, case)
+        alpha, beta = report.prior_precision[0], float(report.noise_precision)
+        exact_alpha, exact_beta, exact_gamma = exactly.em(alpha, beta)
+        assert report.method == "outputs"
+        assert report.settled
+        assert abs(log(alpha / exact_alpha)) < 4 * report.precision_error[0] + report.precision_error[1]
+        assert abs(log(beta / exact_beta)) < 4 * report.noise_error[0] + report.noise_error[1]
+        error = report.effective_dimension_error[0]
+        assert report.effective_dimension[0] == pytest.approx(exact_gamma, abs=4 * error)
+        assert 0 < error < 0.1 * exact_gamma
+        evidence, spread = exactly.log_evidence(alpha, beta), report.log_evidence_error
+        assert abs(report.log_evidence - evidence) < 4 * spread[0] + spread[1]
+
+    def test_samples_have_the_covariance_of_the_closed_form(self, by_space, case):
+        alpha, beta = by_space.report_.prior_precision[0], float(by_space.report_.noise_precision)
+        covariance = dense_model(by_space, case).covariance(alpha, beta) * by_space.posterior_.scale**2
+        deviations = by_space.posterior_.predict_image().deviations.flatten(1)
+        assert by_space.report_.status == "reached the tolerance"
+        dense.assert_covariance(deviations[:, EVERY_NINTH], covariance[EVERY_NINTH, EVERY_NINTH])
 
 
 def test_a_trained_network_is_taken_as_it_is():

@@ -1,14 +1,14 @@
 """The large experiment: 501 x 501 pixels, 60 fan-beam angles x 128 bins, a U-Net of about 2 million parameters.
 
-    python -m experiments.tomography.large --root DIR              # the whole fit: for a GPU
-    python -m experiments.tomography.large --root DIR --measure    # a few products with K = 2, the rest projected
+    python -m experiments.tomography.large --root DIR [--device cuda]
 
-DIR holds ct/walnut_slice_1024.png. Writes OUT/results.md (and pictures, after a whole fit).
+DIR holds ct/walnut_slice_1024.png. Training, posterior and the peer are kept in the cache as they come, so that a run
+that was stopped goes on. Writes OUT/results.md, results.json and pictures.
 """
 
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,17 @@ from skimage.io import imread
 from skimage.transform import resize
 from torch import Tensor
 
-from experiments.common.command import command
+from experiments.common.command import command, say
 from experiments.common.facts import GIB, peak_memory
-from experiments.common.page import RESULTS, write_page
-from experiments.common.store import save_arrays
+from experiments.common.page import RESULTS, provenance, write_page
+from experiments.common.store import Row, Store, save_arrays
+from experiments.tomography.dropout import dropout_dip
 from sampla import tomography
 from sampla.apps.ct.illustrate import calibration_figure, images_figure
-from sampla.features import NetworkFeatures, select_parameters
-from sampla.tomography import Geometry, LinearisedDIP, MatrixOperator, ProjectedFeatures, Recipe
-from sampla.tomography.plan import plan
+from sampla.tomography import Geometry, ImagePredictive, LinearisedDIP, MatrixOperator, Recipe, score
 
 SIDE, ANGLES, BINS, NOISE, SAMPLES = 501, 60, 128, 0.05, 16
-_STEPS, _PASSES, _PROBES, _ROWS = Recipe().steps, 10, 128, 300
-"""What the projection counts: training steps; passes of the final solve and rows of EM's space, as at 128 x 128."""
+_OURS, _DROPOUT = "sampla", "MC dropout"
 
 
 def geometry() -> Geometry:
@@ -50,81 +48,104 @@ def measurement(root: Path, operator: MatrixOperator) -> tuple[Tensor, Tensor]:
     return image, (clean + NOISE * clean.abs().mean() * noise).view(ANGLES, BINS)
 
 
-def timed(function: Callable[[], object]) -> float:
-    """CPU seconds of a call, after one to warm up: what others do on the machine hardly counts."""
-    function()
-    start = process_time()
-    function()
-    return process_time() - start
+def fitted(
+    operator: MatrixOperator, sinogram: Tensor, cache: Path, samples: int = SAMPLES, recipe: Recipe | None = None
+) -> tuple[LinearisedDIP, dict[str, float]]:
+    """The fit, or the one that the cache holds, and the memory it took."""
+    folder, memory = cache / "fit", cache / "memory"
+    if folder.is_dir() and memory.is_file():
+        return LinearisedDIP.load(folder, operator), {"GiB": float(memory.read_text(encoding="utf-8"))}
+    dip = LinearisedDIP(operator, num_samples=samples, recipe=recipe)
+    dip.fit(sinogram, checkpoint=cache / "checkpoint").save(folder)
+    memory.write_text(f"{peak_memory() / GIB}\n", encoding="utf-8")
+    return dip, {"GiB": peak_memory() / GIB}
 
 
-def measure(operator: MatrixOperator, sinogram: Tensor) -> dict[str, Any]:
-    """Cost of products with K = 2 and of a training step at the first weights, and what a whole fit would take."""
-    network, given = tomography.unet_for((SIDE, SIDE)).eval(), tomography.fixed_input((SIDE, SIDE))
-    features = ProjectedFeatures(NetworkFeatures(network, select_parameters(network, None)[0]), operator, given)
-    generator, size = torch.Generator().manual_seed(0), features.layout.total
-    vectors = torch.randn(2, size, generator=generator)
-    cotangents = torch.randn(2, 1, operator.num_measurements, generator=generator)
-    forward = timed(lambda: features.jvp(vectors)) / 2
-    backward = timed(lambda: features.vjp(cotangents)) / 2
-
-    def step() -> None:
-        network.zero_grad()
-        (operator(network(given)[0])[0] - sinogram.flatten()).square().sum().backward()
-
-    training, product = timed(step), forward + backward
-    products = _PROBES / 2 + _ROWS + _PASSES * (SAMPLES + 1)
-    return {
-        "size": size, "measurements": operator.num_measurements, "entries": operator.scipy.nnz, "forward": forward,
-        "backward": backward, "product": product, "training": training, "hours of training": _STEPS * training / 3600,
-        "hours": products * product / 3600, "plan": plan(size, operator, SAMPLES), "peak": peak_memory() / GIB,
-        "steps": _STEPS, "probes": _PROBES, "rows": _ROWS, "passes": _PASSES,
-    }  # fmt: skip
+def peer(dip: LinearisedDIP, sinogram: Tensor, cache: Path) -> tuple[ImagePredictive, float]:
+    """MC dropout and its seconds, made here or taken from the cache."""
+    path = cache / "dropout.npz"
+    if not path.is_file():
+        found, seconds = dropout_dip(dip, sinogram)
+        save_arrays(path, mean=found.mean.cpu(), deviations=found.deviations.cpu(), seconds=torch.tensor(seconds))
+    with np.load(path) as kept:
+        mean, deviations, seconds = (torch.from_numpy(kept[name]) for name in ("mean", "deviations", "seconds"))
+    return ImagePredictive.stabilised(mean.float(), deviations.float()), float(seconds)
 
 
 def whole(
     operator: MatrixOperator, image: Tensor, sinogram: Tensor, out: Path, cache: Path, samples: int = SAMPLES,
-    recipe: Recipe | None = None,
+    recipe: Recipe | None = None, dropout: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """The fit, its scores and pictures."""
-    start = perf_counter()
-    dip = LinearisedDIP(operator, num_samples=samples, recipe=recipe).fit(sinogram)
-    predictive = dip.posterior_.predict_image()
-    error = (image.to(predictive.mean) - predictive.mean).abs()
-    panels = {
-        "Walnut": (image, "image"), "Reconstruction": (predictive.mean, "image"),
-        "Standard deviation": (predictive.std, "spread"), "|error|": (error, "spread"),
+    """The fit beside others, their scores and pictures."""
+    begun = perf_counter()
+    dip, memory = fitted(operator, sinogram, cache, samples, recipe)
+    ours = dip.posterior_.predict_image()
+    ours = ImagePredictive(ours.mean.cpu(), ours.deviations.cpu(), ours.floor)
+    level = float(ours.variance.mean().sqrt())
+    found = {
+        _OURS: ours, "measurement noise alone": ImagePredictive.uniform(ours.mean, dip.posterior_.pixel_noise),
+        "equal deviations": ImagePredictive.uniform(ours.mean, level),
     }  # fmt: skip
-    (out / "overview.png").write_bytes(images_figure(panels))
-    (out / "calibration.png").write_bytes(calibration_figure({"pixels": (error / predictive.total_std).cpu()}))
-    mean, deviations = predictive.mean.cpu(), predictive.deviations.cpu()
-    save_arrays(cache / "predictions" / "walnut.npz", mean=mean, deviations=deviations, truth=image)
+    seconds = {"training": dip.training_.seconds, "posterior": dip.report_.seconds - dip.training_.seconds}
+    if dropout:
+        found[_DROPOUT], seconds[_DROPOUT] = peer(dip, sinogram, cache)
+    start, scale = dip.start_, dip.prepare(sinogram).scale
+    references, notes = {}, []
+    if start is not None:
+        references["total variation"] = (start.image * scale).cpu()
+        notes.append(f"Total variation {start.status}.")
+    _draw(out, image, found, references)
+    for name, one in found.items():
+        if one.deviations.any():
+            save_arrays(cache / "predictions" / f"{name}.npz", mean=one.mean, deviations=one.deviations, truth=image)
     return {
-        "seconds": perf_counter() - start, "device": operator.like.device, "training": dip.training_.seconds,
-        "scores": tomography.score(predictive, image), "certificate": f"{dip.report_}\n{dip.plan_}",
-        "noise_only": tomography.score(dip.posterior_.predict_noise_only(), image), "patches": tomography.PATCH_SIZES,
+        "samples": len(dip.posterior_.samples), "device": str(operator.like.device), "pixels": list(image.shape),
+        "parameters": dip.posterior_.samples.shape[1], "measurements": operator.num_measurements,
+        "scored": {name: asdict(score(one, image)) for name, one in found.items()},
+        "quality": {name: list(tomography.psnr_ssim(one, image)) for name, one in references.items()},
+        "cost": seconds | {"all of this run": perf_counter() - begun}, "memory": memory["GiB"], "notes": notes,
+        "certificate": f"{dip.report_}", "misfit": dip.training_.final_misfit,
     }  # fmt: skip
+
+
+def _draw(out: Path, image: Tensor, found: dict[str, ImagePredictive], references: dict[str, Tensor]) -> None:
+    """overview.png, samples.png and calibration.png."""
+    out.mkdir(parents=True, exist_ok=True)
+    ours = found[_OURS]
+    panels = {"Walnut": (image, "image"), "Reconstruction": (ours.mean, "image")}
+    panels |= {name.capitalize(): (one, "image") for name, one in references.items()}
+    panels |= {"Standard deviation": (ours.std, "spread"), "|error|": ((image - ours.mean).abs(), "spread")}
+    if _DROPOUT in found:
+        panels[f"{_DROPOUT}: standard deviation"] = (found[_DROPOUT].std, "spread")
+    (out / "overview.png").write_bytes(images_figure(panels))
+    drawn = {f"Sample {k + 1}": (ours.mean + ours.deviations[k], "image") for k in range(min(3, len(ours.deviations)))}
+    (out / "samples.png").write_bytes(images_figure(drawn))
+    ratios = {
+        name: (image - one.mean).abs() / one.total_std for name, one in found.items() if name in (_OURS, _DROPOUT)
+    }
+    (out / "calibration.png").write_bytes(calibration_figure(ratios))
 
 
 def main() -> None:
     """Command line."""
-    more = {"measure": (False, "a few products, the rest projected"), "device": ("cpu", "of the whole fit")}
-    asked = command(__doc__, RESULTS / "tomography-large", "ct/", threads=None, **more)
-    start = perf_counter()
+    asked = command(__doc__, RESULTS / "tomography-large", "ct/", threads=None, device=("cpu", "of the fit"))
+    store = Store(asked.out / "results.json", {"pixels": SIDE, "views": ANGLES, "device": asked.device}, asked.cache)
     operator = tomography.ray_transform(geometry())
-    assembled = perf_counter() - start
-    asked.out.mkdir(parents=True, exist_ok=True)
     image, sinogram = measurement(asked.root, operator)
-    if asked.measure:
-        found = measure(operator, sinogram)
-    else:
-        operator, sinogram = operator.to(torch.float32, asked.device), sinogram.to(asked.device)
-        found = whole(operator, image, sinogram, asked.out, asked.cache or asked.out / "cache")
-    write_page(
-        asked.out / "results.md", "experiments/tomography/large.md.j2", found=found, assembled=assembled, side=SIDE,
-        angles=ANGLES, bins=BINS, noise=NOISE, samples=SAMPLES, torch=torch.__version__,
-        flags="--measure" if asked.measure else f"--device {asked.device}", threads=torch.get_num_threads(),
-    )  # fmt: skip
+    operator, sinogram = operator.to(torch.float32, asked.device), sinogram.to(asked.device)
+    row = store.once("walnut", lambda: whole(operator, image, sinogram, asked.out, store.cache))
+    write_page(asked.out / "results.md", "experiments/tomography/large.md.j2", **page(store, row))
+    say(row["certificate"])
+
+
+def page(store: Store, row: Row) -> dict[str, Any]:
+    """What the template is filled with."""
+    call = f"experiments.tomography.large --root DIR --device {store.settings['device']}"
+    return {
+        "provenance": provenance(store, call, "torch", f", {store.environment['threads']} thread(s)"), "row": row,
+        "angles": ANGLES, "bins": BINS, "noise": NOISE,
+        "pictures": ["overview", "samples", "calibration"],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,36 +6,16 @@ Writes OUT/results.md, results.json and pictures.
 """
 
 from dataclasses import asdict
-from time import perf_counter
 from typing import Any
-
-import torch
 
 from experiments.common.command import command, say
 from experiments.common.page import RESULTS, provenance, write_page
 from experiments.common.store import Store, save_arrays
-from sampla.apps.ct import Result, Settings, demo_scan, reconstruct
+from experiments.tomography.dropout import dropout_dip
+from sampla.apps.ct import Settings, demo_scan, reconstruct
 from sampla.apps.ct.illustrate import calibration_figure, images_figure
 from sampla.apps.ct.run import pictures
-from sampla.tomography import PATCH_SIZES, ImagePredictive, Recipe, fixed_input, score, train, unet_for
-
-_DROPOUT, _PASSES = 0.05, 64
-"""As in the literature on Monte Carlo dropout for deep image priors (Laves et al. 2020)."""
-
-
-def dropout_dip(result: Result, seed: int) -> tuple[ImagePredictive, float]:
-    """The same U-Net trained in the same way with dropout, which stays on: mean and spread of its outputs; seconds."""
-    start = perf_counter()
-    prepared = result.dip.prepare(result.scan.sinogram)
-    shape = prepared.operator.image_shape
-    network, given = unet_for(shape, seed, dropout=_DROPOUT), fixed_input(shape, seed)
-    torch.manual_seed(seed)
-    train(network, given, prepared.operator, prepared.measurements, prepared.noise_std, result.dip.recipe)
-    network.train()
-    with torch.no_grad():
-        images = torch.cat([network(given)[0] for _ in range(_PASSES)]) * prepared.scale
-    mean = images.mean(0)
-    return ImagePredictive.stabilised(mean, images - mean), perf_counter() - start
+from sampla.tomography import Recipe, score
 
 
 def main() -> None:
@@ -46,7 +26,7 @@ def main() -> None:
     store = Store(asked.out / "results.json", settings, asked.cache)
     scan = demo_scan(asked.pixels, asked.views)
     result = reconstruct(Settings(quiet=True, steps=asked.steps), scan)
-    dropped, seconds = dropout_dip(result, seed=0)
+    dropped, seconds = dropout_dip(result.dip, scan.sinogram)
     assert scan.reference is not None
     assert result.scores is not None
     scored = {"sampla": result.scores} | result.alternatives | {"MC dropout": score(dropped, scan.reference)}
@@ -68,7 +48,7 @@ def main() -> None:
         "name": scan.name, "bins": scan.geometry.num_bins, "samples": len(result.dip.posterior_.samples),
         "scored": {name: asdict(scores) for name, scores in scored.items()},
         "quality": {name: pair for name, pair in result.quality.items() if name in result.references},
-        "seconds": {
+        "cost": {
             "training": training, "posterior": result.dip.report_.seconds - training, "MC dropout": seconds,
             "all of sampla's, references and scores included": result.seconds,
         },
@@ -83,7 +63,7 @@ def page(store: Store) -> dict[str, Any]:
     call = "experiments.tomography.medium " + " ".join(f"--{name} {v}" for name, v in store.settings.items())
     return {
         "provenance": provenance(store, call, "torch", f", {store.environment['threads']} thread(s)"),
-        "settings": store.settings, "row": store.rows["phantom"], "patches": [str(size) for size in PATCH_SIZES],
+        "settings": store.settings, "row": store.rows["phantom"],
         "pictures": ["overview", "samples", "calibration", "dropout"],
     }  # fmt: skip
 

@@ -78,6 +78,7 @@ def ct(
     roi: Annotated[str, typer.Option(help="Region whose mean is wanted: rows and columns, such as 10:20,5:30.")] = "",
     unit: Annotated[str, typer.Option(help="Of the geometry's lengths, such as mm, for the report.")] = "",
     save: Annotated[Path | None, typer.Option(help="Folder for the fit itself, for LinearisedDIP.load.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder to go on from if the run is stopped.")] = None,
     steps: Annotated[int | None, typer.Option(hidden=True, min=1)] = None,
     pixels: Annotated[int | None, typer.Option(hidden=True, min=8)] = None,
 ) -> None:
@@ -96,7 +97,7 @@ def ct(
             scan = read_scan(sinogram, geometry, page)
         scan = adjusted(scan, centre, _numbers(bad_bins), _numbers(bad_views), roi, unit)
         out.mkdir(parents=True, exist_ok=True)
-        run_ct(Settings(out, seed, samples, quiet, steps, device, save), scan, say)
+        run_ct(Settings(out, seed, samples, quiet, steps, device, save, checkpoint), scan, say)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise typer.BadParameter(str(error), param_hint="SINOGRAM") from error
 

@@ -43,8 +43,8 @@ class FinalProblem:
     """log det(I + A^-1 M), where a Krylov space tells it."""
     effective_dimension: Tensor | None = None
     """(P,) diagonal of H^-1 M, where a Krylov space holds the whole range of M."""
-    gamma: float | None = None
-    """Its trace alone, where that is known exactly."""
+    gamma: Estimate | None = None
+    """Its trace alone, where that is known better than the samples tell it."""
     search: ModeSearch | None = None
     """For the mode that is still wanted: it goes along with the solve, and ends after it."""
 

@@ -14,6 +14,8 @@ from sampla.inference.quadrature import Estimate, LogError, estimated, gamma
 from sampla.inference.state import EMState, Inference, Posed, Task
 from sampla.solvers import LinearSystem, RightHandSide, Solution, Start, solve_balanced
 
+_NOTHING = 1e-9
+"""Relative error of gamma that is rounding of the sum."""
 _COMBINATIONS = 4
 """Random combinations of the samples' right-hand sides that are kept, to measure the error of the solve by."""
 
@@ -44,8 +46,10 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
     dimension, dimension_error, error_of_sum = effective_dimension(solution, count, state.prior)
     unsettled = unsettled or _misled(task, state, dimension, error_of_sum)
     if problem.gamma is not None:
-        dimension, dimension_error = torch.full_like(dimension, problem.gamma), torch.zeros_like(dimension)
-        error_of_sum = 0.0
+        found, error = problem.gamma, hypot(problem.gamma.standard_error, problem.gamma.truncation)
+        error = error if error > _NOTHING * found.value else 0.0
+        dimension, dimension_error = torch.full_like(dimension, found.value), torch.full_like(dimension, error)
+        error_of_sum = error
     determinant = _determinant(task, problem, solution)
     mode, noise_error = state.mode, state.noise_error
     mean = solution.value[count] if quadratic else None if mode is None else mode.value[0]

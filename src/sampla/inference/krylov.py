@@ -11,6 +11,7 @@ V' (T + alpha)^-1 V b starts a solve.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from torch.nn.functional import pad
 
 from sampla.core.blocks import CHUNK, gram, orthonormal
 from sampla.core.stack import Stack
-from sampla.model import LinearModel
 from sampla.solvers import Sketch
 
 _TAIL = 0.25
@@ -27,6 +27,13 @@ _MOST_MOVED = 2.0
 """Times itself that an eigenvalue may become; one that rounding moves by more is rounding itself."""
 _ROUNDING = 4.0
 """Rounding errors by which every eigenvalue is taken to be off, all in the same direction."""
+
+
+class Multiplies(Protocol):
+    """What a space is grown by: a model, whose M it is of, or ``OutputProducts``."""
+
+    def curvature_product(self, vectors: Tensor) -> Tensor:
+        """M v: (K, P) -> (K, P)."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,7 @@ class KrylovSpace:
         image = self.basis.combined((self.gram @ coordinates).mT).addmm_(ahead.mT.to(right), self.following)
         return self.basis.combined(coordinates.mT), image
 
-    def grown(self, model: LinearModel) -> "KrylovSpace":
+    def grown(self, model: Multiplies) -> Self:
         """One more application of M, for as many products as there are following rows."""
         rest = model.curvature_product(self.following)
         basis = self.basis.added(self.following)
@@ -226,8 +233,9 @@ class KrylovSpace:
         whole[:, size - added :] = inner
         whole[size - added :, :] = inner.mT
         start = self.start if self.iterations == 0 else pad(self.start, (0, 0, 0, added))
-        return KrylovSpace(
-            basis, (whole + whole.mT) / 2, following, (again @ coupling).mT.cpu(), start, (*self.widths, added)
+        return replace(
+            self, basis=basis, gram=(whole + whole.mT) / 2, following=following, coupling=(again @ coupling).mT.cpu(),
+            start=start, widths=(*self.widths, added),
         )  # fmt: skip
 
 

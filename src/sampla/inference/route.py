@@ -11,7 +11,7 @@ from sampla.inference.settings import EM, CurvatureAt, Method
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior
-from sampla.solvers import Dense, DenseDual, Solver
+from sampla.solvers import Dense, DenseDual, KrylovDual, Solver
 
 SEARCH = 48
 """Vectors of P behind a search for the mode: twenty pairs, the point, its gradient and what a step makes of them."""
@@ -99,8 +99,8 @@ def choose_route(
     )
     outputs = em.method == "outputs"
     require(
-        not outputs or (possible and likelihood.is_quadratic and isinstance(solver, DenseDual)),
-        "one alpha, scalar or fixed noise of a Gaussian and solver=DenseDual() for EM(method='outputs')",
+        not outputs or (possible and likelihood.is_quadratic and isinstance(solver, (DenseDual, KrylovDual))),
+        "one alpha, scalar or fixed noise of a Gaussian and DenseDual() or KrylovDual() for EM(method='outputs')",
         f"{type(likelihood).__name__}, {len(prior.names)} alpha(s) and {type(solver).__name__}",
         "Use EM(method=None), which chooses.",
     )

@@ -24,6 +24,7 @@ from sampla.core.noise import PROBE, standard_normal
 from sampla.model import LinearModel
 from sampla.solvers._base import Iterate, LinearSystem, RightHandSide, Start, num_outputs, rounded_terms
 from sampla.solvers._factorised import Factorisation, Factorised, cholesky, relative_errors, require_room, unit_rows
+from sampla.solvers._outputs import pulled, pushed, times_of
 
 _COLUMNS = 64
 _REFINEMENTS = 2
@@ -47,12 +48,8 @@ class OutputKernel:
 
     def at(self, system: LinearSystem) -> Tensor | None:
         """G of a system with the same features and data, if it is a multiple of this one."""
-        ours, theirs, alpha = self.model.likelihood, system.model.likelihood, system.precision.unique()
-        before, now = ours.noise_precision, theirs.noise_precision
-        same = system.model.features is self.model.features and system.model.data is self.model.data
-        if not same or len(alpha) > 1 or before is None or now is None or before.ndim + now.ndim > 0:
-            return None
-        return self.matrix * (float(now / before) / float(alpha))
+        factor = times_of(self.model, system)
+        return None if factor is None else self.matrix * factor
 
 
 @dataclass(frozen=True)
@@ -154,8 +151,8 @@ def _kernel(model: LinearModel, precision: Tensor, say: Callable[[str], None] = 
     entries, rows = num_outputs(model), []
     for start in range(0, entries, _COLUMNS):
         say(f"{start:,} of {entries:,} products")
-        pulled = _pulled(model, unit_rows(start, _COLUMNS, entries, precision)) / precision
-        rows.append(_pushed(model, pulled, entries).double())
+        columns = pulled(model, unit_rows(start, _COLUMNS, entries, precision)) / precision
+        rows.append(pushed(model, columns, entries).double())
     kernel = torch.cat(rows)
     return (kernel + kernel.mT) / 2
 
@@ -174,32 +171,6 @@ def _woodbury(system: LinearSystem, right: Tensor, root: Tensor) -> tuple[Tensor
     """z = A^-1 (b - phi' S w) for (K, P) b in float64, and (K, N C) w = S' phi z; only the products are not float64."""
     model, precision = system.model, system.precision.double()
     start = right / precision
-    pushed = _pushed(model, start.to(system.precision), len(root))
-    functions = torch.cholesky_solve(pushed.double().mT, root).mT
-    return start - _pulled(model, functions.to(system.precision)).double() / precision, functions
-
-
-def _pushed(model: LinearModel, vectors: Tensor, entries: int) -> Tensor:
-    """S' phi z: (K, P) -> (K, N C)."""
-    functions = vectors.new_zeros(len(vectors), entries)
-    for batch in model.batches(len(vectors)):
-        outputs = batch.features.outputs
-        part = slice(batch.first_output, batch.first_output + outputs.numel())
-        pushed = batch.likelihood.curvature_root_transpose_product(
-            outputs, batch.weighted(batch.features.jvp(vectors), 0.5)
-        )
-        functions[:, part] = pushed.flatten(1)
-    model.ledger.products += len(vectors) / 2
-    return functions
-
-
-def _pulled(model: LinearModel, functions: Tensor) -> Tensor:
-    """phi' S w: (K, N C) -> (K, P)."""
-    total = functions.new_zeros(len(functions), model.num_parameters)
-    for batch in model.batches(len(functions)):
-        outputs = batch.features.outputs
-        part = functions[:, batch.first_output : batch.first_output + outputs.numel()]
-        rooted = batch.likelihood.curvature_root_product(outputs, part.reshape(len(part), *outputs.shape))
-        total += batch.features.vjp(batch.weighted(rooted, 0.5))
-    model.ledger.products += len(functions) / 2
-    return total
+    outputs = pushed(model, start.to(system.precision), len(root))
+    functions = torch.cholesky_solve(outputs.double().mT, root).mT
+    return start - pulled(model, functions.to(system.precision)).double() / precision, functions

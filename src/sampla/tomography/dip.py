@@ -13,7 +13,7 @@ the same problem without a network (``tv.py``) is known in a second: given as pa
 target at first, it leaves some hundred steps to the sinogram, which end where the misfit has reached the noise.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import exp, inf, log
 from time import perf_counter
 from typing import Any
@@ -85,6 +85,8 @@ class Training:
     """Steps towards the image that it was started from."""
     final_misfit: float = float("nan")
     """|T f - y| / (sqrt(m) sigma) of the network as it was left."""
+    start: dict[str, Any] | None = None
+    """How well the image that it was started from is known: ``TotalVariation`` without the image itself."""
 
     @property
     def steps(self) -> int:
@@ -171,7 +173,8 @@ def train(
     optimiser.zero_grad()
     left = _misfit(network, fixed_input, operator, measurements)
     early, made = watch.idle >= recipe.patience, 0 if start is None else recipe.start_steps
-    return Training(misfits, strength, early, perf_counter() - begun, made, (left / target) ** 0.5)
+    known = None if start is None else {one.name: getattr(start, one.name) for one in fields(start)[1:]}
+    return Training(misfits, strength, early, perf_counter() - begun, made, (left / target) ** 0.5, known)
 
 
 def untrained(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sampla.core.checks import require, require_finite
 
-PATCH_SIZES = (1, 2, 5, 10)
+PATCH_SIZES = (1, 2, 3, 5, 8, 10)
 _ENTRIES = 2**24
 """Entries of patch covariances in flight: 128 MiB."""
 DEVIATIONS = (1, 2, 3)

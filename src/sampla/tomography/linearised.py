@@ -1,9 +1,9 @@
 """Error bars for every pixel of a reconstruction: the deep image prior, linearised (Antoran et al. 2022).
 
 y = T f(w) + noise has features T J and P >> m: parameters by far outnumber measurements (docs/method.md, section 11).
-Up to 8,000 measurements the m x m matrix over them is formed in float64, by m products, and with its eigenvalues EM,
-evidence and samples are exact (``DenseDual``, ``EM(method="outputs")``): the noise is so far below what a scan sees
-that float32 would hide much of what the data determine. With more, block CG in weight space.
+All is done over the m measurements in float64, because the noise is so far below what a scan sees that float32 would
+hide much of what the data determine. Up to 2,000 of them their m x m matrix is formed, by m products, and EM, evidence
+and samples are exact (``DenseDual``, ``EM(method="outputs")``); with more, Krylov spaces of it (``KrylovDual``).
 """
 
 from copy import deepcopy
@@ -20,19 +20,23 @@ from sampla.core.allocator import freed_memory_kept
 from sampla.core.checks import require, require_finite
 from sampla.core.inputs import as_tensor
 from sampla.core.interrupts import deferred_interrupts
+from sampla.core.journal import Journal
 from sampla.core.noise import PROBE, standard_normal
 from sampla.core.params import ParameterLayout
 from sampla.core.progress import Progress
 from sampla.features import NetworkFeatures, check_adjoint, select_parameters
+from sampla.inference.checkpointing import held, restore_state, save_state, saved_noise
 from sampla.inference.infer import infer
 from sampla.inference.report import FitReport, build_report
 from sampla.inference.settings import EM
+from sampla.inference.state import Inference
 from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior, GPrior
-from sampla.solvers import BlockCG, DenseDual, Solver
+from sampla.solvers import DenseDual, KrylovDual, Solver
 from sampla.tomography.dip import Recipe, Training, noise_seen, train, untrained
 from sampla.tomography.image import ImagePredictive
+from sampla.tomography.keeping import fingerprint, kept_diagonal, kept_training
 from sampla.tomography.operators import Operator, Whitened, check_operator
 from sampla.tomography.plan import Plan, plan
 from sampla.tomography.projected import ProjectedFeatures, check_image
@@ -40,8 +44,9 @@ from sampla.tomography.saving import Saved, read, write
 from sampla.tomography.tv import TotalVariation, solve_tv
 from sampla.tomography.unet import fixed_input, unet_for
 
-_DENSE_UP_TO = 8_000
-"""m up to which the matrix of the measurements is formed: 512 MiB, of which three or four are held."""
+_DENSE_UP_TO = 2_000
+"""m up to which the matrix of the measurements is formed, by m products."""
+_OVER_MEASUREMENTS = (DenseDual, KrylovDual)
 _SINGLE = ("mps",)
 """Devices without float64."""
 _TRACE_PROBES = 64
@@ -120,9 +125,9 @@ class LinearisedDIP:
         seed: of the network and all noise.
         network: instead of the U-Net for the image's size; (1, 8, H, W) -> (1, 1, H, W).
         recipe: of the training.
-        solver: for the samples; None: the dense one over the measurements up to 8,000 of them, in float64, else block
-            CG.
-        em: when the loop over hyperparameters stops; None: exact over the measurements, else as far as memory allows.
+        solver: for the samples; None: over the measurements in float64, ``DenseDual`` up to 2,000 of them, else
+            ``KrylovDual``.
+        em: when the loop over hyperparameters stops; None: over the measurements, ``EM(method="outputs")``.
         tolerance: error of the samples in the norm of the measurements. Smaller than for other models, because what
             the scan hardly sees counts for little there and for all in the image: the error of an image is larger,
             15 times where it was measured.
@@ -159,7 +164,7 @@ class LinearisedDIP:
         self.network = (network or unet_for(operator.image_shape, seed)).to(operator.like)
         self.num_samples, self.seed, self.tolerance, self.max_passes = num_samples, seed, tolerance, max_passes
         few = operator.num_measurements <= _DENSE_UP_TO
-        self.recipe, self.solver, self.em = recipe or Recipe(), solver or (DenseDual() if few else BlockCG()), em
+        self.recipe, self.solver, self.em = recipe or Recipe(), solver or (DenseDual() if few else KrylovDual()), em
         self._progress = Progress(progress)
 
     training_: Training
@@ -172,7 +177,12 @@ class LinearisedDIP:
     noise_std_: float
     """sigma: of every measurement, or the factor of ``noise_std`` where that is given for each."""
 
-    def fit(self, sinogram: Tensor | np.ndarray, trained_on: Tensor | None = None) -> "LinearisedDIP":
+    def fit(
+        self,
+        sinogram: Tensor | np.ndarray,
+        trained_on: Tensor | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> "LinearisedDIP":
         """Train the network and find the posterior.
 
         Args:
@@ -180,58 +190,94 @@ class LinearisedDIP:
                 array of numbers.
             trained_on: the fixed input (1, 8, H, W) of a network that has been trained already, to images in units of
                 ``prepare(sinogram).scale``: it is then left as it is. None: it is trained here.
+            checkpoint: a folder for the trained network, the noise and the state after every EM step; a fit that finds
+                them goes on there.
 
         Returns:
             self.
 
         Raises:
-            ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing.
+            ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing, or a checkpoint
+                of another fit.
         """
         begun = perf_counter()
         prepared = self.prepare(sinogram)
-        operator, measurements, noise = prepared.operator, prepared.measurements, prepared.noise_std
-        tried = fixed_input(operator.image_shape, self.seed) if trained_on is None else trained_on
+        tried = fixed_input(prepared.operator.image_shape, self.seed) if trained_on is None else trained_on
         with torch.no_grad():
-            check_image(self.network(tried.to(operator.like)), operator)
-        with deferred_interrupts(), freed_memory_kept():
-            if trained_on is None:
-                start = self._start(prepared)
-                shown = None if start is None else start.image
-                given = fixed_input(operator.image_shape, self.seed, shown).to(operator.like)
-                training = train(self.network, given, operator, measurements, noise, self.recipe, self._progress, start)
-            else:
-                given = trained_on.to(operator.like)
-                training = untrained(self.network, given, operator, measurements, noise)
+            check_image(self.network(tried.to(prepared.operator.like)), prepared.operator)
+        with deferred_interrupts(), freed_memory_kept(), held(checkpoint):
+            given, training = self._trained(prepared, trained_on, checkpoint)
             self.input_ = given
-            network = self.network
-            if isinstance(self.solver, DenseDual) and operator.like.device.type not in _SINGLE:
+            operator, network, measurements = prepared.operator, self.network, prepared.measurements
+            if isinstance(self.solver, _OVER_MEASUREMENTS) and operator.like.device.type not in _SINGLE:
                 operator, network = operator.widened(), deepcopy(network).double()
                 given, measurements = given.double(), measurements.double()
             names, excluded = select_parameters(network, None)
-            features = ProjectedFeatures(NetworkFeatures(network, names), operator, given)
+            features = ProjectedFeatures(NetworkFeatures(network, names), operator, given, self._progress)
             adjoint = check_adjoint(features.linearise(given), features.layout.total, features.rounding)
-            residual = float((features.measured[0] - measurements).square().mean().sqrt())
-            first = max(noise, residual) if self.learn_noise else noise
-            self._progress.enter("diagonal of M")
-            prior = MeasuredGPrior(features.diagonal(self.seed) / first**2)
-            dense = isinstance(self.solver, DenseDual)
-            planned = plan(features.layout.total, operator, self.num_samples, self.em, dense)
-            model = LinearModel(
-                features, Gaussian(first**-2, learn=self.learn_noise), [(given, measurements.unsqueeze(0))]
-            )
-            inference = infer(
-                model, prior, self.solver, num_samples=self.num_samples, seed=self.seed, em=planned.em,
-                tolerance=self.tolerance, max_passes=self.max_passes, say=self._progress.enter,
-            )  # fmt: skip
+            inference, self.plan_ = self._inferred(prepared, features, measurements, given, checkpoint)
             report = build_report(
                 inference, inference.model.data, excluded, adjoint, perf_counter() - begun, self.tolerance
             )
             sigma = float(report.noise_precision) ** -0.5 * prepared.scale
             pixel = sigma * pixel_share(operator)
-            self.training_, self.report_, self.plan_, self.prior_ = training, report, planned, inference.prior
-            self.noise_std_ = sigma
+            self.training_, self.report_, self.prior_, self.noise_std_ = training, report, inference.prior, sigma
             self.posterior_ = ImagePosterior(features, inference.samples, prepared.scale, pixel, self.operator.like)
         return self
+
+    def _trained(
+        self, prepared: Prepared, trained_on: Tensor | None, checkpoint: str | Path | None
+    ) -> tuple[Tensor, Training]:
+        """The network's input and the record of its training, which is made here, found in the folder or left out."""
+        operator, measurements, noise = prepared.operator, prepared.measurements, prepared.noise_std
+        if trained_on is not None:
+            given = trained_on.to(operator.like)
+            return given, untrained(self.network, given, operator, measurements, noise)
+
+        def make() -> tuple[Tensor, Training]:
+            start = self._start(prepared)
+            shown = None if start is None else start.image
+            given = fixed_input(operator.image_shape, self.seed, shown).to(operator.like)
+            return given, train(self.network, given, operator, measurements, noise, self.recipe, self._progress, start)
+
+        asked = {
+            "scan": fingerprint(measurements), "image": operator.image_shape, "noise": noise, "seed": self.seed,
+            "recipe": asdict(self.recipe),
+        }  # fmt: skip
+        given, training = kept_training(checkpoint, self.network, asked, make)
+        return given.to(operator.like), training
+
+    def _inferred(
+        self, prepared: Prepared, features: ProjectedFeatures, measurements: Tensor, given: Tensor,
+        checkpoint: str | Path | None,
+    ) -> tuple[Inference, Plan]:  # fmt: skip
+        """The linear model's posterior."""
+        residual = float((features.measured[0] - measurements).square().mean().sqrt())
+        first = max(prepared.noise_std, residual) if self.learn_noise else prepared.noise_std
+        self._progress.enter("diagonal of M")
+        asked = {"network": fingerprint(features.image.outputs), "scan": fingerprint(measurements), "seed": self.seed}
+        diagonal = kept_diagonal(checkpoint, asked, lambda: features.diagonal(self.seed))
+        prior = MeasuredGPrior(diagonal.to(features.like.device) / first**2)
+        over = isinstance(self.solver, _OVER_MEASUREMENTS)
+        planned = plan(features.layout.total, prepared.operator, self.num_samples, self.em, over)
+        identity = asked | {
+            "solver": repr(self.solver), "type": [str(features.like.dtype), features.device.type],
+            "em": planned.em.kind, "em_tolerance": planned.em.tolerance, "num_samples": self.num_samples,
+            "noise": [first, self.learn_noise],
+        }  # fmt: skip
+        journal = Journal(checkpoint, lambda: identity)
+        data = [(given, measurements.unsqueeze(0))]
+        model = LinearModel(features, Gaussian(first**-2, learn=self.learn_noise), data, journal=journal)
+        with journal.saved_on_failure():
+            inference = infer(
+                model, prior, self.solver, num_samples=self.num_samples, seed=self.seed, em=planned.em,
+                tolerance=self.tolerance, max_passes=self.max_passes, say=self._progress.enter,
+                noise=lambda draw: saved_noise(checkpoint, draw, identity, model),
+                restore=lambda state: restore_state(checkpoint, state, identity),
+                keep=lambda state: save_state(checkpoint, state, identity),
+            )  # fmt: skip
+        journal.end()
+        return inference, planned
 
     def save(self, folder: str | Path) -> None:
         """Write the fit to one file in a folder (no pickle): network, samples, report and records; not the operator.
@@ -280,8 +326,13 @@ class LinearisedDIP:
         """What the training starts from, in the network's units."""
         if self.recipe.start_steps == 0:
             return None
-        self._progress.enter("total variation")
-        return solve_tv(prepared.operator, prepared.measurements, prepared.noise_std)
+        return solve_tv(prepared.operator, prepared.measurements, prepared.noise_std, progress=self._progress)
+
+    @property
+    def start_(self) -> TotalVariation | None:
+        """The image of least total variation that the training started from, in the network's units; None without."""
+        known = self.training_.start
+        return None if known is None else TotalVariation(self.input_[0, 0], **known)
 
     @property
     def reconstruction_(self) -> Tensor:

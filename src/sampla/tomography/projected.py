@@ -1,17 +1,21 @@
 """Features T J: a measured image that a network makes from a fixed input. One datum, thousands of outputs."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from sampla.core.checks import require
 from sampla.core.inputs import input_tensors
 from sampla.core.noise import PROBE, standard_normal
+from sampla.core.progress import Progress
 from sampla.core.typing import Inputs
 from sampla.features import Features, Linearisation, NetworkFeatures
 from sampla.tomography.operators import Operator, Whitened
 
-_PIXELS_IN_FLIGHT = 2**22
-"""Pixels times vectors that go through the network at once: about 2 GiB of activations for the U-Net of 2 million."""
+_BYTES_IN_FLIGHT = 2**23
+"""Bytes of the images that go through the network at once. Of activations the U-Net of 2 million has 500 times as much:
+4 GiB; twice as much at once is no faster."""
 _PROBES = 128
 """Vectors behind the diagonal of M, which is then known to 13 %: half as many products."""
 
@@ -25,19 +29,23 @@ class ProjectedFeatures(Features):
         network: J.
         operator: T.
         fixed_input: (1, ...) what the network makes its image from.
+        progress: where products that take long are shown.
 
     Raises:
         ValueError: if the network's output is no image of the operator's size.
     """
 
-    def __init__(self, network: NetworkFeatures, operator: Operator, fixed_input: Tensor) -> None:
+    def __init__(
+        self, network: NetworkFeatures, operator: Operator, fixed_input: Tensor, progress: Progress | None = None
+    ) -> None:
         self.layout, self.like = network.layout, network.like
         self._operator, self._input = operator, fixed_input
         self.image = network.linearise(fixed_input)
         check_image(self.image.outputs, operator)
         pixels = operator.image_shape[0] * operator.image_shape[1]
-        self._columns = max(1, _PIXELS_IN_FLIGHT // pixels)
+        self._columns = max(1, _BYTES_IN_FLIGHT // (pixels * self.like.element_size()))
         self._measured = operator.forward(self.image.outputs[0])
+        self._progress = progress or Progress(False)
 
     @property
     def rounding(self) -> float:
@@ -49,18 +57,23 @@ class ProjectedFeatures(Features):
         require(same, "the fixed input of the features as the only datum", f"{tuple(given.shape)}", "Pass that one.")
         return _Projected(self)
 
+    def _parts(self, block: Tensor) -> Iterator[Tensor]:
+        """A block of vectors, a few at a time."""
+        parts = block.split(self._columns)
+        return self._progress.sweep(parts, len(parts))
+
     def image_jvp(self, vectors: Tensor) -> Tensor:
         """J v: (K, P) -> (K, H, W), a few at a time."""
-        return torch.cat([self.image.jvp(part)[:, 0, 0] for part in vectors.split(self._columns)])
+        return torch.cat([self.image.jvp(part)[:, 0, 0] for part in self._parts(vectors)])
 
     def jvp(self, vectors: Tensor) -> Tensor:
         """T J v: (K, P) -> (K, 1, m)."""
-        parts = [self._operator.forward(self.image.jvp(part)[:, 0, 0]) for part in vectors.split(self._columns)]
+        parts = [self._operator.forward(self.image.jvp(part)[:, 0, 0]) for part in self._parts(vectors)]
         return torch.cat(parts).unsqueeze(1)
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         """J' T' u: (K, 1, m) -> (K, P)."""
-        parts = cotangents[:, 0].split(self._columns)
+        parts = self._parts(cotangents[:, 0])
         return torch.cat([self.image.vjp(self._operator.adjoint(part)[:, None, None]) for part in parts])
 
     def diagonal(self, seed: int, num_probes: int = _PROBES) -> Tensor:
@@ -70,10 +83,11 @@ class ProjectedFeatures(Features):
         and scales made from the draws that they then multiply would not be independent of them.
         """
         total = self.like.new_zeros(self.layout.total)
-        for start in range(0, num_probes, self._columns):
+        starts = range(0, num_probes, self._columns)
+        for start in self._progress.sweep(starts, len(starts)):
             probes = range(start, min(start + self._columns, num_probes))
             xi = standard_normal(seed, PROBE, probes, 0, tuple(self._measured.shape), self.like)
-            total += self.vjp(xi).square().sum(0)
+            total += self.image.vjp(self._operator.adjoint(xi[:, 0])[:, None, None]).square().sum(0)
         return total / num_probes
 
     @property

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sampla.core.checks import complain, require
 from sampla.core.noise import PROBE, standard_normal
+from sampla.core.progress import Progress
 from sampla.tomography.operators import Operator
 
 _POWER_STEPS = 20
@@ -73,7 +74,12 @@ def tv_reconstruction(
 
 
 def solve_tv(
-    operator: Operator, measurements: Tensor, noise_std: float, steps: int = 5000, tolerance: float = 1e-3
+    operator: Operator,
+    measurements: Tensor,
+    noise_std: float,
+    steps: int = 5000,
+    tolerance: float = 1e-3,
+    progress: Progress | None = None,
 ) -> TotalVariation:
     """The image of least total variation, until its own duality gap and residual are within the tolerance.
 
@@ -83,6 +89,7 @@ def solve_tv(
         noise_std: sigma.
         steps: of the method at most.
         tolerance: relative, of the total variation and of the misfit.
+        progress: where to show it.
 
     Raises:
         ValueError: if the measurements do not fit the operator, or a setting is out of range.
@@ -96,7 +103,7 @@ def solve_tv(
     unit = abs(constant_image(operator, y)) or float(y.abs().max()) or 1.0
     scale = operator_norm(operator) * _SAFETY
     problem = _Problem(operator, scale, y / (unit * scale), count**0.5 * noise_std / (unit * scale))
-    found, taken, converged = _solved(problem, steps, tolerance)
+    found, taken, converged = _solved(problem, steps, tolerance, progress or Progress(False))
     price = float(found.q.norm()) / scale
     return TotalVariation(found.x[0] * unit, found.misfit, found.gap, taken, converged, price)
 
@@ -163,13 +170,14 @@ class _Point:
         return float((self.x - other.x).norm()), dual**0.5
 
 
-def _solved(problem: _Problem, steps: int, tolerance: float) -> tuple[_Point, int, bool]:
+def _solved(problem: _Problem, steps: int, tolerance: float, progress: Progress) -> tuple[_Point, int, bool]:
     """The last point, the steps that were made, and whether the tolerance was reached."""
     start = torch.zeros(1, *problem.operator.image_shape).to(problem.y)
     begun = best = problem.at(start, torch.zeros_like(problem.y), torch.zeros(2, *start.shape[1:]).to(start))
     balance, since, last = 1.0, 0, float("inf")
     point, sums = begun, [torch.zeros_like(part) for part in (begun.x, begun.q, begun.p)]
-    for taken in range(1, steps + 1):
+    progress.enter("total variation")
+    for taken in progress.sweep(range(1, steps + 1), steps):
         x, q, p = _step(problem, point.x, point.q, point.p, balance)
         point = _Point(x, q, p, 0.0, 0.0)
         since += 1

@@ -51,6 +51,8 @@ class Settings:
     device: str = "cpu"
     save: Path | None = None
     """Folder for the fit itself, which LinearisedDIP.load reads."""
+    checkpoint: Path | None = None
+    """Folder in which a fit that is stopped is kept, to go on from."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = pri
     dip = LinearisedDIP(
         operator, _like(given, scan), learn_noise=True, num_samples=settings.num_samples, seed=settings.seed,
         recipe=recipe, progress=not settings.quiet,
-    ).fit(_like(measurements, scan))  # fmt: skip
+    ).fit(_like(measurements, scan), checkpoint=settings.checkpoint)  # fmt: skip
     steps = dip.training_.start_steps + dip.training_.steps
     say(f"trained {steps} steps in {dip.training_.seconds:.0f} s\n{dip.report_}\n{dip.plan_}")
     if dip.training_.final_misfit > _MISSED:
@@ -234,7 +236,7 @@ def pictures(result: Result) -> list[Picture]:
 def summarise(result: Result) -> dict[str, Any]:
     """The whole run as plain JSON types."""
     dip, scan = result.dip, result.scan
-    settings = {k: v for k, v in asdict(result.settings).items() if k not in ("out", "quiet", "save")}
+    settings = {k: v for k, v in asdict(result.settings).items() if k not in ("out", "quiet", "save", "checkpoint")}
     return {
         "name": scan.name,
         "settings": settings,
