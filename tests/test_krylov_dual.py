@@ -46,7 +46,7 @@ def test_solution_is_the_dense_one_and_the_error_stated_a_bound(alpha, spread, t
     found = solve(KrylovDual(), system, rhs, tolerance=tolerance, max_passes=30)
     true = true_error(system, design, rhs, found.value)
     assert found.status is Status.CONVERGED
-    assert true <= 1.01 * found.error <= 1.01 * tolerance
+    assert true <= 1.2 * found.error <= 1.2 * tolerance  # the columns have about one length
     assert found.error < 1_000 * true + 1e-8  # and no idle one
     torch.testing.assert_close(found.curvature_value, 4 * found.value @ design.mT @ design)
 
@@ -60,8 +60,9 @@ def test_float32_says_how_far_it_came(alpha, seed):
     with pytest.warns(match="KrylovDual"):
         found = solve(KrylovDual(), system, rhs, tolerance=1e-7, max_passes=30)
     assert found.status is Status.STAGNATED
-    true = true_error(system, design, rhs, found.value)
-    assert true < 1.05 * found.error
+    for column in range(5):
+        one = RightHandSide(rhs.data_part[column, None], rhs.prior_part[column, None], 1, 0)
+        assert true_error(system, design, one, found.value[column, None]) < 1.05 * float(found.errors[column])
     assert alpha < 1 or found.error < 0.01
 
 
@@ -86,6 +87,20 @@ def test_a_space_that_is_known_saves_passes():
         KrylovDual(), other, rhs, tolerance=1e-3, max_passes=30, guess=Start(nothing, nothing, reusable=known)
     )
     assert again.passes == cold.passes
+
+
+def test_a_long_column_does_not_hide_the_others():
+    system, design = posed(torch.float64, 3.0)
+    rhs = right_hand_side(system, design)
+    longer = torch.ones(5, 1).double()
+    longer[-1] = 1e6
+    rhs = RightHandSide(longer * rhs.data_part, longer * rhs.prior_part, 4, 0)
+    found = solve(KrylovDual(), system, rhs, tolerance=1e-2, max_passes=30)
+    for column in range(5):
+        one = RightHandSide(rhs.data_part[column, None], rhs.prior_part[column, None], 1, 0)
+        true = true_error(system, design, one, found.value[column, None])
+        assert true <= 1.01 * float(found.errors[column]) < 0.03
+    assert found.error == pytest.approx(float(found.errors.square().mean().sqrt()))
 
 
 def test_shuffled_loaders_are_refused():

@@ -113,8 +113,7 @@ class KrylovDual(Solver[KrylovDualState]):
         return _corrected(replace(state, basis=basis, images=images, inner=inner, value=None, image=None))
 
     def error(self, state: KrylovDualState) -> float:
-        wrong, size = float(state.residual.norm()), float((state.weights + state.residual).norm())
-        return _relative(wrong, size)
+        return float(_errors(state).square().mean().sqrt())
 
     def certify(
         self, system: LinearSystem, rhs: RightHandSide, state: KrylovDualState, tolerance: float
@@ -140,14 +139,14 @@ class KrylovDual(Solver[KrylovDualState]):
             state = self.certify(system, rhs, state, float("inf"))
         assert state.value is not None
         assert state.image is not None
-        wrong, sizes = state.residual.norm(dim=1), (state.weights + state.residual).norm(dim=1)
-        errors = [_relative(*pair) for pair in zip(wrong.tolist(), sizes.tolist(), strict=True)]
-        return Iterate(state.value, state.image, errors=wrong.new_tensor(errors, dtype=torch.float64))
+        return Iterate(state.value, state.image, errors=_errors(state))
 
 
-def _relative(wrong: float, size: float) -> float:
-    """|e| / |z*| at most, where |z*| is at least |z| - |e|."""
-    return 0.0 if wrong == 0 else wrong / (size - wrong) if wrong < size else float("inf")
+def _errors(state: KrylovDualState) -> Tensor:
+    """(K,) |e| / |z*| at most, where |z*| is at least |z| - |e|: of each column, since a mean may be far longer."""
+    wrong, sizes = state.residual.double().norm(dim=1), (state.weights + state.residual).double().norm(dim=1)
+    known = torch.where(wrong < sizes, wrong / (sizes - wrong), torch.inf)
+    return torch.where(wrong == 0, 0.0, known)
 
 
 def _product(system: LinearSystem, block: Tensor) -> Tensor:
