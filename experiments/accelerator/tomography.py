@@ -29,7 +29,7 @@ def tomography(case: Case) -> Case:
         geometry, options = Geometry((_TINY_PIXELS,) * 2, 1.0, angles, _TINY_PIXELS, 1.5), _TINY_OPTIONS
         operator = MatrixOperator(line_matrix(geometry), geometry.image_shape, device=place.device)
         image = torch.zeros(geometry.image_shape)
-        image[4:10, 5:12] = 1.0
+        image[4:10, 5:12], image[6:8, 7:9] = 1.0, 0.5
         sinogram = operator.forward(image[None].to(place.device))[0]
         sinogram += 0.05 * torch.randn(sinogram.shape, generator=torch.Generator().manual_seed(0)).to(sinogram)
     else:

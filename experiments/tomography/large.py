@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_fill_holes, binary_opening, label
 from skimage.io import imread
 from skimage.transform import resize
 from torch import Tensor
@@ -46,6 +47,14 @@ def measurement(root: Path, operator: MatrixOperator) -> tuple[Tensor, Tensor]:
     clean = operator.forward(image[None])[0]
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     return image, (clean + NOISE * clean.abs().mean() * noise).view(ANGLES, BINS)
+
+
+def inside(image: Tensor) -> Tensor:
+    """(H, W) the image where the object is, NaN elsewhere: the largest region above a quarter of its most, filled."""
+    regions, count = label(binary_opening(image.numpy() > float(image.max()) / 4, iterations=2))
+    sizes = np.bincount(regions.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return image.where(torch.from_numpy(binary_fill_holes(regions == sizes.argmax())), torch.nan)
 
 
 def fitted(
@@ -101,11 +110,18 @@ def whole(
     return {
         "samples": len(dip.posterior_.samples), "device": str(operator.like.device), "pixels": list(image.shape),
         "parameters": dip.posterior_.samples.shape[1], "measurements": operator.num_measurements,
-        "scored": {name: asdict(score(one, image)) for name, one in found.items()},
-        "quality": {name: list(tomography.psnr_ssim(one, image)) for name, one in references.items()},
+        **_scored(found, references, inside(image)), "whole image": _scored(found, references, image),
+        "share inside": float(inside(image).isfinite().float().mean()),
         "cost": seconds | {"all of this run": perf_counter() - begun}, "memory": memory["GiB"], "notes": notes,
         "certificate": f"{dip.report_}", "misfit": dip.training_.final_misfit,
     }  # fmt: skip
+
+
+def _scored(found: dict[str, ImagePredictive], references: dict[str, Tensor], image: Tensor) -> dict[str, Any]:
+    return {
+        "scored": {name: asdict(score(one, image)) for name, one in found.items()},
+        "quality": {name: list(tomography.psnr_ssim(one, image)) for name, one in references.items()},
+    }
 
 
 def _draw(out: Path, image: Tensor, found: dict[str, ImagePredictive], references: dict[str, Tensor]) -> None:
