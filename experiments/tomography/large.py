@@ -95,7 +95,8 @@ def whole(
         _OURS: ours, "measurement noise alone": ImagePredictive.uniform(ours.mean, dip.posterior_.pixel_noise),
         "equal deviations": ImagePredictive.uniform(ours.mean, level),
     }  # fmt: skip
-    seconds = {"training": dip.training_.seconds, "posterior": dip.report_.seconds - dip.training_.seconds}
+    rest = dip.report_.seconds - dip.training_.seconds
+    seconds = {"training": dip.training_.seconds, "total variation and posterior": rest}
     if dropout:
         found[_DROPOUT], seconds[_DROPOUT] = peer(dip, sinogram, cache)
     start, scale = dip.start_, dip.prepare(sinogram).scale
