@@ -1,5 +1,6 @@
 """Every kind of network (networks.py): products and posterior as the dense reference has them, saved and back."""
 
+import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,10 +132,13 @@ def test_a_posterior_stays_about_its_weights_also_where_backward_computes_again(
     prior = sampla.Isotropic(2.0, learn=False)
     la = sampla.LinearisedLaplace(built.model, "categorical", prior, built.names, num_samples=3, progress=False)
     la.fit([(built.case.inputs, built.targets)])
-    before = la.predict(built.case.inputs)
+    before, weights = la.predict(built.case.inputs), copy.deepcopy(built.model.state_dict())
     with torch.no_grad():
         for parameter in built.model.parameters():
             parameter.mul_(1.7)
+    with pytest.raises(ValueError, match="tensors have changed"):
+        la.predict(built.case.inputs)
+    built.model.load_state_dict(weights)
     after = la.predict(built.case.inputs)
     torch.testing.assert_close(after.mean, before.mean)
     torch.testing.assert_close(after.deviations, before.deviations)

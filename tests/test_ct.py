@@ -73,7 +73,7 @@ class TestDemo:
         assert summary["mean_std"] == pytest.approx(float(tensors["std"].mean()))
         assert Geometry.from_dict(facts["geometry"]) == Geometry.from_dict(summary["geometry"])
         assert set(summary["scores"]["inside"]) == {"1", "2", "3"}
-        assert set(summary["scores"]["log_prob"]) == {"1", "2", "5", "10"}
+        assert set(summary["scores"]["log_prob"]) == {"1", "2", "3", "5", "8", "10"}
         assert set(summary["quality"]) == {"filtered back-projection", "total variation", "deep image prior"}
         assert summary["solver"] == "DenseDual"
 

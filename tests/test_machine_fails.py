@@ -15,6 +15,7 @@ from sampla.inference import krylov
 from sampla.laplace.guards import modules
 from sampla.model import LinearModel
 from sampla.solvers import block_cg
+from sampla.survey import FirstLook
 
 GONE = (
     "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported at some other API call"
@@ -98,7 +99,7 @@ def test_a_fit_goes_on_from_what_it_has_kept(error: Callable[[], Exception], sha
 
 
 STAGES: dict[str, Callable[[pytest.MonkeyPatch, Callable[..., Any]], None]] = {
-    "survey": lambda patch, fails: patch.setattr(LinearModel, "_prior_mean", fails),
+    "survey": lambda patch, fails: patch.setattr(FirstLook, "_prior_mean", fails),
     "noise": lambda patch, fails: patch.setattr(LinearModel, "draw_noise", fails),
     "Krylov space": lambda patch, fails: patch.setattr(krylov, "orthonormal", fails),
     "block CG": lambda patch, fails: patch.setattr(block_cg, "orthonormal_pair", fails),

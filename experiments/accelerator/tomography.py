@@ -39,7 +39,7 @@ def tomography(case: Case) -> Case:
         operator, sinogram = operator.to(torch.float32, place.device), sinogram.to(place.device)
     found = large.whole(operator, image, sinogram, place.out, place.cache, dropout=False, **options)
     spent, psnr = found["cost"], found["scored"]["sampla"]["psnr"]
-    said = f"training {spent['training']:.0f} s, posterior {spent['total variation and posterior']:.0f} s; PSNR {psnr:.1f} dB"
+    said = f"training {spent['training']:.0f} s of {sum(spent.values()):.0f} s; PSNR {psnr:.1f} dB"
     return {**found, DONE: f"{operator.image_shape}: {said}"}
 
 

@@ -61,9 +61,10 @@ def page(store: Store) -> dict[str, Any]:
         own, *others = (s["log_prob"][str(patch)] for s in (row["scores"], *row["alternatives"].values()))
         return f"{own:.2f} ({', '.join(f'{other:.2f}' for other in others)})"
 
+    sizes = [p for p in PATCH_SIZES if all(str(p) in row["scores"]["log_prob"] for row in found.values())]
     densities = {
         "case": "{key}",
-        **{f"{p} x {p}": lambda row, p=p: density(row, p) for p in PATCH_SIZES},
+        **{f"{p} x {p}": lambda row, p=p: density(row, p) for p in sizes},
         "gamma": lambda row: f"{sum(row['fit']['effective_dimension']):.0f}", "noise": "{noise_std:.3g}",
     }  # fmt: skip
     return {

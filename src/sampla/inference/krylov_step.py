@@ -202,12 +202,17 @@ class KrylovEStep(SpaceEStep):
         return found.truncation / max(found.value, 1e-300)
 
     def _mode_tolerance(self, state: EMState, space: KrylovSpace, size: float) -> float:
-        """Relative error of a mode of this size: a part of how far it says that alpha is from its fixed point."""
+        """Relative error of a mode of this size: a part of how far it says that alpha is from its fixed point.
+
+        And no more than as much of the last change: where gamma over |mode|^2 hardly depends on alpha, as for data that
+        determine nothing, what looks far is the error of the mode itself.
+        """
+        moved = _SHARE * state.trace[-1].change if state.trace else _COARSEST
         if size == 0:
-            return _COARSEST
+            return max(self.finest, min(_COARSEST, moved))
         used = float(state.prior.precision[0])
         ahead = self.with_mode_size(state, space, size).ahead(used, used / FURTHEST_DOWN)
-        return max(self.finest, min(_COARSEST, _SHARE * ahead * max(1.0, ahead)))
+        return max(self.finest, min(_COARSEST, moved, _SHARE * ahead * max(1.0, ahead)))
 
     def _needs_exact(self, state: EMState, space: KrylovSpace, found: Settled) -> bool:
         """Whether the probes, and not the space, keep the noise from being known to EM's tolerance."""

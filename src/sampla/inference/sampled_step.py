@@ -96,7 +96,9 @@ class SampledEStep(EStep):
         change = max(change_that_matters(state.prior.precision, alpha, gamma, before), noise_change)
         row = _row(state, samples, alpha, gamma, gamma_error, sum_error, theta, mode, change)
         trace, near = [*state.trace, row], self._factor == 1
-        ahead = max(change, distance_that_matters(*_history(trace, alpha), gamma, before))
+        ahead = change
+        if _alpha_alone(trace):  # else the update moves with the noise, and two steps tell no rate
+            ahead = max(change, distance_that_matters(*_history(trace, alpha), gamma, before))
         settled = em.has_settled(trace, ahead) and near and not unknown
         prior = state.prior.with_precision(alpha if settled else _proposed(trace, alpha))
         if mode is not None and model is not state.model:  # what is known of the loss is that of the old noise
@@ -305,9 +307,14 @@ def _kept(samples: Iterate) -> Start:
 
 def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
     """Where the next EM step starts: a secant through the last two, where only alpha is learnt."""
-    if trace[-1].noise_precision != trace[0].noise_precision:  # the update moves with the noise: no secant
+    if not _alpha_alone(trace):  # the update moves with the noise: no secant
         return updated
     return accelerated(*_history(trace, updated))
+
+
+def _alpha_alone(trace: list[EMStep]) -> bool:
+    """Whether the noise has stood still."""
+    return bool(trace[-1].noise_precision == trace[0].noise_precision)
 
 
 def _history(trace: list[EMStep], like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
