@@ -33,7 +33,7 @@ FLOORS = (
     ("core: the user's data", "core.data"),
     ("MacKay's updates, of numbers and tensors", "inference.mackay"),
     ("nouns", "features likelihoods priors"),
-    ("what a likelihood says of itself, tried on data", "likelihoods.checks"),
+    ("what a likelihood says of itself, tried on data; what outputs look like", "likelihoods.checks likelihoods.watch"),
     ("a few data of the linear model; the first look at all of them", "linear_batch survey"),
     ("averages over functions; densities with Gaussian noise", "posterior.averages posterior.density"),
     (

@@ -11,13 +11,8 @@ from sampla.core.chunks import Chunks
 from sampla.core.inputs import describe_inputs, input_tensors
 from sampla.features import Chunked, Features, Linearisation
 from sampla.likelihoods import Likelihood
-from sampla.likelihoods.checks import (
-    ProbabilityWatch,
-    check_counted,
-    check_curvature,
-    check_observations,
-    check_settings,
-)
+from sampla.likelihoods.checks import check_counted, check_curvature, check_observations, check_settings
+from sampla.likelihoods.watch import OutputWatch
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class FirstLook:
 
     def __init__(self, features: Features, likelihood: Likelihood, chunks: Chunks, *, unchecked: bool) -> None:
         self._features, self._likelihood, self._chunks, self._unchecked = features, likelihood, chunks, unchecked
-        self._outputs, self._numbers, self._watch = 0.0, 0, ProbabilityWatch(likelihood)
+        self._outputs, self._numbers, self._watch = 0.0, 0, OutputWatch(likelihood)
         self._moments: list[Tensor] = []
         check_settings(likelihood)
 
@@ -87,7 +82,7 @@ class FirstLook:
             self._moments = [a + b for a, b in zip(self._moments, parts, strict=True)] if self._moments else parts
 
     def survey(self, num_data: int) -> Survey:
-        """What all of them have told; warns of probabilities that are too sure.
+        """What all of them have told; warns of outputs that look like something else.
 
         Args:
             num_data: N.

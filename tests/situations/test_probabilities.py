@@ -36,16 +36,25 @@ def _known() -> Tensor:
     return targets
 
 
-def _trained_sigmoid() -> nn.Module:
-    """Probabilities that say something of the targets."""
+def _trained(ending: nn.Module = nn.Sigmoid(), targets: Callable[[], Tensor] = _several) -> nn.Module:  # noqa: B008
+    """Sigmoids that say something of the targets, or what is in their place."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 3), nn.Sigmoid())
-    optimiser = torch.optim.Adam(model.parameters(), 0.05)
+    body = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 3))
+    optimiser = torch.optim.Adam(body.parameters(), 0.05)
     for _ in range(60):
         optimiser.zero_grad()
-        nn.functional.binary_cross_entropy(model(inputs()), _several()).backward()
+        nn.functional.binary_cross_entropy_with_logits(body(inputs()), targets()).backward()
         optimiser.step()
-    return model.eval()
+    return nn.Sequential(body, ending).eval()
+
+
+def _one_hot() -> Tensor:
+    return nn.functional.one_hot(labels(), 3).float()
+
+
+def _rare() -> Tensor:
+    """Labels that hardly anything has: all logits are negative."""
+    return (torch.arange(72).view(24, 3) % 24 == 0).float()
 
 
 def _weak_logits() -> nn.Module:
@@ -62,12 +71,18 @@ def _mostly_ones() -> Tensor:
 
 
 Case = tuple[Callable[[], nn.Module], sampla.Likelihood, Callable[[], Tensor], str]
+LOG_SIGMOID = "look like log-probabilities .*seems to end in LogSigmoid"
+NOT_SOFTMAX = "seems to end in Sigmoid. Categorical wants the logits.*bernoulli"
 SOFTMAX, SIGMOID = "seems to end in Softmax.*LogSoftmax", "seems to end in Sigmoid. Bernoulli wants the logits"
 CASES: dict[str, Case] = {
     "softmax": (lambda: _ending(nn.Softmax(-1)), sampla.Categorical(), labels, SOFTMAX),
     "softmax of pixels": (Pixels, sampla.Categorical(-3), lambda: labels()[:, None, None].expand(-1, 2, 2), SOFTMAX),
-    "sigmoid": (_trained_sigmoid, sampla.Bernoulli(), _several, SIGMOID),
-    "sigmoid, labels missing": (_trained_sigmoid, sampla.Bernoulli(ignore_value=-1), _known, SIGMOID),
+    "sigmoid": (_trained, sampla.Bernoulli(), _several, SIGMOID),
+    "sigmoid, labels missing": (_trained, sampla.Bernoulli(ignore_value=-1), _known, SIGMOID),
+    "log-sigmoid": (lambda: _trained(nn.LogSigmoid()), sampla.Bernoulli(), _several, LOG_SIGMOID),
+    "sigmoid of one class": (lambda: _trained(targets=_one_hot), sampla.Categorical(), labels, NOT_SOFTMAX),
+    "rare labels": (lambda: _trained(nn.Identity(), _rare), sampla.Bernoulli(), _rare, ""),
+    "logits of one class in (0, 1)": (_weak_logits, sampla.Categorical(), labels, ""),
     "logits": (classifier, sampla.Categorical(), labels, ""),
     "log-probabilities": (lambda: _ending(nn.LogSoftmax(-1)), sampla.Categorical(), labels, ""),
     "logits of yes and no": (classifier, sampla.Bernoulli(), _several, ""),

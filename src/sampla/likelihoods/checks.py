@@ -1,7 +1,6 @@
 """What a likelihood says of itself, tried on the data before anything is built on it."""
 
 from collections.abc import Callable
-from warnings import warn
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from sampla.core.checkpoint import plain
 from sampla.core.checks import require
 from sampla.core.noise import ADJOINT, standard_normal
-from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.likelihoods import Gaussian, Likelihood
 
 _DATA = 32
 """Data of the first batch on which the curvature is tried."""
@@ -19,11 +18,6 @@ _TO_LEARN = ("residuals", "with_noise")
 """Methods without which no noise precision can be learnt."""
 _FACTOR = 4.0
 """By which a noise precision is multiplied to see that B and log_prob follow it."""
-_PROBABILITIES = (
-    "the network's outputs look like probabilities ({what}): it seems to end in {layer}. {kind} wants the logits: of "
-    "probabilities it takes {function} once more, so that predictions stay near {middle} and error bars mean nothing. "
-    "Take the last layer off{instead}."
-)
 
 
 def check_settings(likelihood: Likelihood) -> None:
@@ -248,45 +242,3 @@ def _check_class_axis(likelihood: Likelihood, at: Tensor) -> None:
     require(
         off <= 0.02, f"{name}.probabilities that add up to one along class_axis {axis}", f"a sum off by {off:.2g}", fix
     )
-
-
-class ProbabilityWatch:
-    """Notices, in one pass over the outputs, a network that ends in Softmax or Sigmoid."""
-
-    def __init__(self, likelihood: Likelihood) -> None:
-        self._likelihood = likelihood
-        self._possible = isinstance(likelihood, (Categorical, Bernoulli))
-        self._gain = 0.0
-        """For Bernoulli: how much more likely the targets are if the outputs are probabilities and no logits."""
-
-    def see(self, outputs: Tensor, targets: Tensor) -> None:
-        """The next outputs."""
-        if not self._possible:
-            return
-        self._possible = bool(((outputs >= 0) & (outputs <= 1)).all())
-        if not self._possible:
-            return
-        if isinstance(self._likelihood, Categorical):
-            off = (outputs.double().sum(self._likelihood.class_axis) - 1).abs().max()
-            several = outputs.shape[self._likelihood.class_axis] > 1
-            self._possible = several and float(off) <= 100 * torch.finfo(outputs.dtype).eps
-        else:
-            read: Callable[[Tensor], Tensor] = lambda f: self._likelihood.log_prob(f, targets).double().sum()  # noqa: E731
-            self._gain += float(read(outputs.double().logit(1e-6)) - read(outputs.double()))
-
-    def warn(self) -> None:
-        """Say it once, at the end of the pass."""
-        categorical = isinstance(self._likelihood, Categorical)
-        if not self._possible or not (categorical or self._gain > 0):
-            return
-        words = {
-            "what": "all within [0, 1], and their sum is 1"
-            if categorical
-            else "all within [0, 1], and as such they fit",
-            "layer": "Softmax" if categorical else "Sigmoid",
-            "kind": type(self._likelihood).__name__,
-            "function": "the softmax" if categorical else "the sigmoid",
-            "middle": "equal ones" if categorical else "1/2",
-            "instead": ", or put LogSoftmax in its place: log-probabilities are logits" if categorical else "",
-        }
-        warn(_PROBABILITIES.format(**words), UserWarning, stacklevel=6)
