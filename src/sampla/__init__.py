@@ -7,7 +7,16 @@ from sampla.inference.influence import Influence
 from sampla.inference.leave_one_out import LeaveOneOut
 from sampla.inference.settings import EM, CurvatureAt
 from sampla.laplace.linearised import LinearisedLaplace
-from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    HeteroscedasticGaussian,
+    Likelihood,
+    NegativeBinomial,
+    Poisson,
+    StudentT,
+)
 from sampla.linear import BayesianLinearRegression, BayesianLogisticRegression
 from sampla.model import LinearModel
 from sampla.posterior.predictive import Predictive
@@ -31,6 +40,7 @@ __all__ = [
     "DualDescent",
     "GPrior",
     "Gaussian",
+    "HeteroscedasticGaussian",
     "Influence",
     "Isotropic",
     "Layerwise",
@@ -39,9 +49,12 @@ __all__ = [
     "LinearModel",
     "LinearisedLaplace",
     "Minibatch",
+    "NegativeBinomial",
     "NetworkFeatures",
+    "Poisson",
     "Predictive",
     "Prior",
     "Solver",
+    "StudentT",
     "infer",
 ]

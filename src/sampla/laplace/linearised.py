@@ -66,7 +66,8 @@ class LinearisedLaplace(DrawsMore):
 
     Args:
         model: any torch.nn.Module in evaluation mode; never changed.
-        likelihood: "categorical", "gaussian" (noise learnt), "bernoulli", or a Likelihood.
+        likelihood: "categorical", "gaussian" (noise learnt), "bernoulli", "poisson",
+            "heteroscedastic-gaussian", or a Likelihood.
         prior: "g-prior", "isotropic", "layerwise", or a Prior; its precision is learnt unless it says learn=False.
         parameters: None for all that require grad except normalisation layers; names, patterns, "last-layer",
             modules or parameters of the model, or a predicate (see ``select_parameters``).

@@ -4,5 +4,18 @@ from sampla.likelihoods._base import Likelihood
 from sampla.likelihoods.bernoulli import Bernoulli
 from sampla.likelihoods.categorical import Categorical
 from sampla.likelihoods.gaussian import Gaussian
+from sampla.likelihoods.heteroscedastic_gaussian import HeteroscedasticGaussian
+from sampla.likelihoods.negative_binomial import NegativeBinomial
+from sampla.likelihoods.poisson import Poisson
+from sampla.likelihoods.student_t import StudentT
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "HeteroscedasticGaussian",
+    "Likelihood",
+    "NegativeBinomial",
+    "Poisson",
+    "StudentT",
+]

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.func import vjp, vmap
 
 from sampla.core.checks import require
@@ -140,6 +141,32 @@ class Likelihood(ABC):
             f"{type(self).__name__} has no noise that is added to the outputs: use pred.variance, that of the outputs, "
             "or pred.probs."
         )
+
+    def distribution(self, outputs: Tensor) -> Distribution | None:
+        """p(y | f) of each number of the targets for ``torch.distributions``: (n, ...) like the targets of outputs.
+
+        Outputs may have more axes in front. None: targets are classes, or outputs plus Gaussian noise.
+        """
+        return None
+
+    def cdf(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """P(y <= value | f) of each number of the targets; that of ``distribution`` unless overridden.
+
+        Raises:
+            TypeError: if there is no such distribution.
+        """
+        known = self.distribution(outputs)
+        if known is None:
+            raise TypeError(f"{type(self).__name__} has no distribution of numbers: use pred.mean or pred.probs.")
+        found: Tensor = known.cdf(values)
+        return found
+
+    def target_moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and variance of each number of the targets, where outputs are Gaussian with these moments.
+
+        None: targets are no numbers, or outputs plus noise of ``noise_covariance``.
+        """
+        return None
 
     def _keeps(self, of: type["Likelihood"], *methods: str) -> bool:
         """Whether no subclass has written other methods than those that ``of`` has, which a shortcut stands for."""

@@ -1,5 +1,6 @@
 """The posterior over a network's parameters: its samples, what they predict, and their file."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,24 @@ from sampla.features import (
     plain_names,
     plain_parameters,
 )
-from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    HeteroscedasticGaussian,
+    Likelihood,
+    NegativeBinomial,
+    Poisson,
+    StudentT,
+)
 from sampla.posterior.outputs import check_average
 from sampla.posterior.predictive import Predictive, relative_size
 from sampla.posterior.width import Width
 
-_BUILT_IN = {"Categorical": Categorical, "Bernoulli": Bernoulli}
+_BUILT_IN: dict[str, Callable[..., Likelihood]] = {
+    kind.__name__: kind
+    for kind in (Categorical, Bernoulli, Poisson, NegativeBinomial, HeteroscedasticGaussian, StudentT)
+}
 _PIECE = 512
 """Data times samples in flight when predicting."""
 
@@ -213,5 +226,4 @@ def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
         raise ValueError(
             f"{path} was fitted with your own likelihood {config['name']}: pass load(..., likelihood=...)."
         )
-    likelihood: Likelihood = _BUILT_IN[config["name"]](**{k: v for k, v in config.items() if k != "name"})
-    return likelihood
+    return _BUILT_IN[config["name"]](**{k: v for k, v in config.items() if k != "name"})

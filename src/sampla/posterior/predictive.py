@@ -137,9 +137,10 @@ class Predictive(Outputs):
     def distribution(self) -> Distribution:
         """The distribution of each datum's target for ``torch.distributions``, n of them.
 
-        Classes: Categorical, the class axis last, or Bernoulli, of ``probs``. Regression: a normal distribution over
-        all outputs of a datum, flattened, whose ``log_prob`` is that of this predictive. Its covariance, of rank K plus
-        the noise, is a matrix only where the noise is one. (Take ``to(torch.float64)`` first where noise is small.)
+        Classes: Categorical, the class axis last, or Bernoulli, of ``probs``. Counts and other noise that is not
+        Gaussian: the mixture of p(y | f) over ``num_draws`` draws, all of them held. Regression: a normal distribution
+        over all outputs of a datum, flattened, whose ``log_prob`` is that of this predictive. Its covariance, of rank
+        K plus the noise, is a matrix only where the noise is one. (Take ``to(torch.float64)`` first where noise is small.)
 
         Raises:
             TypeError: for other likelihoods.
@@ -148,13 +149,15 @@ class Predictive(Outputs):
 
     def numpy(self) -> dict[str, np.ndarray]:
         """What there is to say, as NumPy arrays: mean, std and samples, and of classes probs, entropy and
-        mutual_information; of regression std_total."""
+        mutual_information; of numbers mean_total and std_total."""
         names = ["mean", "std", "samples"]
         try:
             self.likelihood.probabilities(self.mean[:0])
             names += ["probs", "entropy", "mutual_information"]
         except TypeError:
-            names += ["std_total"] if self.likelihood.log_determinant(self.mean) is not None else []
+            likelihood = self.likelihood
+            known = likelihood.log_determinant(self.mean) is not None or likelihood.distribution(self.mean) is not None
+            names += ["mean_total", "std_total"] if known else []
         return {name: getattr(self, name).detach().cpu().numpy() for name in names}
 
     def _given(self, values: Tensor, what: str) -> Tensor:
