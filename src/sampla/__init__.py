@@ -10,10 +10,12 @@ from sampla.laplace.linearised import LinearisedLaplace
 from sampla.likelihoods import (
     Bernoulli,
     Categorical,
+    FixedNoiseGaussian,
     Gaussian,
     HeteroscedasticGaussian,
     Likelihood,
     NegativeBinomial,
+    Ordinal,
     Poisson,
     StudentT,
 )
@@ -38,6 +40,7 @@ __all__ = [
     "Dense",
     "DesignMatrix",
     "DualDescent",
+    "FixedNoiseGaussian",
     "GPrior",
     "Gaussian",
     "HeteroscedasticGaussian",
@@ -51,6 +54,7 @@ __all__ = [
     "Minibatch",
     "NegativeBinomial",
     "NetworkFeatures",
+    "Ordinal",
     "Poisson",
     "Predictive",
     "Prior",

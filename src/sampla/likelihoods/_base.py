@@ -51,6 +51,9 @@ class Likelihood(ABC):
     observation_axes: tuple[int, ...] | None = None
     """The axes of the outputs, counted from the end, that one observation is about, where a datum has several that are
     independent given f (pixels, places in a sequence, labels); None: a datum is one observation."""
+    takes_probit = True
+    """Whether probabilities have MacKay's approximation p(mean / sqrt(1 + pi / 8 variance)), logarithms of which are
+    outputs again."""
     learns_noise = False
     """True if EM is to learn ``noise_precision``; ``residuals`` and ``with_noise`` are needed then."""
     noise_precision: Tensor | None = None
@@ -96,6 +99,27 @@ class Likelihood(ABC):
         What does not count (padding, pixels without a label) must be left out of ``log_prob`` too.
         """
         return None
+
+    def curvature_weights(self, targets: Tensor) -> Tensor | None:
+        """What the B of ``curvature_product`` is multiplied by for these targets: at least 0, broadcasts to (n, *out).
+
+        By default ``counted``. Outputs that B connects have one weight. None: one everywhere.
+        """
+        return self.counted(targets)
+
+    def observation_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(n, ...) what training made small for each observation, in nats; -log p unless overridden.
+
+        Weights belong here, and what else a loss has beside the density of a target. Its Hessian is
+        ``curvature_weights`` times B; ``log_prob`` stays the density, by which predictions are scored.
+        """
+        return -self.observation_log_prob(outputs, targets)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(n,) the sums of ``observation_loss`` over the observations of each datum."""
+        if type(self).observation_loss is Likelihood.observation_loss:
+            return -self.log_prob(outputs, targets)
+        return self.observation_loss(outputs, targets).reshape(outputs.shape[0], -1).sum(1)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Class probabilities of given outputs.
@@ -254,6 +278,11 @@ class Likelihood(ABC):
 
         None: the density is averaged over draws of f.
         """
+        return None
+
+    def log_precisions(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """(n, *out) log of the noise's precision of each output where ``log_determinant`` is not that of every datum,
+        because ``curvature_weights`` are factors of it; zero where none counts. None: it is."""
         return None
 
     def config(self) -> dict[str, Any]:

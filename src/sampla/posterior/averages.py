@@ -112,7 +112,7 @@ def _quantile(likelihood: Likelihood, outputs: Tensor, probability: float) -> Te
     """(n, ...) quantile of targets whose outputs are (S, n, *out); of counts the least v with P(y <= v) >= q."""
     each = likelihood.distribution(outputs)
     assert each is not None
-    discrete = bool(each.support.is_discrete)
+    discrete = each.support is not None and each.support.is_discrete
 
     def reached(values: Tensor) -> Tensor:
         return likelihood.cdf(outputs, values).mean(0) >= probability

@@ -52,6 +52,8 @@ class Outputs:
 
     def __post_init__(self) -> None:
         check_average(self.method, self.num_draws)
+        name, fits = type(self.likelihood).__name__, self.method != "probit" or self.likelihood.takes_probit
+        require(fits, f"method='monte-carlo' for {name}", "'probit'", "Its probabilities have no such approximation.")
 
     @property
     def samples(self) -> Tensor:
@@ -80,7 +82,8 @@ class Outputs:
         """
         moments = self._target_moments
         if moments is None:
-            self.likelihood.noise_covariance(self.mean[:0])  # raises where targets are classes
+            if self.likelihood.log_determinant(self.mean) is None:
+                self.likelihood.noise_covariance(self.mean[:0])  # raises where targets are classes
             return self.mean
         return moments[0]
 

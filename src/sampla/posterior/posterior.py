@@ -26,10 +26,12 @@ from sampla.features import (
 from sampla.likelihoods import (
     Bernoulli,
     Categorical,
+    FixedNoiseGaussian,
     Gaussian,
     HeteroscedasticGaussian,
     Likelihood,
     NegativeBinomial,
+    Ordinal,
     Poisson,
     StudentT,
 )
@@ -37,10 +39,17 @@ from sampla.posterior.outputs import check_average
 from sampla.posterior.predictive import Predictive, relative_size
 from sampla.posterior.width import Width
 
-_BUILT_IN: dict[str, Callable[..., Likelihood]] = {
-    kind.__name__: kind
-    for kind in (Categorical, Bernoulli, Poisson, NegativeBinomial, HeteroscedasticGaussian, StudentT)
-}
+_KINDS = (
+    Categorical,
+    Bernoulli,
+    Poisson,
+    NegativeBinomial,
+    HeteroscedasticGaussian,
+    StudentT,
+    Ordinal,
+    FixedNoiseGaussian,
+)
+_BUILT_IN: dict[str, Callable[..., Likelihood]] = {kind.__name__: kind for kind in _KINDS}
 _PIECE = 512
 """Data times samples in flight when predicting."""
 
@@ -221,7 +230,7 @@ def _require_weights(path: str | Path, network: nn.Module, expected: str, dtypes
 def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
     if config["name"] == "Gaussian":
         precision = torch.tensor(config["noise_precision"], dtype=torch.float64)
-        return Gaussian(precision, learn=config["learn"])
+        return Gaussian(precision, learn=config["learn"], ignore_nan=config.get("ignore_nan", False))
     if config["name"] not in _BUILT_IN:
         raise ValueError(
             f"{path} was fitted with your own likelihood {config['name']}: pass load(..., likelihood=...)."

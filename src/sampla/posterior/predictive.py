@@ -5,6 +5,7 @@ it, which cost no further pass through the network (docs/method.md, section 7), 
 (section 9): one for what is said of a single label, and one for functions, which explain several.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp, inf, log, pi
@@ -140,7 +141,8 @@ class Predictive(Outputs):
         Classes: Categorical, the class axis last, or Bernoulli, of ``probs``. Counts and other noise that is not
         Gaussian: the mixture of p(y | f) over ``num_draws`` draws, all of them held. Regression: a normal distribution
         over all outputs of a datum, flattened, whose ``log_prob`` is that of this predictive. Its covariance, of rank
-        K plus the noise, is a matrix only where the noise is one. (Take ``to(torch.float64)`` first where noise is small.)
+        K plus the noise, is a matrix only where the noise is one. (Take ``to(torch.float64)`` first where noise is
+        small.)
 
         Raises:
             TypeError: for other likelihoods.
@@ -149,15 +151,17 @@ class Predictive(Outputs):
 
     def numpy(self) -> dict[str, np.ndarray]:
         """What there is to say, as NumPy arrays: mean, std and samples, and of classes probs, entropy and
-        mutual_information; of numbers mean_total and std_total."""
+        mutual_information; of regression std_total, of other numbers mean_total too."""
         names = ["mean", "std", "samples"]
         try:
             self.likelihood.probabilities(self.mean[:0])
             names += ["probs", "entropy", "mutual_information"]
         except TypeError:
-            likelihood = self.likelihood
-            known = likelihood.log_determinant(self.mean) is not None or likelihood.distribution(self.mean) is not None
-            names += ["mean_total", "std_total"] if known else []
+            if self.likelihood.distribution(self.mean) is not None:
+                names.append("mean_total")
+            with suppress(TypeError):  # where the noise of new targets is not known
+                _ = self[:0].variance_total
+                names.append("std_total")
         return {name: getattr(self, name).detach().cpu().numpy() for name in names}
 
     def _given(self, values: Tensor, what: str) -> Tensor:
