@@ -323,7 +323,7 @@ class LinearisedLaplace(DrawsMore):
         """What must be equal for a checkpoint to belong to this fit."""
         return {
             "network": network_fingerprint(self.model), "data": data.fingerprint,
-            "parameters": self.names, "output": self.output,
+            "parameters": self.names, "output": list(self.output) if isinstance(self.output, tuple) else self.output,
             "likelihood": plain(self.likelihood.config(), "likelihood"),
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),

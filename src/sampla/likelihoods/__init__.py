@@ -5,6 +5,7 @@ from sampla.likelihoods.bernoulli import Bernoulli
 from sampla.likelihoods.categorical import Categorical
 from sampla.likelihoods.fixed_noise_gaussian import FixedNoiseGaussian
 from sampla.likelihoods.gaussian import Gaussian
+from sampla.likelihoods.heads import Heads
 from sampla.likelihoods.heteroscedastic_gaussian import HeteroscedasticGaussian
 from sampla.likelihoods.negative_binomial import NegativeBinomial
 from sampla.likelihoods.ordinal import Ordinal
@@ -16,6 +17,7 @@ __all__ = [
     "Categorical",
     "FixedNoiseGaussian",
     "Gaussian",
+    "Heads",
     "HeteroscedasticGaussian",
     "Likelihood",
     "NegativeBinomial",

@@ -196,6 +196,15 @@ class Likelihood(ABC):
         """Whether no subclass has written other methods than those that ``of`` has, which a shortcut stands for."""
         return all(getattr(type(self), name) is getattr(of, name) for name in methods)
 
+    def num_targets(self, num_outputs: int) -> int:
+        """How many numbers the target of a datum with outputs (n, C) has: one class, or one for each output."""
+        return 1 if self.class_axis is not None else num_outputs
+
+    @property
+    def heads(self) -> "dict[str, tuple[Likelihood, slice]]":
+        """Name -> likelihood and place on the last axis of the outputs, where these are several; none by default."""
+        return {}
+
     @property
     def scalar_noise(self) -> bool:
         """Whether all that EM may learn is one factor of B, so that one Krylov space of M serves every value of it."""

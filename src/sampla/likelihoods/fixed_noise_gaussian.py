@@ -39,6 +39,9 @@ class FixedNoiseGaussian(Gaussian):
             "them to pred.log_prob(torch.stack([y, variance], -1))."
         )
 
+    def num_targets(self, num_outputs: int) -> int:
+        raise ValueError("FixedNoiseGaussian is no head: its targets are pairs. Take sampla.Gaussian(noise_precision).")
+
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         shape, given = (*outputs.shape, 2), tuple(targets.shape)
         fix = "Give torch.stack([y, variance], -1)."

@@ -63,6 +63,9 @@ class HeteroscedasticGaussian(Likelihood):
         of_centre, of_log_variance = variance.chunk(2, -1)
         return centre, of_centre + (log_variance + of_log_variance / 2).exp()
 
+    def num_targets(self, num_outputs: int) -> int:
+        return num_outputs // 2
+
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         shape, name = tuple(outputs.shape), type(self).__name__
         even = len(shape) > 1 and shape[-1] % 2 == 0

@@ -28,6 +28,7 @@ from sampla.likelihoods import (
     Categorical,
     FixedNoiseGaussian,
     Gaussian,
+    Heads,
     HeteroscedasticGaussian,
     Likelihood,
     NegativeBinomial,
@@ -228,6 +229,8 @@ def _require_weights(path: str | Path, network: nn.Module, expected: str, dtypes
 
 
 def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
+    if config["name"] == "Heads":
+        return Heads({name: (_rebuilt(own, path), size) for name, own, size in config["heads"]})
     if config["name"] == "Gaussian":
         precision = torch.tensor(config["noise_precision"], dtype=torch.float64)
         return Gaussian(precision, learn=config["learn"], ignore_nan=config.get("ignore_nan", False))

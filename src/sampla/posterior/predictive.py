@@ -56,6 +56,18 @@ class Predictive(Outputs):
         probabilities, expected = self._joint_averages
         return (self.likelihood.class_entropy(probabilities) - expected).clamp_min(0)
 
+    def head(self, name: str) -> "Predictive":
+        """The predictive of one head of a ``Heads`` likelihood, without the others.
+
+        Raises:
+            ValueError: for a head that there is not.
+        """
+        heads = self.likelihood.heads
+        require(name in heads, f"a head among {', '.join(heads)}", f"{name!r}", "They are those of sampla.Heads.")
+        likelihood, place = heads[name]
+        mean, deviations = self.mean[..., place], self.deviations[..., place]
+        return replace(self, mean=mean, deviations=deviations, likelihood=likelihood, targets=None, solve_error=None)
+
     def scaled(self, factor: float) -> "Predictive":
         """The same with both widths equal to a factor on the posterior's own deviations.
 
