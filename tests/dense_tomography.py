@@ -1,7 +1,7 @@
 """A naive float64 reference for tomography: explicit matrices and loops; nothing here imports sampla."""
 
 from dataclasses import dataclass
-from math import hypot, sqrt
+from math import hypot, log, sqrt
 
 import numpy as np
 import torch
@@ -169,3 +169,49 @@ def least_total_variation(operator: Tensor, y: Tensor, radius: float, shape: tup
                 break
             x, t = x + size * step_x, t + size * step_t
     return x.view(shape), float((slopes @ x).abs().sum())
+
+
+def differences(shape: tuple[int, int]) -> Tensor:
+    """(E, H W) +1 and -1 for every pair of neighbours, one below the other and then side by side."""
+    height, width = shape
+    rows = []
+    for down, right in ((1, 0), (0, 1)):
+        for i in range(height - down):
+            for j in range(width - right):
+                row = torch.zeros(height, width, dtype=torch.float64)
+                row[i + down, j + right], row[i, j] = 1.0, -1.0
+                rows.append(row.flatten())
+    return torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class SmoothedTV:
+    """Total variation bounded by Gaussians: sigma, mean and covariance of the pixels, and how well they predict."""
+
+    noise_std: float
+    mean: Tensor
+    covariance: Tensor
+    score: float
+
+
+def variational_tv(
+    operator: Tensor,
+    y: Tensor,
+    shape: tuple[int, int],
+    strength: float,
+    anchor: float,
+    noise: float,
+) -> SmoothedTV:
+    """The fixed point of w = sqrt(E d^2) and sigma^2 = E |T x - y|^2 / m at a given lambda, by 100 rounds."""
+    between, identity = differences(shape), torch.eye(operator.shape[1], dtype=torch.float64)
+    widths = torch.ones(len(between), dtype=torch.float64)
+    for _ in range(100):
+        precision = operator.mT @ operator / noise**2 + strength * between.mT @ (between / widths[:, None])
+        covariance = torch.linalg.inv(precision + anchor * identity)
+        mean = covariance @ operator.mT @ y / noise**2
+        widths = ((between @ mean) ** 2 + ((between @ covariance) * between).sum(1)).sqrt()
+        missed = float(((operator @ mean - y) ** 2).mean())
+        spread = float((operator @ covariance @ operator.mT).trace()) / len(y)
+        used, noise = noise, sqrt(missed + spread)
+    left = 1 - spread / used**2
+    return SmoothedTV(noise, mean, covariance, missed / used**2 / left + log(used**2 / left))

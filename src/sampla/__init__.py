@@ -7,19 +7,7 @@ from sampla.inference.influence import Influence
 from sampla.inference.leave_one_out import LeaveOneOut
 from sampla.inference.settings import EM, CurvatureAt
 from sampla.laplace.linearised import LinearisedLaplace
-from sampla.likelihoods import (
-    Bernoulli,
-    Categorical,
-    FixedNoiseGaussian,
-    Gaussian,
-    Heads,
-    HeteroscedasticGaussian,
-    Likelihood,
-    NegativeBinomial,
-    Ordinal,
-    Poisson,
-    StudentT,
-)
+from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from sampla.linear import BayesianLinearRegression, BayesianLogisticRegression
 from sampla.model import LinearModel
 from sampla.posterior.predictive import Predictive
@@ -41,11 +29,8 @@ __all__ = [
     "Dense",
     "DesignMatrix",
     "DualDescent",
-    "FixedNoiseGaussian",
     "GPrior",
     "Gaussian",
-    "Heads",
-    "HeteroscedasticGaussian",
     "Influence",
     "Isotropic",
     "Layerwise",
@@ -54,13 +39,9 @@ __all__ = [
     "LinearModel",
     "LinearisedLaplace",
     "Minibatch",
-    "NegativeBinomial",
     "NetworkFeatures",
-    "Ordinal",
-    "Poisson",
     "Predictive",
     "Prior",
     "Solver",
-    "StudentT",
     "infer",
 ]

@@ -66,8 +66,7 @@ class LinearisedLaplace(DrawsMore):
 
     Args:
         model: any torch.nn.Module in evaluation mode; never changed.
-        likelihood: "categorical", "gaussian" (noise learnt), "bernoulli", "poisson",
-            "heteroscedastic-gaussian", or a Likelihood.
+        likelihood: "categorical", "gaussian" (noise learnt), "bernoulli", or a Likelihood.
         prior: "g-prior", "isotropic", "layerwise", or a Prior; its precision is learnt unless it says learn=False.
         parameters: None for all that require grad except normalisation layers; names, patterns, "last-layer",
             modules or parameters of the model, or a predicate (see ``select_parameters``).
@@ -323,7 +322,7 @@ class LinearisedLaplace(DrawsMore):
         """What must be equal for a checkpoint to belong to this fit."""
         return {
             "network": network_fingerprint(self.model), "data": data.fingerprint,
-            "parameters": self.names, "output": list(self.output) if isinstance(self.output, tuple) else self.output,
+            "parameters": self.names, "output": self.output,
             "likelihood": plain(self.likelihood.config(), "likelihood"),
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),

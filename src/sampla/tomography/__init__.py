@@ -5,13 +5,15 @@ from sampla.tomography.dip import Recipe, Training, noise_seen, train
 from sampla.tomography.fbp import filtered_back_projection
 from sampla.tomography.geometry import Geometry
 from sampla.tomography.image import PATCH_SIZES, ImagePredictive
-from sampla.tomography.linearised import ImagePosterior, LinearisedDIP, Prepared
+from sampla.tomography.linearised import ImagePosterior, LinearisedDIP
 from sampla.tomography.operators import FunctionOperator, MatrixOperator, Operator, Whitened
+from sampla.tomography.prepared import Prepared
 from sampla.tomography.projected import ProjectedFeatures
 from sampla.tomography.rays import ray_transform
 from sampla.tomography.scores import ImageScores, psnr_ssim, score
 from sampla.tomography.tv import TotalVariation, solve_tv, tv_reconstruction
 from sampla.tomography.unet import UNet, fixed_input, unet_for
+from sampla.tomography.variational import PixelPosterior, ReweightingStep, VariationalTV
 
 __all__ = [
     "PATCH_SIZES",
@@ -24,13 +26,16 @@ __all__ = [
     "LinearisedDIP",
     "MatrixOperator",
     "Operator",
+    "PixelPosterior",
     "Prepared",
     "ProjectedFeatures",
     "Reading",
     "Recipe",
+    "ReweightingStep",
     "TotalVariation",
     "Training",
     "UNet",
+    "VariationalTV",
     "Whitened",
     "diagnose",
     "estimated_centre",

@@ -17,11 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from sampla.core.allocator import freed_memory_kept
-from sampla.core.checks import require, require_finite
-from sampla.core.inputs import as_tensor
+from sampla.core.checks import require
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.journal import Journal
-from sampla.core.noise import PROBE, standard_normal
 from sampla.core.params import ParameterLayout
 from sampla.core.progress import Progress
 from sampla.features import NetworkFeatures, check_adjoint, select_parameters
@@ -34,11 +32,12 @@ from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
 from sampla.priors import BoundPrior, GPrior
 from sampla.solvers import DenseDual, KrylovDual, Solver
-from sampla.tomography.dip import Recipe, Training, noise_seen, train, untrained
+from sampla.tomography.dip import Recipe, Training, train, untrained
 from sampla.tomography.image import ImagePredictive
 from sampla.tomography.keeping import fingerprint, kept_diagonal, kept_training
-from sampla.tomography.operators import Operator, Whitened, check_operator
+from sampla.tomography.operators import Operator, check_operator
 from sampla.tomography.plan import Plan, plan
+from sampla.tomography.prepared import Prepared, pixel_share, prepare
 from sampla.tomography.projected import ProjectedFeatures, check_image
 from sampla.tomography.saving import Saved, read, write
 from sampla.tomography.tv import TotalVariation, solve_tv
@@ -49,8 +48,6 @@ _DENSE_UP_TO = 2_000
 _OVER_MEASUREMENTS = (DenseDual, KrylovDual)
 _SINGLE = ("mps",)
 """Devices without float64."""
-_TRACE_PROBES = 64
-_TRACE_SEED = 1
 
 
 class MeasuredGPrior(GPrior):
@@ -64,20 +61,6 @@ class MeasuredGPrior(GPrior):
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         measured = self._diagonal.to(curvature_diagonal)
         return super().bind(layout, measured.where(curvature_diagonal != 0, 0))  # zero there: rounding only
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A sinogram in the units in which the network's image is of about unit size."""
-
-    operator: Operator
-    """T, whitened where deviations are given."""
-    measurements: Tensor
-    """(m,)."""
-    scale: float
-    """Image units in one unit of the network's output."""
-    noise_std: float
-    """Of the measurements in these units: as given, or as seen."""
 
 
 @dataclass(frozen=True)
@@ -340,42 +323,9 @@ class LinearisedDIP:
         return self.posterior_.mean
 
     def prepare(self, sinogram: Tensor | np.ndarray) -> Prepared:
-        """What the network is trained on; the scale is that of the best constant image, <T 1, y> / <T 1, T 1>.
+        """What the network is trained on; ``prepare`` of this operator and noise.
 
         Raises:
             ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing.
         """
-        array = isinstance(sinogram, (Tensor, np.ndarray))
-        require(
-            array, "a sinogram as a tensor or a NumPy array", type(sinogram).__name__, "Convert it: np.asarray(...)."
-        )
-        sinogram = as_tensor(sinogram, "the sinogram")
-        require(not sinogram.is_complex(), "real measurements", f"{sinogram.dtype}", "Take their real part.")
-        count = self.operator.num_measurements
-        fix = "Give the sinogram that belongs to the operator, (angles, bins)."
-        require(sinogram.numel() == count, f"{count} measurements", f"{tuple(sinogram.shape)}", fix)
-        require_finite(sinogram, "measurements", "Leave out dead detector bins, or give them a large noise_std.")
-        operator, seen = self.operator, sinogram.double().reshape(-1, sinogram.shape[-1])
-        if self.noise_std is not None:
-            spread = self.noise_std.expand(sinogram.shape).reshape(seen.shape)
-            operator, seen = Whitened(operator, spread.flatten()), seen / spread
-        known = self.noise_std is not None and not self.learn_noise
-        flat = seen.flatten().to(operator.like)
-        ones = operator.forward(torch.ones(1, *operator.image_shape).to(operator.like))[0]
-        scale = float(ones @ flat) / float(ones @ ones)
-        require(scale > 0, "a sinogram of an object that attenuates", f"a mean of {scale:g}", "Check its sign.")
-        noise = (1.0 if known else noise_seen(seen)) / scale
-        return Prepared(operator, flat / scale, scale, noise)
-
-
-def pixel_share(operator: Operator) -> float:
-    """s / sigma = sqrt(d / |T|_F^2): what a unit of measurement noise does to one pixel if all others are known.
-
-    |T|_F^2 = E |T' u|^2 over standard normal u; the mean of 64 is within a few per cent.
-    """
-    u = standard_normal(
-        _TRACE_SEED, PROBE, range(_TRACE_PROBES), 0, (operator.num_measurements,), operator.like
-    )  # fmt: skip
-    frobenius = float(operator.adjoint(u).double().square().sum()) / _TRACE_PROBES
-    pixels = operator.image_shape[0] * operator.image_shape[1]
-    return float((pixels / frobenius) ** 0.5)
+        return prepare(self.operator, sinogram, self.noise_std, self.learn_noise)

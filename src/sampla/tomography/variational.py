@@ -1,0 +1,321 @@
+"""Error bars for every pixel without a network: total variation as a prior, by variational Bayes.
+
+    p(x) ~ exp(-lambda sum_i |D_i x|),   y = T x + noise,   noise ~ N(0, sigma^2 I).
+
+For any w_i > 0, |d| <= d^2 / (2 w_i) + w_i / 2, so that the prior is bounded by a Gaussian one with precisions
+lambda / w_i of the differences (``differences.py``), under which the posterior q is that of a linear model: exact
+samples of it tell what makes the bound tightest, and the noise, in turn,
+
+    w_i^2 = E_q (D_i x)^2,    sigma^2 = E_q |T x - y|^2 / m.
+
+An edge loosens the prior where it lies, and so does what the scan leaves open: error bars are wide there. Babacan,
+Molina and Katsaggelos 2008; samples by perturbation, Papandreou and Yuille 2010. E_q comes from K samples with new
+noise at every step; their variances are averaged over the last ones.
+
+lambda is the one that predicts measurements best that were left out: every measurement in its turn has the density
+N(r_i / (1 - h_i), sigma^2 / (1 - h_i)) with r = T E_q x - y and the leverages h_i, which sum to gamma. With their mean,
+h = gamma / m, that is generalised cross-validation (Golub, Heath and Wahba 1979) with a learnt noise:
+
+    minimise   |r|^2 / (m sigma^2 (1 - h)) + log sigma^2 - log (1 - h).
+
+The ladder of strengths starts at lambda = N / sum_i w_i for N pixels, the maximum of the bound itself, and rises as
+long as this falls: a real image has far fewer edges than that prior, and its own maximum leaves error bars too wide.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf, log
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sampla.core.checks import complain, require
+from sampla.core.interrupts import deferred_interrupts
+from sampla.core.progress import Progress
+from sampla.features import check_adjoint
+from sampla.inference.infer import infer
+from sampla.inference.report import FitReport, build_report
+from sampla.inference.settings import EM
+from sampla.inference.state import Inference
+from sampla.likelihoods import Gaussian
+from sampla.model import LinearModel
+from sampla.priors import Isotropic
+from sampla.solvers import DenseDual, KrylovDual, Solver
+from sampla.tomography.differences import DifferenceFeatures, DifferencePrior
+from sampla.tomography.image import ImagePredictive
+from sampla.tomography.operators import Operator, check_operator
+from sampla.tomography.prepared import Prepared, pixel_share, prepare
+from sampla.tomography.tv import gradient
+
+_ANCHOR = 1e-4
+"""delta, in a scan's own units: a pixel alone has a standard deviation of a hundred times the image."""
+_DRAWS, _ROUGH = 16, 0.1
+"""Samples of a step, and their error, while the weights are still looked for."""
+_RESTING = 0.1
+"""Relative change of lambda at which the ladder begins."""
+_RUNG, _STEPS = 2**0.5, 3
+"""Between two strengths, and steps at each."""
+_WORSE = 2
+"""Rungs above the best before the ladder ends."""
+_LAST, _KEPT = 12, 0.75
+"""Steps at the chosen strength at least, and the share of the variances so far in their average."""
+_SETTLED = 0.01
+"""Relative change of sigma over a step at which the weights have settled."""
+_DENSE_UP_TO = 2_000
+
+
+@dataclass(frozen=True)
+class ReweightingStep:
+    """One step of the weights."""
+
+    strength: float
+    """lambda, in a scan's own units."""
+    noise_std: float
+    """sigma, in a scan's own units."""
+    change: float
+    """Of the mean image, relative."""
+    score: float
+    """What the ladder minimises."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the next Gaussian prior is made of."""
+
+    variance: Tensor
+    """(2, H, W) of the differences, under q."""
+    image: Tensor
+    """(H, W) the mean of q."""
+    strength: float
+    noise_std: float
+    score: float = inf
+
+    @property
+    def widths(self) -> Tensor:
+        """(2, H, W) w."""
+        return (gradient(self.image).square() + self.variance).sqrt()
+
+
+@dataclass(frozen=True)
+class PixelPosterior:
+    """The posterior of a fit, ready to predict."""
+
+    mean: Tensor
+    """(H, W)."""
+    deviations: Tensor
+    """(K, H, W) zero-mean joint samples."""
+    pixel_noise: float
+    """What the measurement noise would leave in one pixel if all others were known, in image units."""
+
+    def predict_image(self) -> ImagePredictive:
+        """Mean and samples with their scores."""
+        return ImagePredictive.stabilised(self.mean, self.deviations)
+
+    def predict_noise_only(self) -> ImagePredictive:
+        """The same image with ``pixel_noise`` in every pixel: what a model without other uncertainty says."""
+        return ImagePredictive.uniform(self.mean, self.pixel_noise)
+
+
+class VariationalTV:
+    """Reconstruct an image from few measurements, with joint samples of what else it might be, by total variation.
+
+    Args:
+        operator: T; ``ray_transform(geometry)``, ``MatrixOperator`` or ``FunctionOperator``.
+        noise_std: standard deviation of the measurements, a number or one for each; None: learnt.
+        learn_noise: whether a common factor of ``noise_std`` is learnt; by default only when that is None.
+        num_samples: K, at least 2.
+        seed: of all noise.
+        solver: for the samples; None: ``DenseDual`` up to 2,000 measurements, else ``KrylovDual``.
+        tolerance: error of the samples in the norm of the measurements.
+        max_steps: of the weights, at most.
+        max_passes: of each solve.
+        progress: show bars.
+
+    Raises:
+        ValueError: for settings out of range, or an operator whose products are not adjoint.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        noise_std: float | Tensor | None = None,
+        learn_noise: bool | None = None,
+        num_samples: int = 64,
+        seed: int = 0,
+        *,
+        solver: Solver[Any] | None = None,
+        tolerance: float = 0.01,
+        max_steps: int = 80,
+        max_passes: int = 1000,
+        progress: bool = True,
+    ) -> None:
+        require(num_samples >= 2, "num_samples of at least 2", f"{num_samples}", "16 to 64 are usual.")
+        require(0 < tolerance < 1, "a tolerance in (0, 1)", f"{tolerance}", "The default is 0.01.")
+        require(max_steps >= 1, "at least one step", f"{max_steps}", "The default is 80.")
+        check_operator(operator)
+        self.operator = operator
+        self.noise_std = None if noise_std is None else torch.as_tensor(noise_std, dtype=torch.float64)
+        self.learn_noise = noise_std is None if learn_noise is None else learn_noise
+        self.num_samples, self.seed, self.tolerance = num_samples, seed, tolerance
+        self.max_steps, self.max_passes = max_steps, max_passes
+        self.solver = solver or (DenseDual() if operator.num_measurements <= _DENSE_UP_TO else KrylovDual())
+        self._progress = Progress(progress)
+
+    posterior_: PixelPosterior
+    report_: FitReport
+    steps_: list[ReweightingStep]
+    """What every step of the weights found."""
+    settled_: bool
+    """Whether the weights had settled before the steps were used up."""
+    noise_std_: float
+    """sigma: of every measurement, or the factor of ``noise_std`` where that is given for each."""
+    strength_: float
+    """lambda, per image unit."""
+
+    def fit(self, sinogram: Tensor | np.ndarray) -> "VariationalTV":
+        """Find the weights, and samples of the posterior that they make.
+
+        Args:
+            sinogram: (A, D), or any shape with m entries whose last axis runs along the detector.
+
+        Returns:
+            self. A ConvergenceWarning says if the weights have not settled, or a solve stopped short.
+
+        Raises:
+            ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing.
+        """
+        begun = perf_counter()
+        prepared = prepare(self.operator, sinogram, self.noise_std, self.learn_noise)
+        scan = _Scan(prepared.operator.widened(), prepared.measurements.double())
+        with deferred_interrupts():
+            state, steps, settled = self._learnt(scan, _first(prepared, scan))
+            features, inference = self._solved(scan, state, self.seed, self.num_samples, self.tolerance)
+        if not settled:
+            complain(
+                "variational total variation", steps[-1].change,
+                f"The weights of total variation have not settled in {len(steps)} steps. Give max_steps more.",
+            )  # fmt: skip
+        adjoint = check_adjoint(features.linearise(scan.datum), features.layout.total, features.rounding)
+        self.report_ = build_report(
+            inference, inference.model.data, {}, adjoint, perf_counter() - begun, self.tolerance
+        )
+        mean, deviations = _images(features, inference)
+        scale, like = prepared.scale, self.operator.like
+        self.noise_std_, self.strength_ = state.noise_std * scale, state.strength / scale
+        self.posterior_ = PixelPosterior(
+            (mean * scale).to(like), (deviations * scale).to(like), self.noise_std_ * pixel_share(prepared.operator)
+        )
+        self.steps_, self.settled_ = steps, settled
+        return self
+
+    @property
+    def reconstruction_(self) -> Tensor:
+        """(H, W) the posterior mean."""
+        return self.posterior_.mean
+
+    def _learnt(self, scan: "_Scan", state: _State) -> tuple[_State, list[ReweightingStep], bool]:
+        """The last state, the record of every step, and whether the weights have settled."""
+        self._progress.enter("weights of total variation")
+        steps: list[ReweightingStep] = []
+
+        def step(before: _State, strength: float | None, kept: float = 0.0) -> _State:
+            begun = perf_counter()
+            after = self._reweighted(scan, before, strength, kept, self.seed + len(steps) + 1)
+            moved = float((after.image - before.image).norm() / after.image.norm())
+            steps.append(ReweightingStep(after.strength, after.noise_std, moved, after.score, perf_counter() - begun))
+            return after
+
+        before, state = state, step(state, None)
+        while _change(state.strength, before.strength) > _RESTING and len(steps) < self.max_steps:
+            before, state = state, step(state, None)
+        state = self._ladder(state, step, steps)
+        for _ in range(_LAST):
+            if len(steps) < self.max_steps:
+                before, state = state, step(state, state.strength, _KEPT)
+        while _change(state.noise_std, before.noise_std) > _SETTLED and len(steps) < self.max_steps:
+            before, state = state, step(state, state.strength, _KEPT)
+        return state, steps, _change(state.noise_std, before.noise_std) <= _SETTLED and len(steps) < self.max_steps
+
+    def _ladder(self, state: _State, step: Callable[..., _State], steps: list[ReweightingStep]) -> _State:
+        """The state on the best rung, its strength moved to the least of a parabola through it and its neighbours."""
+        rungs = [state]
+        while len(steps) < self.max_steps:
+            best = min(range(len(rungs)), key=lambda n: rungs[n].score)
+            if len(rungs) - 1 - best >= _WORSE:
+                break
+            strength = rungs[-1].strength * _RUNG
+            for _ in range(_STEPS):
+                state = step(state, strength)
+            rungs.append(state)
+        best = min(range(len(rungs)), key=lambda n: rungs[n].score)
+        found = rungs[best]
+        if 0 < best < len(rungs) - 1:
+            below, at, above = (rungs[n].score for n in (best - 1, best, best + 1))
+            found = replace(found, strength=found.strength * _RUNG ** ((below - above) / (below - 2 * at + above) / 2))
+        return found
+
+    def _reweighted(self, scan: "_Scan", state: _State, strength: float | None, kept: float, seed: int) -> _State:
+        """Weights and noise from samples at those of the state; without a strength that from which the ladder rises."""
+        at = state if strength is None else replace(state, strength=strength)
+        features, inference = self._solved(scan, at, seed, _DRAWS, _ROUGH)
+        mean, deviations = _images(features, inference)
+        fresh = torch.stack([gradient(one).square() for one in deviations]).mean(0)
+        variance = kept * state.variance + (1 - kept) * fresh
+        like, count = scan.operator.like, len(scan.measurements)
+        missed = float((scan.operator.forward(mean[None].to(like))[0] - scan.measurements).square().sum())
+        spread = float(scan.operator.forward(deviations.to(like)).square().sum(1).mean())
+        free = max(1 - spread / at.noise_std**2 / count, 1 / count)
+        score = missed / count / at.noise_std**2 / free + 2 * log(at.noise_std) - log(free)
+        noise = ((missed + spread) / count) ** 0.5 if self.learn_noise else at.noise_std
+        after = _State(variance, mean, at.strength, noise, score)
+        return after if strength is not None else replace(after, strength=mean.numel() / float(after.widths.sum()))
+
+    def _solved(
+        self, scan: "_Scan", state: _State, seed: int, num_samples: int, tolerance: float
+    ) -> tuple[DifferenceFeatures, Inference]:
+        """Posterior samples under the Gaussian prior of the present weights."""
+        widths = state.widths.clamp_min(torch.finfo(torch.float64).tiny)
+        prior = DifferencePrior(state.strength / widths, _ANCHOR)
+        features = DifferenceFeatures(scan.operator, prior)
+        data = [(scan.datum, scan.measurements.to(features.like.device)[None])]
+        model = LinearModel(features, Gaussian(state.noise_std**-2, learn=False), data)
+        inference = infer(
+            model, Isotropic(1.0, learn=False), self.solver, num_samples=num_samples, seed=seed, em=EM(),
+            tolerance=tolerance, max_passes=self.max_passes, log_evidence=False,
+        )  # fmt: skip
+        return features, inference
+
+
+@dataclass(frozen=True)
+class _Scan:
+    operator: Operator
+    """T, on vectors of float64."""
+    measurements: Tensor
+    """(m,)."""
+
+    @property
+    def datum(self) -> Tensor:
+        """The only one: what stands for the inputs of the linear model."""
+        return torch.zeros(1, 1, dtype=torch.float64)
+
+
+def _first(prepared: Prepared, scan: _Scan) -> _State:
+    """A flat image, as rough as an image of about one may be."""
+    variance = torch.ones(2, *scan.operator.image_shape, dtype=torch.float64)
+    image = torch.ones(scan.operator.image_shape, dtype=torch.float64)
+    return _State(variance, image, 0.5, prepared.noise_std)
+
+
+def _images(features: DifferenceFeatures, inference: Inference) -> tuple[Tensor, Tensor]:
+    """(H, W) mean and (K, H, W) zero-mean samples."""
+    assert inference.mean is not None, "the posterior of a Gaussian likelihood has a mean"
+    found = features.prior.root_product(torch.cat([inference.mean[None], inference.samples]))
+    return found[0], found[1:]
+
+
+def _change(now: float, before: float) -> float:
+    return abs(now / before - 1)

@@ -1,0 +1,131 @@
+"""Error bars by total variation against a fixed point found with dense float64 matrices."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dense_tomography import differences, variational_tv
+from sampla import ConvergenceWarning
+from sampla.tomography import VariationalTV, ray_transform, variational
+from sampla.tomography.differences import DifferencePrior
+from tomography_case import SIDE, digit, noisy, parallel
+
+SAMPLES = 256
+
+
+@pytest.fixture(scope="module")
+def scan():
+    operator = ray_transform(parallel(), torch.float64)
+    sinogram, std = noisy(operator, digit())
+    return operator, sinogram, std
+
+
+@pytest.fixture(scope="module")
+def fitted(scan):
+    operator, sinogram, _ = scan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(variational, "_DRAWS", SAMPLES)
+        return VariationalTV(operator, num_samples=SAMPLES, progress=False).fit(sinogram)
+
+
+def fixed_point(scan, strength: float):
+    """At lambda per image unit, and the unit of the fit: the best constant image."""
+    operator, sinogram, std = scan
+    scale = fitted_scale(operator, sinogram)
+    return variational_tv(
+        torch.from_numpy(operator.scipy.toarray()), sinogram.flatten() / scale, (SIDE, SIDE), strength * scale,
+        variational._ANCHOR, std / scale,
+    ), scale  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dense(scan, fitted):
+    return fixed_point(scan, fitted.strength_)
+
+
+def fitted_scale(operator, sinogram: Tensor) -> float:
+    """Of the best constant image."""
+    ones = operator.forward(torch.ones(1, SIDE, SIDE, dtype=torch.float64))[0]
+    return float(ones @ sinogram.flatten()) / float(ones @ ones)
+
+
+def test_the_root_of_the_prior_is_that_of_its_dense_precision():
+    shape = (5, 7)
+    q = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 9 + 0.1
+    between = differences(shape)
+    weights = torch.cat([q[0, :-1].flatten(), q[1, :, :-1].flatten()])
+    precision = between.mT @ (between * weights[:, None]) + 0.01 * torch.eye(35, dtype=torch.float64)
+    prior, identity = DifferencePrior(q, 0.01), torch.eye(35, dtype=torch.float64)
+    root = prior.root_product(identity).flatten(1).mT
+    assert torch.allclose(root @ root.mT @ precision, identity, atol=1e-9)
+    assert torch.allclose(prior.root_transpose_product(identity.view(35, *shape)), root, atol=1e-12)
+
+
+def test_noise_and_mean_are_those_of_the_fixed_point(fitted, dense):
+    found, scale = dense
+    assert fitted.settled_
+    assert fitted.noise_std_ / scale == pytest.approx(found.noise_std, rel=0.01)
+    wrong = fitted.reconstruction_.flatten() / scale - found.mean
+    assert float(wrong.norm() / found.mean.norm()) < 0.005
+
+
+def test_the_strength_predicts_left_out_measurements_best(scan, fitted, dense):
+    found, _ = dense
+    others = [fixed_point(scan, fitted.strength_ * factor)[0].score for factor in (0.5, 0.7, 1.4, 2.0)]
+    assert found.score < min(others[0], others[-1]) - 0.005
+    assert found.score < min(others) + 0.002
+    assert fitted.steps_[-1].score == pytest.approx(found.score, abs=0.02)
+
+
+def test_the_samples_have_the_covariance_of_the_fixed_point(fitted, dense):
+    found, scale = dense
+    draws = fitted.posterior_.deviations.flatten(1) / scale
+    covariance, exact = draws.mT @ draws / SAMPLES, found.covariance
+    expected = float(((exact.trace() ** 2 + exact.square().sum()) / SAMPLES).sqrt())
+    assert float((covariance - exact).norm()) < 1.2 * expected
+    assert float(covariance.trace() / exact.trace()) == pytest.approx(1, abs=0.05)
+    ratio = covariance.diagonal() / exact.diagonal()
+    assert float(ratio.log().std()) < 1.3 * (2 / SAMPLES) ** 0.5
+
+
+def test_noise_that_is_given_is_kept(scan, fitted):
+    operator, sinogram, std = scan
+    known = VariationalTV(operator, noise_std=std, num_samples=4, progress=False).fit(sinogram)
+    assert known.noise_std_ == pytest.approx(1)
+    assert known.strength_ == pytest.approx(fitted.strength_, rel=0.5)
+    spread = torch.full_like(sinogram, 2 * std)
+    relative = VariationalTV(operator, noise_std=spread, learn_noise=True, num_samples=4, progress=False).fit(sinogram)
+    assert relative.noise_std_ * 2 * std == pytest.approx(fitted.noise_std_, rel=0.03)
+    assert relative.strength_ == pytest.approx(fitted.strength_, rel=0.3)
+
+
+def test_a_matrix_in_float32_gives_the_same_image(scan, fitted):
+    operator, sinogram, _ = scan
+    coarse = VariationalTV(operator.to(torch.float32), num_samples=4, progress=False).fit(sinogram.numpy())
+    assert coarse.reconstruction_.dtype == torch.float32
+    wrong = coarse.reconstruction_.double() - fitted.reconstruction_
+    assert float(wrong.norm() / fitted.reconstruction_.norm()) < 0.01
+
+
+def test_weights_that_have_not_settled_are_told(scan):
+    operator, sinogram, _ = scan
+    with pytest.warns(ConvergenceWarning, match="weights of total variation have not settled in 2 steps"):
+        found = VariationalTV(operator, num_samples=4, max_steps=2, progress=False).fit(sinogram)
+    assert not found.settled_
+    assert len(found.steps_) == 2
+
+
+@pytest.mark.parametrize("settings", [{"num_samples": 1}, {"tolerance": 0.0}, {"max_steps": 0}])
+def test_settings_out_of_range_are_refused(scan, settings):
+    with pytest.raises(ValueError, match="expected"):
+        VariationalTV(scan[0], **settings)
+
+
+def test_sinograms_that_do_not_fit_are_refused(scan):
+    operator, sinogram, _ = scan
+    model = VariationalTV(operator, progress=False)
+    with pytest.raises(ValueError, match="measurements, got"):
+        model.fit(sinogram[:-1])
+    with pytest.raises(ValueError, match="that attenuates"):
+        model.fit(-np.asarray(sinogram))
