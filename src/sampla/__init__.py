@@ -1,6 +1,7 @@
 """sampla: Bayesian error bars for large linear models and trained networks, by exact posterior samples."""
 
 from sampla.core.checks import ConvergenceWarning
+from sampla.distributed import as_shard, shard
 from sampla.features import DesignMatrix, NetworkFeatures
 from sampla.inference.infer import infer
 from sampla.inference.influence import Influence
@@ -43,5 +44,7 @@ __all__ = [
     "Predictive",
     "Prior",
     "Solver",
+    "as_shard",
     "infer",
+    "shard",
 ]

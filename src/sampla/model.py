@@ -16,6 +16,7 @@ from sampla.core.journal import Journal
 from sampla.core.progress import Progress
 from sampla.core.rounding import Rounding
 from sampla.core.typing import Loader
+from sampla.distributed import refuse_spread
 from sampla.features import Chunked, Features, displaced, predicted
 from sampla.likelihoods import Likelihood
 from sampla.linear_batch import Companion, LinearBatch
@@ -127,7 +128,7 @@ class LinearModel:
         return self.journal.once(name, given, compute, counters)
 
     def batches(
-        self, columns: int = 1, stride: int = 1, offset: int = 0, *, rows: int | None = None
+        self, columns: int = 1, stride: int = 1, offset: int = 0, *, rows: int | None = None, summed: bool = False
     ) -> Iterator[LinearBatch]:
         """Yield the minibatches of one pass, of a size that suits products with ``columns`` vectors.
 
@@ -139,7 +140,13 @@ class LinearModel:
             stride: yields only every stride-th minibatch; the offsets 0 to stride - 1 make up one pass.
             offset: number of the first one.
             rows: data in a minibatch, at most; None: as suits the products.
+            summed: the caller makes only sums of them, and passes these to ``data.summed``.
+
+        Raises:
+            ValueError: if it does not, and the data are spread over processes.
         """
+        if not summed:
+            refuse_spread(self.data.ranks, "a solver or an estimate that takes the data batch by batch")
         yield from self._minibatches(usual_rows(columns) if rows is None else rows, stride, offset)
 
     def _minibatches(
@@ -149,7 +156,7 @@ class LinearModel:
 
         If not noisy, none may be asked for either, and outputs are not computed only to be counted.
         """
-        first_output, phi = 0, features or self.features
+        first_output, phi = self.data.first_output, features or self.features
         for index, batch in enumerate(self.data):
             for minibatch in batch.minibatches(rows) if self.data.cut else [batch]:
                 number = minibatch.position // rows if self.data.cut and not batch.opaque else index
@@ -180,7 +187,7 @@ class LinearModel:
         for batch in self.data:
             for minibatch in batch.minibatches(self.chunks.rows(1)) if self.data.cut else [batch]:
                 first_look.see(minibatch)
-        return first_look.survey(self.data.num_data)
+        return first_look.survey(self.data)
 
     def draw_noise(self, seed: int, num_samples: int) -> NoiseDraw:
         """One pass of K vjps: the right-hand sides' data part and diag M (docs/method.md, sections 2 and 5).
@@ -192,16 +199,28 @@ class LinearModel:
         if self.features.squares_data:
             return self._draw_by_datum(seed, total, diagonal)
         block, rounding = torch.zeros_like(total), Rounding(total, self.features.layout.sizes, self.features.rounding)
+        split = sorted({border // _NOISE_BLOCK for border in self.data.borders if border % _NOISE_BLOCK})
+        parts: dict[int, Tensor] = {}  # of blocks of which another process has a part as well
         for batch in self._minibatches(_noise_block_rows(self.chunks.rows(num_samples))):
             for samples in self.chunks.ranges(num_samples):
                 block[samples.start : samples.stop] += batch.noise_gradient(seed, samples)
             if rounding.rows:
                 rounding.add(batch.noise(seed, rounding.rows), batch.features.rounded_otherwise().vjp)
-            if batch.stop // _NOISE_BLOCK > batch.start // _NOISE_BLOCK or batch.stop == self.data.num_data:
+            number = batch.start // _NOISE_BLOCK
+            if batch.stop // _NOISE_BLOCK > number or batch.stop == self.data.stop:
                 total += block
-                diagonal += block.square().mean(0)
+                if number in split:
+                    parts[number] = parts[number] + block if number in parts else block.clone()
+                else:
+                    diagonal += block.square().mean(0)
                 rounding.close(block)
                 block.zero_()
+        total, diagonal = self.data.summed("noise", total, diagonal)
+        for number in split:
+            (whole,) = self.data.summed("noise of a block", parts.pop(number, torch.zeros_like(block)))
+            diagonal += whole.square().mean(0)
+        if self.data.ranks is not None:
+            rounding.gather(lambda *sums: self.data.summed("rounding", *sums))
         rounding.zero_rounding(diagonal, total)
         self.ledger.products += (num_samples + rounding.columns) / 2
         return NoiseDraw(self._to_vectors(total), self._to_vectors(diagonal))
@@ -213,6 +232,7 @@ class LinearModel:
                 noise = batch.noise(seed, samples)
                 total[samples.start : samples.stop] += batch.features.vjp(noise)
                 diagonal += batch.features.squared_vjp(noise) * (len(samples) / len(total))
+        total, diagonal = self.data.summed("noise", total, diagonal)
         self.ledger.products += len(total) / 2
         return NoiseDraw(self._to_vectors(total), self._to_vectors(diagonal))
 
@@ -253,7 +273,9 @@ class LinearModel:
                     loss += loss_here
                 else:
                     total[columns.start : columns.stop] += batch.curvature_product(part)
-        total, share = self._to_vectors(features.leaving(total)), seen / self.data.num_data
+        sums = self._to_vectors(features.leaving(total)), loss
+        (total, loss), seen = self._all(f"M v, {stride}", seen, *sums)
+        share = seen / self.data.num_data
         total = total if scale is None else total.mul_(scale)
         self.ledger.products += len(vectors) * share
         return [total, self._to_vectors(loss)] if asked else [total if seen == self.data.num_data else total / share]
@@ -271,7 +293,7 @@ class LinearModel:
             part, slope = batch.loss_gradient(theta)
             loss += part
             gradient += slope
-        gradient = self._to_vectors(gradient)
+        loss, gradient = self.data.summed("loss", loss, self._to_vectors(gradient))
         gradient = gradient if scale is None else gradient.mul_(scale)
         self.ledger.products += 1
         return [self._to_vectors(loss), gradient]
@@ -287,9 +309,10 @@ class LinearModel:
     def _newton_product(self, theta: Tensor, vector: Tensor, stride: int) -> Tensor:
         theta, vector = self._to_device(theta), self._to_device(vector)
         total, seen = torch.zeros_like(vector), 0
-        for batch in self.batches(2, stride):
+        for batch in self.batches(2, stride, summed=True):
             total += batch.newton_product(theta, vector)
             seen += batch.stop - batch.start
+        (total,), seen = self._all(f"Newton, {stride}", seen, total)
         self.ledger.products += 1.5 * seen / self.data.num_data
         return self._to_vectors(total) * (self.data.num_data / seen)
 
@@ -317,7 +340,15 @@ class LinearModel:
             residual = residual + self.likelihood.second_moment(batch.weighted(left[None], 0.5))
             function = function + self.likelihood.second_moment(batch.weighted(pushed[1:], 0.5))
         self.ledger.products += len(columns) / 2
+        residual, function = self.data.summed("noise moments", residual, function)
         return residual, function / max(len(samples), 1)
+
+    def _all(self, name: str, seen: int, *sums: Tensor) -> tuple[list[Tensor], int]:
+        """The sums over all processes, and how many data they have seen."""
+        if self.data.ranks is None:
+            return list(sums), seen
+        *found, number = self.data.summed(name, *sums, torch.tensor(seen, dtype=torch.float64))
+        return found, int(number)
 
 
 def _noise_block_rows(rows: int) -> int:

@@ -1,5 +1,6 @@
 """The first look at the data: what every pass after it may rely on is checked, and what they tell is counted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from sampla.core.batch import Batch
 from sampla.core.checks import require_finite
 from sampla.core.chunks import Chunks
+from sampla.core.data import Data
 from sampla.core.inputs import describe_inputs, input_tensors
 from sampla.features import Chunked, Features, Linearisation
 from sampla.likelihoods import Likelihood
@@ -81,16 +83,28 @@ class FirstLook:
             parts = [self._moment(batch, each) for each in (left, at_zero)]
             self._moments = [a + b for a, b in zip(self._moments, parts, strict=True)] if self._moments else parts
 
-    def survey(self, num_data: int) -> Survey:
+    def survey(self, data: Data) -> Survey:
         """What all of them have told; warns of outputs that look like something else.
 
         Args:
-            num_data: N.
+            data: whose minibatches these were.
         """
         self._watch.warn()
-        residual, target = self._moments or (None, None)
+        numbers = data.count_outputs(self._numbers)
+        (outputs,) = data.summed("outputs, weighted", torch.tensor(self._outputs, dtype=torch.float64))
+        self._outputs = float(outputs)
+        moments = self._all_moments(data)
+        residual, target = data.summed("residuals", *moments) if moments else (None, None)
         entries = self._outputs - self._features.absorbed
-        return Survey(num_data, self._outputs, entries, residual, target, self._numbers)
+        return Survey(data.num_data, self._outputs, entries, residual, target, numbers)
+
+    def _all_moments(self, data: Data) -> Sequence[Tensor]:
+        """Those of the data on this process, or something in their place where only others have data."""
+        if data.ranks is None:
+            return self._moments
+        some = any(data.ranks.gathered("residuals", bool(self._moments)))
+        nothing = torch.zeros((), device=self._features.device)
+        return (self._moments or [nothing, nothing]) if some else []
 
     def _check_curvature(self, outputs: Tensor, targets: Tensor) -> None:
         """Once the likelihood has all it needs; a noise precision that is to be learnt has no value yet."""

@@ -6,10 +6,10 @@ random augmentation, or shuffling with drop_last, is noticed and explained.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import copy
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +23,8 @@ from sampla.core.interrupts import Interruptible
 from sampla.core.memory import free_bytes
 from sampla.core.progress import Progress
 from sampla.core.typing import Inputs, Loader, Opaque
-
-Unpack: TypeAlias = Callable[[Any], tuple[Any, Any]]
-"""What makes (inputs, targets) of a batch of the user's."""
+from sampla.core.unpacking import Unpack, pair_of
+from sampla.distributed import Ranks, ShardedLoader, ranks_of
 
 _CHANGED = (
     "the loader gave different data on a later pass ({detail}). A posterior needs the same N data on every pass: "
@@ -43,77 +42,6 @@ _OBJECTS = (
 _EMPTY = "Check the data set, and that the loader can be read more than once (a list or DataLoader, no generator)."
 _OF_FREE = 8
 """Part of the free memory of a device that data may take which are kept there: one in so many."""
-_LABELS = ("labels", "label", "targets", "target", "y")
-
-
-def unpacking(labels: str | None, unpack: Unpack | None) -> Unpack | None:
-    """How to make (inputs, targets) of a batch, from what the user says of it.
-
-    Args:
-        labels: the entry of each batch, a mapping, that holds the targets; the other entries are the inputs.
-        unpack: a function of the batch.
-
-    Raises:
-        ValueError: if both are given.
-        TypeError: if they are not what they should be.
-    """
-    require(labels is None or unpack is None, "labels= or unpack=", "both", "unpack says all: leave labels out.")
-    if labels is None:
-        if unpack is not None and not callable(unpack):
-            raise TypeError(
-                f"expected unpack as a function of a batch that returns (inputs, targets), got {type(unpack).__name__}."
-            )
-        return unpack
-    if not isinstance(labels, str):
-        raise TypeError(f"expected labels as the name of an entry of each batch, got {type(labels).__name__}.")
-
-    def split(batch: Any) -> tuple[Any, Any]:
-        if not isinstance(batch, Mapping):
-            raise TypeError(
-                f"expected batches that are mappings with an entry {labels!r}, got {type(batch).__name__}. "
-                "Leave labels= out, or use unpack=."
-            )
-        names = ", ".join(map(repr, batch))
-        require(labels in batch, f"an entry {labels!r} in each batch", f"entries {names}", "Give labels= its name.")
-        require(len(batch) > 1, f"entries beside {labels!r}, for the network", "none", "Keep the inputs in the batch.")
-        if isinstance(batch, dict) and type(batch) is not dict:
-            inputs = copy(batch)
-            del inputs[labels]
-            return inputs, batch[labels]
-        return {name: value for name, value in batch.items() if name != labels}, batch[labels]
-
-    return split
-
-
-def pair_of(item: Any, where: str, unpack: Unpack | None) -> tuple[Any, Any]:
-    """Inputs and targets of what the loader gives."""
-    given = item if unpack is None else unpack(item)
-    if isinstance(given, (tuple, list)) and len(given) == 2:
-        return given[0], given[1]
-    length = f" of length {len(given)}" if isinstance(given, (tuple, list)) else ""
-    if unpack is not None:
-        raise TypeError(f"{where}: expected unpack to return (inputs, targets), got {type(given).__name__}{length}.")
-    if isinstance(given, Mapping):
-        named = next((name for name in _LABELS if name in given), None)
-        names = ", ".join(map(repr, given))
-        help_ = (
-            f"Say where its targets are: fit(loader, labels={named!r})."
-            if named
-            else "Say where its targets are: fit(loader, labels=...), or unpack=lambda batch: (inputs, targets)."
-        )
-        raise TypeError(f"{where}: expected a pair (inputs, targets), got {type(given).__name__} with {names}. {help_}")
-    raise TypeError(
-        f"{where}: expected a pair (inputs, targets), got {type(given).__name__}{length}. Several inputs go into one "
-        f"tuple or dict, ((x1, x2), y); fit(loader, unpack={_suggested(given)}) takes any batch apart."
-    )
-
-
-def _suggested(given: Any) -> str:
-    if isinstance(given, tuple) and len(given) > 2:
-        return "lambda batch: (batch[:-1], batch[-1])"
-    if getattr(given, "y", None) is not None:
-        return "lambda batch: (batch, batch.y)"
-    return "lambda batch: (inputs, targets)"
 
 
 def asked_about(item: Any, device: torch.device, unpack: Unpack | None) -> tuple[Inputs, Tensor | None]:
@@ -165,6 +93,16 @@ class Data(ABC):
     """Bytes of all data, where they come from the user's loader and have been read once."""
     kept_on = ""
     """The device on which they were kept once they had been read twice, and read from there; empty: none."""
+    ranks: Ranks | None = None
+    """The processes over which the data are spread; None: this one has them all."""
+    start = 0
+    """Number of the first datum on this process."""
+    borders: tuple[int, ...] = ()
+    """Numbers of the data with which the parts of other processes than the first begin."""
+    first_output = 0
+    """Number of the first output on this process among those of all, known after ``count_outputs``."""
+    num_outputs = 0
+    """N C, where that is more than a process can tell from its own data."""
 
     @property
     @abstractmethod
@@ -173,7 +111,33 @@ class Data(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
-        """One pass."""
+        """One pass, over the data on this process."""
+
+    @property
+    def stop(self) -> int:
+        """Number of the datum behind the last one on this process."""
+        return self.num_data
+
+    def summed(self, name: str, *tensors: Tensor | None) -> list[Tensor]:
+        """Sums over the data on this process made sums over all data; every pass ends with it.
+
+        Args:
+            name: of the sum.
+            tensors: the sums, which may be changed; None only where this process has no data.
+        """
+        if self.ranks is not None:
+            self.fixed_order = all(self.ranks.gathered("order", self.fixed_order))
+            return self.ranks.summed(name, tensors, empty=self.start == self.stop)
+        assert all(each is not None for each in tensors), "a sum over no data"
+        return [each for each in tensors if each is not None]
+
+    def count_outputs(self, numbers: int) -> int:
+        """N C of all data, from that of the data on this process; the first output's number is known from then on."""
+        if self.ranks is None:
+            return numbers
+        counts = self.ranks.gathered("outputs", numbers)
+        self.first_output, self.num_outputs = sum(counts[: self.ranks.rank]), sum(counts)
+        return self.num_outputs
 
     @property
     def stays(self) -> bool:
@@ -193,12 +157,15 @@ class CheckedLoader(Data):
     those of the first, if they take no more than an eighth of the free memory: later passes need no loader and no hash.
     Else each batch is moved ahead of its use (``arriving``). On the CPU every pass reads the loader.
 
+    A loader of a part (``shard``, ``as_shard``) is this process's; where it begins is known after the first pass.
+
     Args:
         loader: re-iterable of batches.
         device: to which they are brought.
         progress: shown while a pass is read.
         unpack: what makes (inputs, targets) of a batch; None: they are such pairs.
         counted: which targets count; the others (padding) may differ between passes.
+        ranks: the processes over which the data are spread, where that has been found out.
 
     Raises:
         TypeError: if it cannot be read many times.
@@ -211,16 +178,20 @@ class CheckedLoader(Data):
         progress: Progress,
         unpack: Unpack | None = None,
         counted: Counted | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
             raise TypeError(
                 "expected a loader that can be read many times (a DataLoader, or a list of (inputs, targets) batches), "
                 f"got {type(loader).__name__}. Wrap it in list(...) if it fits into memory."
             )
-        self._loader, self._device, self._progress = loader, device, progress
+        self.ranks = ranks_of(loader) if ranks is None else ranks
+        self._loader = loader.loader if isinstance(loader, ShardedLoader) else loader
+        self._device, self._progress = device, progress
         self._unpack, self._counted = unpack, counted
         self._length: int | None = None
         self._fingerprint: tuple[int, int] | None = None
+        self._whole: tuple[int, int] | None = None  # the same of the data on all processes
         self._first_order: int | None = None
         self._known = torch.zeros(0, dtype=torch.int64)  # sorted hashes of all data, after the first pass
         self._ahead = self._known  # hashes of the batch that was read ahead of it
@@ -233,18 +204,25 @@ class CheckedLoader(Data):
     @property
     def num_data(self) -> int:
         """N, known after the first pass."""
-        assert self._fingerprint is not None, "read the loader once first"
-        return self._fingerprint[0]
+        assert self._whole is not None, "read the loader once first"
+        return self._whole[0]
+
+    @property
+    def stop(self) -> int:
+        """Number of the datum behind the last one on this process."""
+        return self.start + (0 if self._fingerprint is None else self._fingerprint[0])
 
     @property
     def fingerprint(self) -> str:
         """A hexadecimal hash of all data in any order, known after the first pass."""
-        assert self._fingerprint is not None, "read the loader once first"
-        return f"{self._fingerprint[1]:016x}"
+        assert self._whole is not None, "read the loader once first"
+        return f"{self._whole[1]:016x}"
 
-    def first(self) -> Batch:
-        """A first batch, read ahead of the first pass, which must then hold its data."""
+    def first(self) -> Batch | None:
+        """A first batch, read ahead of the first pass, which must then hold its data; None of a part that is empty."""
         item = next(iter(Interruptible(self._loader)), None)
+        if item is None and self.ranks is not None:
+            return None
         require(item is not None, "a loader with at least one batch", "an empty one", _EMPTY)
         batch = _as_batch(item, 0, 0, self._unpack)
         self._ahead = self._hashes(batch)
@@ -280,7 +258,7 @@ class CheckedLoader(Data):
 
     def _read(self) -> Iterator[Batch]:
         """One pass of the loader: batches where it has them, checked."""
-        position, content, order, index, size = 0, 0, 0, -1, 0
+        position, content, order, index, size = 0, 0, 0, -1, 0  # the position is that in the loader
         found: list[Tensor] = []
         for index, item in enumerate(self._progress.sweep(self._loader, self._length)):
             batch = _as_batch(item, index, position, self._unpack)
@@ -293,7 +271,7 @@ class CheckedLoader(Data):
             order = wrap(order + int(mix(hashes + mix(torch.arange(position, position + batch.size))).sum()))
             position += batch.size
             size += batch.nbytes
-            yield batch
+            yield replace(batch, position=batch.position + self.start) if self.start else batch
         self.nbytes = size
         self._finish(position, content, order, index + 1, found)
 
@@ -318,17 +296,20 @@ class CheckedLoader(Data):
         return self._first_strange(self._hashes(batch))
 
     def _first_strange(self, hashes: Tensor) -> int | None:
+        if not len(self._known):
+            return 0
         places = torch.searchsorted(self._known, hashes).clamp_max(len(self._known) - 1)
         strange = self._known[places] != hashes
         return int(strange.int().argmax()) if bool(strange.any()) else None
 
     def _finish(self, size: int, content: int, order: int, batches: int, found: list[Tensor]) -> None:
         if self._fingerprint is None:
-            require(size > 0, "a loader with at least one batch", "an empty one", _EMPTY)
             self._fingerprint, self._first_order, self._length = (size, content), order, batches
-            self._known = torch.cat(found).sort().values
+            self._known = torch.cat([self._known, *found]).sort().values
             if len(self._ahead):
                 self._require_known(self._ahead, 0)
+            self._whole = self._fingerprint if self.ranks is None else self._found_whole(self.ranks, size, content)
+            require(self._whole[0] > 0, "a loader with at least one batch", "an empty one", _EMPTY)
         elif size != self._fingerprint[0]:
             hint = "" if size else "; was it a generator, which can be read only once?"
             self._refuse(f"{self._fingerprint[0]} data, then {size}{hint}")
@@ -336,6 +317,16 @@ class CheckedLoader(Data):
             self._refuse(f"{size} data both times, but not the same ones")
         self.fixed_order = self.fixed_order and order == self._first_order
         self.sweeps += 1
+
+    def _found_whole(self, ranks: Ranks, size: int, content: int) -> tuple[int, int]:
+        """N and the hash of the data of all processes; says where those of this one begin."""
+        parts = ranks.gathered("data", [size, f"{content:x}", self.has_lists])
+        self.has_lists = any(lists for _, _, lists in parts)
+        starts = [sum(count for count, _, _ in parts[:rank]) for rank in range(ranks.size)]
+        self.start, self.borders = starts[ranks.rank], tuple(sorted({*starts} - {0}))
+        if not ranks.by_number:
+            ranks.require_apart(ranks.elsewhere("equal data", self._known))
+        return sum(count for count, _, _ in parts), wrap(sum(int(each, 16) for _, each, _ in parts))
 
     def _refuse(self, detail: str) -> None:
         hint = _OBJECTS if self._objects else _PADDED if len(self._shapes) > 1 else ""

@@ -72,6 +72,18 @@ class Rounding:
         """The rows of the present block that are computed a second time; most blocks have none."""
         return range(len(self._again) if self._blocks & (self._blocks - 1) == 0 else 0)
 
+    def gather(self, summed: Callable[..., list[Tensor]]) -> None:
+        """Take what other processes have found of their data into account.
+
+        Args:
+            summed: sums tensors over all of them.
+        """
+        own = [self._blocks, self._seen, self._epsilon if self._seen else 0.0, float(self._seen > 0)]
+        self._sums, counts = summed(self._sums, torch.tensor(own, dtype=torch.float64))
+        blocks, seen, epsilons, processes = counts.tolist()
+        self._blocks, self._seen = int(blocks), int(seen)
+        self._epsilon = max(self._epsilon, epsilons / max(1.0, processes))  # with data, all have the same
+
     @property
     def columns(self) -> float:
         """The number of additional vector-Jacobian products in the pass, which is the cost of this estimate."""

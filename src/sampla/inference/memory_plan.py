@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from sampla.core.blocks import CHUNK
+from sampla.core.checks import require
 from sampla.core.memory import free_bytes
 from sampla.inference.route import SEARCH, Route, choose_route
 from sampla.inference.settings import EM, CurvatureAt
@@ -244,11 +245,12 @@ def plan_memory(
     Raises:
         ValueError: if EM(method="krylov") is asked for what no single Krylov space serves.
     """
-    first, num_data = None, 0
+    first = None
     for batch in model.data:
         first = batch if first is None else first
-        num_data += batch.size
-    assert first is not None, "an empty loader is refused when it is read to its end"
+    require(first is not None, "data on this process, to measure a product on", "none", "Plan on another one.")
+    assert first is not None
+    num_data = model.data.num_data
     one = next(first.minibatches(1))
     outputs = model.features.linearise(one.inputs).outputs[0].numel()
     model.chunks.allow_for(outputs)

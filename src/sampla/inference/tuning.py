@@ -91,8 +91,8 @@ def tune(model: LinearModel, num_vectors: int) -> None:
     if settled or not data.cut or work < _FEWEST_PRODUCTS or work * model.num_parameters < _LEAST_WORK:
         return
     start = perf_counter()
-    first = next(iter(data))
-    if first.opaque:
+    first = next(iter(data), None)
+    if first is None or first.opaque:
         return
     search = _Search(model, first, num_vectors, work)
     rows, columns = search.best()

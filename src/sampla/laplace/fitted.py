@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sampla.core.interrupts import deferred_interrupts
+from sampla.distributed import Ranks
 from sampla.inference.infer import Inference
 from sampla.inference.report import FitReport
 from sampla.posterior.posterior import Posterior
@@ -18,6 +19,11 @@ class Fitted:
         self._posterior: Posterior | None = None
         self._inference: Inference | None = None
         self._report: FitReport | None = None
+
+    @property
+    def _ranks(self) -> Ranks | None:
+        """The processes over which the training data are spread."""
+        return None if self._inference is None else self._inference.model.data.ranks
 
     @property
     def prior_precision_(self) -> Tensor:

@@ -14,12 +14,14 @@ from sampla.core.arguments import named
 from sampla.core.checkpoint import plain
 from sampla.core.checks import device_here, require
 from sampla.core.chunks import Chunks
-from sampla.core.data import CheckedLoader, Unpack, unpacking
+from sampla.core.data import CheckedLoader
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.journal import Journal
 from sampla.core.memory import machine_explained
 from sampla.core.progress import Progress
 from sampla.core.typing import Loader
+from sampla.core.unpacking import Unpack, unpacking
+from sampla.distributed import Ranks, is_first, ranks_of, together, unwrapped
 from sampla.features import (
     NetworkFeatures,
     OutputName,
@@ -47,11 +49,11 @@ from sampla.laplace.guards import (
     apart,
     check_evaluation_mode,
     check_modules,
-    check_network,
     not_finite_explained,
     only_device,
 )
 from sampla.laplace.more import DrawsMore
+from sampla.laplace.spread import check_spread, check_together, checked_on_all
 from sampla.laplace.training_data import REMEDY, Asked, kept_in
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
@@ -145,6 +147,7 @@ class LinearisedLaplace(DrawsMore):
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, fix)
         check_numbers(num_samples, seed, max_passes, tolerance)
         check_options(curvature_at, linear_model, log_evidence, precision, chunks, width)
+        model = unwrapped(model)
         self.model = model
         self.likelihood, self.prior = chosen_likelihood(likelihood), chosen_prior(prior)
         self.names, self.excluded = select_parameters(model, parameters)
@@ -158,7 +161,7 @@ class LinearisedLaplace(DrawsMore):
         self.em = EM() if em is None else named(em, {}, EM)
         self.curvature_at, self.linear_model, self.width = curvature_at, linear_model, width
         self.log_evidence, self.output, self.chunks, self.precision = log_evidence, output, chunks, precision
-        self._progress = Progress(progress)
+        self._progress = Progress(progress and is_first())
         self._asked = self._settings()
 
     def fit(
@@ -186,12 +189,12 @@ class LinearisedLaplace(DrawsMore):
             ValueError: for data that do not fit, NaN, an empty loader, a loader whose data change, or a network in
                 train mode, with active dropout or with wrong derivatives. The network and earlier results stay.
         """
-        start, asked = perf_counter(), self._settings()
+        start, asked, ranks = perf_counter(), self._settings(), ranks_of(loader)
         with (
-            deferred_interrupts(), apart(self.model, said=True) as ambient,
-            freed_memory_kept(), machine_explained(REMEDY, kept_in(checkpoint)), held(checkpoint),
+            deferred_interrupts(), together(ranks, "fit"), apart(self.model, said=True) as ambient,
+            freed_memory_kept(), machine_explained(REMEDY, kept_in(checkpoint)), held(None if ranks else checkpoint),
         ):  # fmt: skip
-            features, data, adjoint = self._opened(loader, unpacking(labels, unpack))
+            features, data, adjoint = self._opened(loader, unpacking(labels, unpack), ranks, checkpoint)
             identity = cache(lambda: self._identity(features, data))  # once a fit: it hashes the whole network
             chunks, journal = self._chunks_for(checkpoint), Journal(checkpoint, identity)
             model = LinearModel(features, self.likelihood, data, chunks=chunks, journal=journal)
@@ -208,6 +211,7 @@ class LinearisedLaplace(DrawsMore):
             words = self._describe_products(features, inference.model) + (
                 "; torch.autocast around the fit put aside" if ambient else ""
             )
+            words += "" if ranks is None else f"; data spread over {ranks.size} processes"
             spent = perf_counter() - start
             report = build_report(inference, data, self.excluded, adjoint, spent, self.tolerance, words, width)
             posterior = Posterior(
@@ -227,11 +231,12 @@ class LinearisedLaplace(DrawsMore):
 
         Args: as for ``fit``.
         """
+        ranks = ranks_of(loader)
         with (
-            deferred_interrupts(), apart(self.model, said=True), freed_memory_kept(),
+            deferred_interrupts(), together(ranks, "plan"), apart(self.model, said=True), freed_memory_kept(),
             machine_explained(REMEDY, kept_in(None)),
         ):  # fmt: skip
-            features, data, _ = self._opened(loader, unpacking(labels, unpack))
+            features, data, _ = self._opened(loader, unpacking(labels, unpack), ranks)
             model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(None))
             return plan_memory(
                 model, self.prior, self.solver, self.em, self.num_samples,
@@ -258,7 +263,7 @@ class LinearisedLaplace(DrawsMore):
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged, foreign, or belongs to another network or other weights.
         """
-        place = None if vectors_on is None else device_here(vectors_on, "vectors_on")
+        place, model = None if vectors_on is None else device_here(vectors_on, "vectors_on"), unwrapped(model)
         with deferred_interrupts(), torch.inference_mode(False):
             posterior = load_posterior(path, model, likelihood, place)
         loaded = cls(
@@ -268,7 +273,9 @@ class LinearisedLaplace(DrawsMore):
         loaded.excluded, loaded._posterior = posterior.facts["excluded_parameters"], posterior
         return loaded
 
-    def _opened(self, loader: Loader, unpack: Unpack | None) -> tuple[NetworkFeatures, CheckedLoader, float | None]:
+    def _opened(
+        self, loader: Loader, unpack: Unpack | None, ranks: Ranks | None, checkpoint: str | Path | None = None
+    ) -> tuple[NetworkFeatures, CheckedLoader, float | None]:
         """The network as features and its data, both checked on the first batch, and the adjoint error."""
         check_evaluation_mode(self.model)
         device = only_device(self.model)
@@ -276,12 +283,15 @@ class LinearisedLaplace(DrawsMore):
             self.model, self.names, self.output, precision=self._allowed_precision, vectors_on=self.vectors_on,
             tangent=self.linear_model == "tangent",
         )  # fmt: skip
-        data = CheckedLoader(loader, device, self._progress, unpack, self.likelihood.counted)
+        if ranks is not None:
+            check_spread(self.solver, self.precision, checkpoint)
+            check_together(ranks, {**self._chosen(features), **self._rest})
+        data = CheckedLoader(loader, device, self._progress, unpack, self.likelihood.counted, ranks)
         first = data.first()
-        adjoint = check_network(features, first)
-        if self._allowed_precision != "full":
+        adjoint = checked_on_all(features, first, ranks)
+        if self._allowed_precision != "full" and first is not None:
             features.find_folds(first.rows(0, 2).inputs)
-        if self.precision == "bfloat16":
+        if self.precision == "bfloat16" and first is not None:
             features.require_reduced(first.rows(0, 2).inputs)
         return features, data, adjoint
 
@@ -320,8 +330,18 @@ class LinearisedLaplace(DrawsMore):
 
     def _identity(self, features: NetworkFeatures, data: CheckedLoader) -> dict[str, Any]:
         """What must be equal for a checkpoint to belong to this fit."""
+        return {"data": data.fingerprint, **self._chosen(features)}
+
+    @property
+    def _rest(self) -> dict[str, Any]:
+        """Settings that a checkpoint need not share, but processes must."""
+        names = "em", "tolerance", "max_passes", "width", "log_evidence", "vectors_on"
+        return {name: getattr(self, name) for name in names}
+
+    def _chosen(self, features: NetworkFeatures) -> dict[str, Any]:
+        """The same but for the data: what one fit is."""
         return {
-            "network": network_fingerprint(self.model), "data": data.fingerprint,
+            "network": network_fingerprint(self.model),
             "parameters": self.names, "output": self.output,
             "likelihood": plain(self.likelihood.config(), "likelihood"),
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],

@@ -8,6 +8,7 @@ from sampla.core.allocator import freed_memory_kept
 from sampla.core.checks import require_count
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.memory import machine_explained
+from sampla.distributed import together
 from sampla.inference.more import more_samples
 from sampla.inference.report import with_more_samples
 from sampla.laplace.guards import apart, check_evaluation_mode, check_weights
@@ -35,7 +36,8 @@ class DrawsMore(Predicts):
         require_count(num_samples, "the number of new samples", 1, "la.more(48) makes 64 of 16.")
         start, posterior, asked, report = perf_counter(), self._fitted(), self._asked, self.report_
         with (
-            deferred_interrupts(), apart(asked.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
+            deferred_interrupts(), together(self._ranks, "more"), apart(asked.model, said=True), freed_memory_kept(),
+            machine_explained(REMEDY, SAVED),
         ):  # fmt: skip
             check_evaluation_mode(asked.model)
             check_weights(posterior.features)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sampla.core.allocator import freed_memory_kept
 from sampla.core.checks import device_here, require
-from sampla.core.data import Unpack
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.memory import machine_explained
+from sampla.core.unpacking import Unpack
+from sampla.distributed import refuse_spread
 from sampla.inference.certificate import error_sample
 from sampla.laplace.guards import apart, check_evaluation_mode, check_weights
 from sampla.laplace.training_data import SAVED, TOO_MANY_SAMPLES, AboutTrainingData
@@ -139,6 +140,7 @@ class Predicts(AboutTrainingData):
         posterior, error, asked = self._fitted(), None, self._asked
         with self._asking() as traced:
             if certificate:
+                refuse_spread(self._ranks, "the error of the final solve")
                 error = self._error = error_sample(self._inference, asked.seed) if self._error is None else self._error
             return posterior.predict(x, method, num_draws, error, traced)
 

@@ -7,11 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from sampla.core.allocator import freed_memory_kept
-from sampla.core.data import CheckedLoader, Unpack, asked_about, unpacking
+from sampla.core.data import CheckedLoader, asked_about
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.memory import machine_explained
 from sampla.core.progress import Progress
 from sampla.core.typing import Loader
+from sampla.core.unpacking import Unpack, unpacking
+from sampla.distributed import refuse_parts, refuse_spread
 from sampla.inference.influence import At, Influence, Measure, influence
 from sampla.inference.leave_one_out import LeaveOneOut, leave_one_out
 from sampla.inference.settings import EM, CurvatureAt
@@ -84,6 +86,8 @@ class AboutTrainingData(Fitted):
             RuntimeError: before fit.
             ValueError: for a posterior from a file, for other data, or for a shuffled loader.
         """
+        refuse_parts(loader, "leave_one_out")
+        refuse_spread(self._ranks, "leave_one_out")
         posterior, unpacked, asked = self._fitted(), unpacking(labels, unpack), self._asked
         with (
             deferred_interrupts(), apart(asked.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
@@ -122,6 +126,8 @@ class AboutTrainingData(Fitted):
             ValueError: for a posterior from a file, training data that the fit has not had or that are shuffled, test
                 data that do not fit.
         """
+        refuse_parts(train, "influence")
+        refuse_spread(self._ranks, "influence")
         posterior, unpacked, asked = self._fitted(), unpacking(labels, unpack), self._asked
         with (
             deferred_interrupts(), apart(asked.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),

@@ -12,6 +12,7 @@ from sklearn.utils.validation import _check_sample_weight, check_array, check_co
 from torch import Tensor
 
 from sampla.core.checks import require
+from sampla.distributed import refuse_parts
 from sampla.linear.sources import ChunkSource, Source, as_scipy, as_tensor, open_source
 
 
@@ -27,6 +28,7 @@ def is_chunks(rows: Any, targets: Any) -> bool:
 def chunk_source(estimator: BaseEstimator, chunks: Iterable[Any], weights: Any) -> ChunkSource:
     """The source of a re-iterable of chunks."""
     require(weights is None, "sample weights inside the chunks", "a separate sample_weight", "Give (X, Y, weights).")
+    refuse_parts(chunks, "a linear model")
     source = ChunkSource(chunks)
     estimator.n_features_in_ = source.num_columns
     return source

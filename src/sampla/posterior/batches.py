@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sampla.core.data import Unpack, pair_of, unpacking
 from sampla.core.inputs import as_inputs, num_inputs
+from sampla.core.unpacking import Unpack, pair_of, unpacking
 
 _TENSORS = (Tensor, np.ndarray)
 

@@ -132,7 +132,7 @@ class Linear:
 
 
 def linear_batches(model: LinearModel, samples: Tensor, mean: Tensor, at_mode: bool) -> Iterator[Linear]:
-    """One pass of K + 1 jvps over the data, half as many products.
+    """One pass of K + 1 jvps over the data on this process, half as many products; for sums over them.
 
     Args:
         model: of the network's own parameters, unscaled, its outputs the network's.
@@ -142,7 +142,7 @@ def linear_batches(model: LinearModel, samples: Tensor, mean: Tensor, at_mode: b
     """
     origin = model.features.origin
     columns = torch.cat([displaced(mean[None].to(samples), origin), samples]).to(model.features.device)
-    for batch in model.batches(len(columns)):
+    for batch in model.batches(len(columns), summed=True):
         pushed, outputs = batch.features.jvp(columns), batch.features.outputs
         if torch.finfo(outputs.dtype).bits < 32:  # scores are differences that such types do not show
             pushed, outputs = pushed.float(), outputs.float()

@@ -164,6 +164,7 @@ def _scale(model: LinearModel, mean: Tensor) -> Tensor:
     for each in linear_batches(model, mean.new_empty(0, len(mean)), mean, True):
         network, mode = (_centred(each, values).double().cpu() for values in (each.network, each.mode))
         along, size = along + (network * mode).sum(), size + mode.square().sum()
+    along, size = model.data.summed("scale", along, size)
     return (along / size.clamp_min(1e-300)).clamp(1 / _LARGEST_SCALE, _LARGEST_SCALE)
 
 
@@ -202,7 +203,7 @@ def _sums(
         tallies += torch.zeros_like(tallies).index_add_(
             1, part.cpu(), torch.stack([number, near, size[0], size[1:].mean(0)]).cpu()
         )
-    assert scores is not None
+    scores, tallies = model.data.summed("width", scores, tallies)
     return scores, tallies
 
 

@@ -371,6 +371,8 @@ def without_rounding(curvature: Tensor, dtype: torch.dtype) -> Tensor:
 
 def num_outputs(model: LinearModel) -> int:
     """N C."""
+    if model.data.num_outputs:
+        return model.data.num_outputs
     first = next(model.batches(1))
     return first.features.outputs.numel() // (first.stop - first.start) * model.data.num_data
 
