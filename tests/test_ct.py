@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from sampla.apps.commands import app
-from sampla.apps.ct import adjusted, demo_scan, from_counts, read_scan
+from sampla.apps.ct import Settings, adjusted, demo_scan, from_counts, read_scan, run_ct
 from sampla.apps.ct.illustrate import coverage
 from sampla.core import checkpoint
 from sampla.tomography import Geometry, LinearisedDIP, ray_transform
@@ -256,3 +256,23 @@ class TestScansOfPeople:
         text = re.sub(r"\s+", " ", run("--help").output)
         for name in ("image_shape", "angles_deg", "source_origin", "open_beam", "mask", "--centre", "--roi"):
             assert name in text
+
+
+class TestTotalVariationAsThePrior:
+    """`--method variational`."""
+
+    def test_the_report_tells_of_weights_instead_of_a_training(self, tmp_path):
+        result = run_ct(Settings(tmp_path, quiet=True, num_samples=8, method="variational"), demo_scan(16, 8), print)
+        summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+        text = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert result.fit.settled_
+        assert "Total variation was the prior" in text
+        assert "U-Net" not in text
+        assert summary["weights"].startswith("settled in ")
+        assert summary["misfit"] == pytest.approx(result.fit.misfit_)
+        assert 0.2 < summary["misfit"] < 2
+        assert summary["quality"]["variational total variation"]["psnr"] == pytest.approx(result.scores.psnr)
+
+    def test_only_a_network_is_saved(self, tmp_path):
+        with pytest.raises(ValueError, match="expected a folder for the fit of a network"):
+            run_ct(Settings(tmp_path, method="variational", save=tmp_path / "fit"), demo_scan(16, 8), print)

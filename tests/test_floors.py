@@ -105,7 +105,7 @@ FLOORS = (
     ("the demo: what it shows", "apps.demo.table apps.demo.illustrate"),
     ("the demo: its report", "apps.demo.report"),
     ("the demo", "apps.demo"),
-    ("sampla ct: what it is given and what it draws", "apps.ct.data apps.ct.illustrate apps.ct.report"),
+    ("sampla ct: what it is given and what it draws", "apps.ct.data apps.ct.illustrate apps.ct.report apps.ct.fitting"),
     ("sampla ct: what it does", "apps.ct.run"),
     ("sampla ct", "apps.ct"),
     ("the commands", "apps.commands"),

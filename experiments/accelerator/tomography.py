@@ -37,7 +37,7 @@ def tomography(case: Case) -> Case:
         operator = MatrixOperator(line_matrix(geometry), geometry.image_shape)
         image, sinogram = large.measurement(place.root, operator)
         operator, sinogram = operator.to(torch.float32, place.device), sinogram.to(place.device)
-    found = large.whole(operator, image, sinogram, place.out, place.cache, dropout=False, **options)
+    found = large.whole(operator, image, sinogram, place.out, place.cache, others=False, **options)
     spent, psnr = found["cost"], found["scored"]["sampla"]["psnr"]
     said = f"training {spent['training']:.0f} s of {sum(spent.values()):.0f} s; PSNR {psnr:.1f} dB"
     return {**found, DONE: f"{operator.image_shape}: {said}"}

@@ -26,7 +26,7 @@ def main() -> None:
     store = Store(asked.out / "results.json", settings, asked.cache)
     scan = demo_scan(asked.pixels, asked.views)
     result = reconstruct(Settings(quiet=True, steps=asked.steps), scan)
-    dropped, seconds = dropout_dip(result.dip, scan.sinogram)
+    dropped, seconds = dropout_dip(result.fit, scan.sinogram)
     assert scan.reference is not None
     assert result.scores is not None
     scored = {"sampla": result.scores} | result.alternatives | {"MC dropout": score(dropped, scan.reference)}
@@ -43,16 +43,16 @@ def main() -> None:
         (asked.out / f"{name}.png").write_bytes(picture)
     for name, found in {"sampla": result.predictive, "MC dropout": dropped}.items():
         save_arrays(store.predictions(name), mean=found.mean, deviations=found.deviations, truth=scan.reference)
-    training = result.dip.training_.seconds
+    training = result.fit.training_.seconds
     store.put("phantom", {
-        "name": scan.name, "bins": scan.geometry.num_bins, "samples": len(result.dip.posterior_.samples),
+        "name": scan.name, "bins": scan.geometry.num_bins, "samples": len(result.fit.posterior_.samples),
         "scored": {name: asdict(scores) for name, scores in scored.items()},
         "quality": {name: pair for name, pair in result.quality.items() if name in result.references},
         "cost": {
-            "training": training, "posterior": result.dip.report_.seconds - training, "MC dropout": seconds,
+            "training": training, "posterior": result.fit.report_.seconds - training, "MC dropout": seconds,
             "all of sampla's, references and scores included": result.seconds,
         },
-        "certificate": f"{result.dip.report_}\n{result.dip.plan_}",
+        "certificate": f"{result.fit.report_}\n{result.fit.plan_}",
     })  # fmt: skip
     write_page(asked.out / "results.md", "experiments/tomography/medium.md.j2", **page(store))
     say(f"{ {name: scores.psnr for name, scores in scored.items()} }")

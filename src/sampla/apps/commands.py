@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -66,9 +66,15 @@ def ct(
     demo: Annotated[bool, typer.Option("--demo", help="A phantom seen from few directions; needs no data.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for all that is written.")] = Path("sampla-ct"),
     seed: Annotated[int, typer.Option(min=0, help="Of the network and all noise.")] = 0,
-    samples: Annotated[int, typer.Option(min=2, help="K, the number of posterior samples.")] = 16,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="K, the number of posterior samples; 16 of a network, 64 without.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no output but errors.")] = False,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps.")] = "cpu",
+    method: Annotated[
+        Literal["network", "variational"],
+        typer.Option(help="A deep image prior, linearised; or total variation as the prior, without a network."),
+    ] = "network",
     page: Annotated[int | None, typer.Option("--slice", min=0, help="Of a stack; the middle one unless given.")] = None,
     centre: Annotated[
         str | None, typer.Option(help="Bins by which the axis is seen beside the detector's middle, or auto.")
@@ -97,7 +103,8 @@ def ct(
             scan = read_scan(sinogram, geometry, page)
         scan = adjusted(scan, centre, _numbers(bad_bins), _numbers(bad_views), roi, unit)
         out.mkdir(parents=True, exist_ok=True)
-        run_ct(Settings(out, seed, samples, quiet, steps, device, save, checkpoint), scan, say)
+        count = samples or (16 if method == "network" else 64)
+        run_ct(Settings(out, seed, count, quiet, steps, device, method, save, checkpoint), scan, say)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise typer.BadParameter(str(error), param_hint="SINOGRAM") from error
 

@@ -175,6 +175,8 @@ class VariationalTV:
     """sigma: of every measurement, or the factor of ``noise_std`` where that is given for each."""
     strength_: float
     """lambda, per image unit."""
+    misfit_: float
+    """|T x - y| / (sqrt(m) sigma) of the image, sigma as given or as seen in the sinogram."""
 
     def fit(self, sinogram: Tensor | np.ndarray) -> "VariationalTV":
         """Find the weights, and samples of the posterior that they make.
@@ -205,6 +207,8 @@ class VariationalTV:
         )
         mean, deviations = _images(features, inference)
         scale, like = prepared.scale, self.operator.like
+        missed = scan.operator.forward(mean[None].to(scan.operator.like))[0] - scan.measurements
+        self.misfit_ = float(missed.square().mean().sqrt()) / prepared.noise_std
         self.noise_std_, self.strength_ = state.noise_std * scale, state.strength / scale
         self.posterior_ = PixelPosterior(
             (mean * scale).to(like), (deviations * scale).to(like), self.noise_std_ * pixel_share(prepared.operator)

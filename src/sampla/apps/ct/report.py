@@ -56,22 +56,40 @@ def page(summary: dict[str, Any], certificate: str, pictures: Sequence[Picture])
 
 
 def _story(summary: dict[str, Any]) -> list[str]:
-    training, fit, unit = summary["training"], summary["fit"], f" per {summary['unit']}" if summary["unit"] else ""
-    what = "a common factor of the given deviations" if summary["noise_is_relative"] else "the noise of a measurement"
+    fit, unit = summary["fit"], f" per {summary['unit']}" if summary["unit"] else ""
     told = [f"Warning: {summary['warning']}"] if summary["warning"] else []
     told += [
-        f"A U-Net of {fit['num_parameters']:,} parameters was trained on this sinogram alone, from the image of least "
-        f"total variation ({training['start_steps'] + training['steps']} steps). It misses the measurements by "
-        f"{training['final_misfit']:.2f} times the noise that their neighbours on the detector show.",
-        f"It was linearised, the strength of its prior and {what} were found by EM ({summary['noise_std']:.4g}), and "
-        f"{fit['num_samples']} posterior samples drawn ({summary['solver']}: the solve {fit['status']}). Nothing was "
-        "tuned for this image.",
-        f"The average standard deviation of a pixel is {summary['mean_std']:.3g}{unit}.",
+        *(_of_network(summary) if "training" in summary else _of_variation(summary)),
+        f"It misses the measurements by {summary['misfit']:.2f} times the noise that their neighbours on the detector "
+        f"show. Nothing was tuned for this image.",
+        f"The average standard deviation of a pixel is {summary['mean_std']:.3g}{unit}, from {fit['num_samples']} "
+        f"posterior samples ({summary['solver']}: the solve {fit['status']}).",
     ]
     if summary["region"] is not None:
         region = summary["region"]
         told.append(f"Mean of the region of interest: {region['mean']:.5g} +- {region['std']:.2g}{unit}.")
     return told
+
+
+def _of_network(summary: dict[str, Any]) -> list[str]:
+    training, fit = summary["training"], summary["fit"]
+    return [
+        f"A U-Net of {fit['num_parameters']:,} parameters was trained on this sinogram alone, from the image of least "
+        f"total variation ({training['start_steps'] + training['steps']} steps). It was linearised, and the strength "
+        f"of its prior and {_noise(summary)} were found by EM ({summary['noise_std']:.4g}).",
+    ]
+
+
+def _of_variation(summary: dict[str, Any]) -> list[str]:
+    return [
+        f"Total variation was the prior, bounded by Gaussians whose weights {summary['weights']}; its strength is the "
+        f"one that predicts measurements best that are left out, and {_noise(summary)} was found with it "
+        f"({summary['noise_std']:.4g}).",
+    ]
+
+
+def _noise(summary: dict[str, Any]) -> str:
+    return "a common factor of the given deviations" if summary["noise_is_relative"] else "the noise of a measurement"
 
 
 def _notes(summary: dict[str, Any]) -> list[str]:
@@ -98,11 +116,12 @@ def _notes(summary: dict[str, Any]) -> list[str]:
 
 
 def _costs(summary: dict[str, Any]) -> dict[str, str]:
-    fit = summary["fit"]
-    return {
-        "Training": f"{summary['training']['seconds']:.1f} s",
-        "Posterior": f"{fit['seconds'] - summary['training']['seconds']:.1f} s, {fit['passes']:.1f} products for each "
-        f"of {fit['num_samples']} samples",
+    fit, training = summary["fit"], summary.get("training", {"seconds": 0.0})
+    costs = {
+        "Training": f"{training['seconds']:.1f} s",
+        "Posterior": f"{fit['seconds'] - training['seconds']:.1f} s, {fit['passes']:.1f} products for each of "
+        f"{fit['num_samples']} samples",
         "In all": f"{summary['seconds']:.1f} s",
-        "Memory": summary["plan"],
+        "Memory": summary.get("plan", ""),
     }
+    return costs if "training" in summary else {name: costs[name] for name in ("Posterior", "In all")}

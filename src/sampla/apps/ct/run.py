@@ -13,17 +13,18 @@ from torch import Tensor
 
 import sampla
 from sampla.apps.ct.data import Scan, write_tiff
+from sampla.apps.ct.fitting import Fit, Method, facts, fitted, misfit
 from sampla.apps.ct.illustrate import calibration_figure, images_figure, residual_figure, samples_panels
 from sampla.apps.ct.report import page
 from sampla.apps.page import Picture, write_html
 from sampla.core import checkpoint
+from sampla.core.checks import require
 from sampla.tomography import (
     PATCH_SIZES,
     ImagePredictive,
     ImageScores,
     LinearisedDIP,
     Operator,
-    Recipe,
     TotalVariation,
     Whitened,
     diagnose,
@@ -34,6 +35,7 @@ from sampla.tomography import (
     solve_tv,
 )
 
+_NAMES = {"network": "deep image prior", "variational": "variational total variation"}
 _MISSED = 3.0
 """Misfit of the trained network, in units of the noise, from which the user is warned."""
 
@@ -49,6 +51,7 @@ class Settings:
     steps: int | None = None
     """Training steps instead of the recipe's."""
     device: str = "cpu"
+    method: Method = "network"
     save: Path | None = None
     """Folder for the fit itself, which LinearisedDIP.load reads."""
     checkpoint: Path | None = None
@@ -61,7 +64,7 @@ class Result:
 
     settings: Settings
     scan: Scan
-    dip: LinearisedDIP
+    fit: Fit
     predictive: ImagePredictive
     references: dict[str, Tensor]
     """Name -> (H, W) of the usual methods."""
@@ -97,7 +100,8 @@ def run_ct(settings: Settings, scan: Scan, say: Callable[[str], None] = print) -
     result = reconstruct(settings, scan, say)
     write_files(result)
     if settings.save is not None:
-        result.dip.save(settings.save)
+        assert isinstance(result.fit, LinearisedDIP)
+        result.fit.save(settings.save)
         say(f"the fit is in {settings.save}: LinearisedDIP.load reads it, given the same operator")
     say(f"{result.seconds:.0f} s; everything is in {settings.out}: open {settings.out / 'report.html'}")
     return result
@@ -105,7 +109,11 @@ def run_ct(settings: Settings, scan: Scan, say: Callable[[str], None] = print) -
 
 def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = print) -> Result:
     """Everything but the files."""
-    start = perf_counter()
+    start, kept_apart = perf_counter(), settings.save or settings.checkpoint
+    require(
+        settings.method == "network" or kept_apart is None, "a folder for the fit of a network",
+        f"{kept_apart} with method {settings.method!r}", "A variational fit takes seconds to minutes: fit it again.",
+    )  # fmt: skip
     say(
         f"{scan.name}: {scan.geometry.num_angles} views of {scan.geometry.num_bins} bins, "
         f"{' x '.join(map(str, scan.geometry.image_shape))} pixels"
@@ -115,26 +123,21 @@ def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = pri
         say(f"WARNING: {warning}")
     kept, whole = scan.counted.flatten(), ray_transform(scan.geometry, device=settings.device)
     operator = whole if bool(kept.all()) else whole.only(kept)
-    recipe = Recipe() if settings.steps is None else Recipe(steps=settings.steps, start_steps=settings.steps)
     given = None if scan.noise_std is None else scan.noise_std.flatten()[kept]
     measurements = scan.sinogram.flatten()[kept]
-    dip = LinearisedDIP(
-        operator, _like(given, scan), learn_noise=True, num_samples=settings.num_samples, seed=settings.seed,
-        recipe=recipe, progress=not settings.quiet,
-    ).fit(_like(measurements, scan), checkpoint=settings.checkpoint)  # fmt: skip
-    steps = dip.training_.start_steps + dip.training_.steps
-    say(f"trained {steps} steps in {dip.training_.seconds:.0f} s\n{dip.report_}\n{dip.plan_}")
-    if dip.training_.final_misfit > _MISSED:
-        missed = (
-            f"the reconstruction misses the sinogram by {dip.training_.final_misfit:.1f} times the noise seen in it."
-        )
+    fit = fitted(
+        settings.method, operator, _like(measurements, scan), _like(given, scan), num_samples=settings.num_samples,
+        seed=settings.seed, steps=settings.steps, quiet=settings.quiet, checkpoint=settings.checkpoint, say=say,
+    )  # fmt: skip
+    if misfit(fit) > _MISSED:
+        missed = f"the reconstruction misses the sinogram by {misfit(fit):.1f} times the noise seen in it."
         warning = warning or f"{missed} Its error bars do not know why."
         say(f"WARNING: {missed}")
-    spread = dip.noise_std_ * (torch.ones_like(measurements) if given is None else given)
+    spread = fit.noise_std_ * (torch.ones_like(measurements) if given is None else given)
     back = filtered_back_projection(scan.filled(), scan.geometry)
     variation = _weighted_tv(operator, measurements, spread)
     references = {"filtered back-projection": torch.from_numpy(back).float(), "total variation": variation.image.cpu()}
-    predictive = dip.posterior_.predict_image()
+    predictive = fit.posterior_.predict_image()
     measured = operator.forward(predictive.mean[None])[0].cpu()
     variance = operator.forward(predictive.deviations).square().mean(0).cpu() + spread.square()
     residual = torch.full(scan.sinogram.shape, float("nan"))
@@ -147,14 +150,14 @@ def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = pri
         level = float(predictive.variance.mean().sqrt())
         alternatives = {
             "measurement noise alone": score(
-                ImagePredictive.uniform(predictive.mean, dip.posterior_.pixel_noise), scan.reference
+                ImagePredictive.uniform(predictive.mean, fit.posterior_.pixel_noise), scan.reference
             ),
             "equal deviations": score(ImagePredictive.uniform(predictive.mean, level), scan.reference),
         }
-        methods = {**references, "deep image prior": predictive.mean}
+        methods = {**references, _NAMES[settings.method]: predictive.mean}
         quality = {name: psnr_ssim(image, scan.reference) for name, image in methods.items()}
     return Result(
-        settings, scan, dip, predictive, references, variation, scores, alternatives, quality, residual, region,
+        settings, scan, fit, predictive, references, variation, scores, alternatives, quality, residual, region,
         warning, perf_counter() - start,
     )  # fmt: skip
 
@@ -185,7 +188,7 @@ def write_files(result: Result) -> None:
     drawn = pictures(result)
     for picture in drawn:
         (out / f"{picture.name}.png").write_bytes(picture.png)
-    write_html(page(summary, str(result.dip.report_), drawn), out / "report.html")
+    write_html(page(summary, str(result.fit.report_), drawn), out / "report.html")
 
 
 def pictures(result: Result) -> list[Picture]:
@@ -235,15 +238,15 @@ def pictures(result: Result) -> list[Picture]:
 
 def summarise(result: Result) -> dict[str, Any]:
     """The whole run as plain JSON types."""
-    dip, scan = result.dip, result.scan
+    fit, scan = result.fit, result.scan
     settings = {k: v for k, v in asdict(result.settings).items() if k not in ("out", "quiet", "save", "checkpoint")}
     return {
         "name": scan.name,
         "settings": settings,
         "geometry": scan.geometry.to_dict(),
-        "noise_std": dip.noise_std_,
+        "noise_std": fit.noise_std_,
         "noise_is_relative": scan.noise_std is not None,
-        "pixel_noise": dip.posterior_.pixel_noise,
+        "pixel_noise": fit.posterior_.pixel_noise,
         "mean_std": float(result.predictive.std.mean()),
         "shrinkage": {size: result.predictive.shrinkage(size) for size in _sizes(result)},
         "quality": {name: {"psnr": p, "ssim": s} for name, (p, s) in result.quality.items()},
@@ -256,11 +259,10 @@ def summarise(result: Result) -> dict[str, Any]:
         "alternatives": {
             name: {"inside": other.inside, "log_prob": other.log_prob} for name, other in result.alternatives.items()
         },
-        "training": {k: v for k, v in asdict(dip.training_).items() if k != "misfits"}
-        | {"steps": dip.training_.steps, "last_misfit": dip.training_.misfits[-1]},
-        "plan": str(dip.plan_),
-        "solver": type(dip.solver).__name__,
-        "fit": dip.report_.to_dict(),
+        **facts(fit),
+        "misfit": misfit(fit),
+        "solver": type(fit.solver).__name__,
+        "fit": fit.report_.to_dict(),
         "seconds": result.seconds,
         "versions": {"sampla": sampla.__version__, "torch": torch.__version__},
     }
