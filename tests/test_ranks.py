@@ -305,13 +305,3 @@ def test_without_a_group_a_part_is_everything() -> None:
         sampla.shard(iter([]))
     with pytest.raises(ValueError, match="made for process 1 of 2"):
         ranks_of(DataLoader(Subset(Shard(whole, 1, 2), [0])))
-
-
-def test_parameters_that_are_split_over_processes_are_refused() -> None:
-    class DTensor(nn.Parameter):
-        pass
-
-    model = nn.Linear(2, 1).eval()
-    model.weight = DTensor(torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="whole on every process, got one that is split"):
-        sampla.LinearisedLaplace(model, "gaussian")

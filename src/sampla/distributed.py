@@ -116,23 +116,9 @@ def is_first() -> bool:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, without DistributedDataParallel around it.
-
-    Raises:
-        ValueError: for parameters of which a process holds a part only.
-    """
+    """The network itself, without DistributedDataParallel around it."""
     while isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    kinds = [type(each) for each in (*model.modules(), *model.parameters())]
-    split = [kind.__name__ for kind in kinds if kind.__name__ in ("FullyShardedDataParallel", "DTensor")]
-    require(
-        not split,
-        "a network whose parameters are whole on every process",
-        f"one that is split over them ({split[0] if split else ''}, as FSDP makes it)",
-        "Posterior samples are vectors of all chosen parameters, and so are the products that they come from. Gather "
-        "the weights (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) into "
-        "the plain network.",
-    )
     return model
 
 
