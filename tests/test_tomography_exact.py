@@ -213,6 +213,10 @@ def by_space(case):
 class TestKrylovSpaceOverTheMeasurements:
     """Against the closed form."""
 
+    def test_the_plan_tells_of_vectors_instead_of_a_matrix(self, by_space):
+        assert "Krylov spaces of vectors of" in str(by_space.plan_)
+        assert "matrices" not in str(by_space.plan_)
+
     def test_fixed_point_and_evidence_are_those_of_the_closed_form(self, by_space, case):
         report, exactly = by_space.report_, dense_model(by_space, case)
         alpha, beta = report.prior_precision[0], float(report.noise_precision)

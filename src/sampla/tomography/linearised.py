@@ -242,7 +242,8 @@ class LinearisedDIP:
         diagonal = kept_diagonal(checkpoint, asked, lambda: features.diagonal(self.seed))
         prior = MeasuredGPrior(diagonal.to(features.like.device) / first**2)
         over = isinstance(self.solver, _OVER_MEASUREMENTS)
-        planned = plan(features.layout.total, prepared.operator, self.num_samples, self.em, over)
+        matrix = isinstance(self.solver, DenseDual)
+        planned = plan(features.layout.total, prepared.operator, self.num_samples, self.em, over, matrix)
         identity = asked | {
             "solver": repr(self.solver), "type": [str(features.like.dtype), features.device.type],
             "em": planned.em.kind, "em_tolerance": planned.em.tolerance, "num_samples": self.num_samples,

@@ -28,16 +28,22 @@ class Plan:
     """The same vectors with m numbers each, and the K prior draws that would still have P."""
     operator_bytes: int
     over_measurements: bool = False
-    """Whether the (m, m) matrix of the measurements is formed instead of a Krylov space."""
+    """Whether all is done over the measurements, instead of a Krylov space of vectors of P."""
+    forms_matrix: bool = True
+    """Whether the (m, m) matrix is formed there, or a Krylov space of vectors of m."""
 
     def __str__(self) -> str:
         gib = 2.0**30
         if self.over_measurements:
-            matrix = 8 * self.num_measurements**2
+            one = 8 * self.num_measurements
+            held = (
+                f"{_MATRICES} matrices of {one * self.num_measurements / gib:.2f} GiB at most"
+                if self.forms_matrix
+                else f"two Krylov spaces of vectors of {one / 2**20:.2g} MiB, as many as the data determine directions"
+            )
             return (
                 f"over the measurements: {self.num_parameters:,} parameters for {self.num_measurements:,} of them; "
-                f"{_MATRICES} matrices of {matrix / gib:.2f} GiB at most, vectors {self.weight_bytes / gib:.2f} GiB, "
-                f"operator {self.operator_bytes / gib:.2f} GiB"
+                f"{held}, vectors {self.weight_bytes / gib:.2f} GiB, operator {self.operator_bytes / gib:.2f} GiB"
             )
         return (
             f"weight space: {self.num_parameters:,} parameters for {self.num_measurements:,} measurements; vectors "
@@ -48,8 +54,9 @@ class Plan:
 
 
 def plan(
-    num_parameters: int, operator: Operator, num_samples: int, em: EM | None = None, over_measurements: bool = False
-) -> Plan:
+    num_parameters: int, operator: Operator, num_samples: int, em: EM | None = None, over_measurements: bool = False,
+    forms_matrix: bool = True,
+) -> Plan:  # fmt: skip
     """Memory of a fit, and an EM whose Krylov space may grow to the rank of M or as far as memory allows.
 
     Args:
@@ -57,7 +64,8 @@ def plan(
         operator: T with m measurements, the rank of M at most.
         num_samples: K.
         em: instead of the rule's.
-        over_measurements: whether the solver forms the matrix of the measurements, which serves EM too.
+        over_measurements: whether the solver works with the measurements, which serves EM too.
+        forms_matrix: whether it forms their matrix.
     """
     element, measurements = operator.like.element_size(), operator.num_measurements
     held = operator.bytes if isinstance(operator, MatrixOperator) else 0
@@ -65,7 +73,7 @@ def plan(
         vectors = (SOLVER_BLOCKS + 1) * (num_samples + 1) + _COLUMNS
         return Plan(
             em or EM(method="outputs"), num_parameters, measurements, vectors * num_parameters * element,
-            vectors * measurements * element, held, True,
+            vectors * measurements * element, held, True, forms_matrix,
         )  # fmt: skip
     if em is not None:
         rows = em.rows_of(operator.like, num_parameters)
