@@ -116,6 +116,16 @@ def test_weights_that_have_not_settled_are_told(scan):
     assert len(found.steps_) == 2
 
 
+def test_noise_that_no_solve_can_serve_is_told_once(scan):
+    operator, sinogram, _ = scan
+    with pytest.warns(ConvergenceWarning) as said:
+        found = VariationalTV(operator, noise_std=1e-6, num_samples=4, max_steps=20, progress=False).fit(sinogram)
+    assert not found.settled_
+    assert not found.steps_[-1].solved
+    assert len(said) == 2
+    assert "far too small?" in str(said[1].message)
+
+
 @pytest.mark.parametrize("settings", [{"num_samples": 1}, {"tolerance": 0.0}, {"max_steps": 0}])
 def test_settings_out_of_range_are_refused(scan, settings):
     with pytest.raises(ValueError, match="expected"):

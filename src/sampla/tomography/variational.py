@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sampla.core.checks import complain, require
+from sampla.core.checks import complain, one_of_each, require
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.progress import Progress
 from sampla.features import check_adjoint
@@ -43,7 +43,7 @@ from sampla.inference.state import Inference
 from sampla.likelihoods import Gaussian
 from sampla.model import LinearModel
 from sampla.priors import Isotropic
-from sampla.solvers import DenseDual, KrylovDual, Solver
+from sampla.solvers import DenseDual, KrylovDual, Solver, Status
 from sampla.tomography.differences import DifferenceFeatures, DifferencePrior
 from sampla.tomography.image import ImagePredictive
 from sampla.tomography.operators import Operator, check_operator
@@ -79,6 +79,8 @@ class ReweightingStep:
     """Of the mean image, relative."""
     score: float
     """What the ladder minimises."""
+    solved: bool
+    """Whether the samples it was made from were as accurate as they should be."""
     seconds: float
 
 
@@ -93,6 +95,7 @@ class _State:
     strength: float
     noise_std: float
     score: float = inf
+    solved: bool = True
 
     @property
     def widths(self) -> Tensor:
@@ -193,14 +196,17 @@ class VariationalTV:
         begun = perf_counter()
         prepared = prepare(self.operator, sinogram, self.noise_std, self.learn_noise)
         scan = _Scan(prepared.operator.widened(), prepared.measurements.double())
-        with deferred_interrupts():
+        with deferred_interrupts(), one_of_each(stacklevel=4):
             state, steps, settled = self._learnt(scan, _first(prepared, scan))
             features, inference = self._solved(scan, state, self.seed, self.num_samples, self.tolerance)
         if not settled:
-            complain(
-                "variational total variation", steps[-1].change,
-                f"The weights of total variation have not settled in {len(steps)} steps. Give max_steps more.",
-            )  # fmt: skip
+            fix = (
+                "Give max_steps more."
+                if steps[-1].solved
+                else "The samples were inaccurate: is the noise far too small?"
+            )
+            text = f"The weights of total variation have not settled in {len(steps)} steps. {fix}"
+            complain("variational total variation", steps[-1].change, text)
         adjoint = check_adjoint(features.linearise(scan.datum), features.layout.total, features.rounding)
         self.report_ = build_report(
             inference, inference.model.data, {}, adjoint, perf_counter() - begun, self.tolerance
@@ -230,7 +236,11 @@ class VariationalTV:
             begun = perf_counter()
             after = self._reweighted(scan, before, strength, kept, self.seed + len(steps) + 1)
             moved = float((after.image - before.image).norm() / after.image.norm())
-            steps.append(ReweightingStep(after.strength, after.noise_std, moved, after.score, perf_counter() - begun))
+            steps.append(
+                ReweightingStep(
+                    after.strength, after.noise_std, moved, after.score, after.solved, perf_counter() - begun
+                )
+            )
             return after
 
         before, state = state, step(state, None)
@@ -242,7 +252,8 @@ class VariationalTV:
                 before, state = state, step(state, state.strength, _KEPT)
         while _change(state.noise_std, before.noise_std) > _SETTLED and len(steps) < self.max_steps:
             before, state = state, step(state, state.strength, _KEPT)
-        return state, steps, _change(state.noise_std, before.noise_std) <= _SETTLED and len(steps) < self.max_steps
+        rests = _change(state.noise_std, before.noise_std) <= _SETTLED and len(steps) < self.max_steps
+        return state, steps, rests and state.solved
 
     def _ladder(self, state: _State, step: Callable[..., _State], steps: list[ReweightingStep]) -> _State:
         """The state on the best rung, its strength moved to the least of a parabola through it and its neighbours."""
@@ -275,7 +286,8 @@ class VariationalTV:
         free = max(1 - spread / at.noise_std**2 / count, 1 / count)
         score = missed / count / at.noise_std**2 / free + 2 * log(at.noise_std) - log(free)
         noise = ((missed + spread) / count) ** 0.5 if self.learn_noise else at.noise_std
-        after = _State(variance, mean, at.strength, noise, score)
+        solved = inference.solution.status is Status.CONVERGED
+        after = _State(variance, mean, at.strength, noise, score, solved)
         return after if strength is not None else replace(after, strength=mean.numel() / float(after.widths.sum()))
 
     def _solved(
