@@ -200,11 +200,7 @@ class VariationalTV:
             state, steps, settled = self._learnt(scan, _first(prepared, scan))
             features, inference = self._solved(scan, state, self.seed, self.num_samples, self.tolerance)
         if not settled:
-            fix = (
-                "Give max_steps more."
-                if steps[-1].solved
-                else "The samples were inaccurate: is the noise far too small?"
-            )
+            fix = "Give max_steps more." if steps[-1].solved else "Samples were inaccurate: is the noise far too small?"
             text = f"The weights of total variation have not settled in {len(steps)} steps. {fix}"
             complain("variational total variation", steps[-1].change, text)
         adjoint = check_adjoint(features.linearise(scan.datum), features.layout.total, features.rounding)
