@@ -38,6 +38,7 @@ PAGES = {
     "experiments/results/influence/results": ("experiments/influence/results", lds.page),
     "experiments/results/uci/results": ("experiments/regression/uci", uci_page.page),
     "experiments/results/tomography-real/results": ("experiments/tomography/real", real.page),
+    "experiments/results/tomography-real-256/results": ("experiments/tomography/real", real.page),
     "experiments/results/width/results": ("experiments/width/page", width.page),
     "docs/reliability": ("tests/reliability/reliability", reliability.page),
     "benchmarks/engine": ("benchmarks/engine/engine", engine.page),
