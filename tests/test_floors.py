@@ -33,6 +33,7 @@ FLOORS = (
     ("core: whether data are the same; data on their way", "core.hashes core.batch"),
     ("core: the user's data", "core.data"),
     ("MacKay's updates, of numbers and tensors", "inference.mackay"),
+    ("Gaussian noise, of which that of each target is a kind", "likelihoods.gaussian"),
     ("nouns", "features likelihoods priors"),
     ("what a likelihood says of itself, tried on data; what outputs look like", "likelihoods.checks likelihoods.watch"),
     ("a few data of the linear model; the first look at all of them", "linear_batch survey"),

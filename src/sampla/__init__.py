@@ -8,7 +8,19 @@ from sampla.inference.influence import Influence
 from sampla.inference.leave_one_out import LeaveOneOut
 from sampla.inference.settings import EM, CurvatureAt
 from sampla.laplace.linearised import LinearisedLaplace
-from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.likelihoods import (
+    Bernoulli,
+    Categorical,
+    FixedNoiseGaussian,
+    Gaussian,
+    Heads,
+    HeteroscedasticGaussian,
+    Likelihood,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    StudentT,
+)
 from sampla.linear import BayesianLinearRegression, BayesianLogisticRegression
 from sampla.model import LinearModel
 from sampla.posterior.predictive import Predictive
@@ -30,8 +42,11 @@ __all__ = [
     "Dense",
     "DesignMatrix",
     "DualDescent",
+    "FixedNoiseGaussian",
     "GPrior",
     "Gaussian",
+    "Heads",
+    "HeteroscedasticGaussian",
     "Influence",
     "Isotropic",
     "Layerwise",
@@ -40,10 +55,14 @@ __all__ = [
     "LinearModel",
     "LinearisedLaplace",
     "Minibatch",
+    "NegativeBinomial",
     "NetworkFeatures",
+    "Ordinal",
+    "Poisson",
     "Predictive",
     "Prior",
     "Solver",
+    "StudentT",
     "as_shard",
     "infer",
     "shard",

@@ -62,9 +62,9 @@ class LinearBatch:
 
     def weighted(self, values: Tensor, power: float = 1.0) -> Tensor:
         """Values (..., n, *out) times the weights of their data, or a power of them, and zero where none counts."""
-        counted = self.likelihood.counted(self.targets)
-        if counted is not None:
-            values = values * counted.to(values)
+        known = self.likelihood.curvature_weights(self.targets)
+        if known is not None:
+            values = values * (known.to(values) if power == 1 else known.to(values).pow(power))
         if self.weights is None:
             return values
         inner = self.features.outputs.ndim - 1
@@ -95,7 +95,7 @@ class LinearBatch:
         return self.features.vjp(self.noise(seed, samples))
 
     def loss_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """-sum log p(y | phi theta), or of the tangent, and its gradient, both in theta: (1, P) -> (), (1, P)."""
+        """The loss at phi theta, or of the tangent, and its gradient, both in theta: (1, P) -> (), (1, P)."""
         losses: list[Tensor] = []
 
         def slope(outputs: Tensor, pushed: Tensor) -> Tensor:
@@ -107,11 +107,11 @@ class LinearBatch:
         return losses[-1], gradient
 
     def _slope(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        """-sum log p(y | f) and its gradient in the outputs f of the linear model: (1, n, *out) -> (), (1, n, *out)."""
+        """The loss and its gradient in the outputs f of the linear model: (1, n, *out) -> (), (1, n, *out)."""
         at = at.detach().requires_grad_()
         with torch.enable_grad():
-            each = self.likelihood.log_prob(at[0], self.targets)
-            loss = -(each if self.weights is None else each * self.weights.to(each)).sum()
+            each = self.likelihood.loss(at[0], self.targets)
+            loss = (each if self.weights is None else each * self.weights.to(each)).sum()
             (cotangent,) = torch.autograd.grad(loss, at)
         return loss.detach(), cotangent
 

@@ -60,7 +60,7 @@ class FirstLook:
             ValueError: for NaN in inputs, outputs or targets, or targets that do not fit the outputs.
         """
         if self._unchecked:
-            _require_finite_data(batch)
+            _require_finite_data(batch, self._likelihood)
         likelihood, here = self._likelihood, Chunked(self._features, batch.inputs, self._chunks)
         outputs = here.outputs
         if not bool(outputs.isfinite().all()):
@@ -75,8 +75,12 @@ class FirstLook:
         self._watch.see(outputs, batch.targets)
         counted = batch.size if batch.weights is None else float(batch.weights.double().sum())
         self._numbers += outputs.numel()
-        self._outputs += outputs[0].numel() * counted
-        left = likelihood.residuals(outputs, batch.targets)
+        left, known = likelihood.residuals(outputs, batch.targets), likelihood.counted(batch.targets)
+        if left is None or known is None:
+            self._outputs += outputs[0].numel() * counted
+        else:
+            each = known.expand_as(outputs).reshape(len(outputs), -1).sum(1).double()
+            self._outputs += float((each if batch.weights is None else each * batch.weights.to(each)).sum())
         if left is not None:
             at_zero = likelihood.residuals(self._prior_mean(here), batch.targets)
             assert at_zero is not None
@@ -124,12 +128,18 @@ class FirstLook:
 
     def _moment(self, batch: Batch, values: Tensor) -> Tensor:
         """Weighted second moment of (n, *out) values of a batch."""
+        known = self._likelihood.curvature_weights(batch.targets)
+        if known is not None:
+            values = values * known.to(values).sqrt()
         if batch.weights is not None:
             values = values * batch.weights.to(values).sqrt().view(-1, *[1] * (values.ndim - 1))
         return self._likelihood.second_moment(values.unsqueeze(0))
 
 
-def _require_finite_data(batch: Batch) -> None:
+def _require_finite_data(batch: Batch, likelihood: Likelihood) -> None:
     for tensor in input_tensors(batch.inputs):
         require_finite(tensor, f"inputs (data from {batch.position})", "Remove or impute them.")
-    require_finite(batch.targets, f"targets (data from {batch.position})", "Remove or impute them.")
+    asked, counted = batch.targets, likelihood.counted(batch.targets)
+    if counted is not None:  # those that it leaves out may be NaN: its own check knows which others may not
+        asked = asked[~asked.isnan()]
+    require_finite(asked, f"targets (data from {batch.position})", "Remove or impute them.")

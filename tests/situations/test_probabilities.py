@@ -66,11 +66,49 @@ def _weak_logits() -> nn.Module:
     return model.eval()
 
 
+def _rates(of: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A network of which ``of`` makes rates 0.4 to 4 of counts."""
+
+    class Rates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([0.5, -0.4]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return of(x @ self.weight)[:, None]
+
+    return Rates()
+
+
+def _counts() -> Tensor:
+    return torch.poisson(_rates(torch.exp)(inputs()).detach(), generator=torch.Generator().manual_seed(0))
+
+
+def _with_variances(log: bool) -> nn.Module:
+    """Means of zero, and variances or their logarithms: those of ``_spread``."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([0.0, 0.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            variance = torch.full_like(x[:, :1], -4.6)
+            return torch.cat([x @ self.weight[:, None], variance if log else variance.exp()], 1)
+
+    return Both()
+
+
+def _spread() -> Tensor:
+    return 0.1 * torch.randn(24, 1, generator=torch.Generator().manual_seed(0))
+
+
 def _mostly_ones() -> Tensor:
     return (torch.arange(72).view(24, 3) % 3 > 0).float()
 
 
 Case = tuple[Callable[[], nn.Module], sampla.Likelihood, Callable[[], Tensor], str]
+RATES = "look like rates .*wants their logarithms"
 LOG_SIGMOID = "look like log-probabilities .*seems to end in LogSigmoid"
 NOT_SOFTMAX = "seems to end in Sigmoid. Categorical wants the logits.*bernoulli"
 SOFTMAX, SIGMOID = "seems to end in Softmax.*LogSoftmax", "seems to end in Sigmoid. Bernoulli wants the logits"
@@ -83,6 +121,11 @@ CASES: dict[str, Case] = {
     "sigmoid of one class": (lambda: _trained(targets=_one_hot), sampla.Categorical(), labels, NOT_SOFTMAX),
     "rare labels": (lambda: _trained(nn.Identity(), _rare), sampla.Bernoulli(), _rare, ""),
     "logits of one class in (0, 1)": (_weak_logits, sampla.Categorical(), labels, ""),
+    "rates": (lambda: _rates(torch.exp), sampla.Poisson(), _counts, RATES),
+    "rates of wide counts": (lambda: _rates(torch.exp), sampla.NegativeBinomial(9.0), _counts, RATES),
+    "log rates": (lambda: _rates(lambda f: f), sampla.Poisson(), _counts, ""),
+    "variances": (lambda: _with_variances(False), sampla.HeteroscedasticGaussian(), _spread, "look like variances"),
+    "log variances": (lambda: _with_variances(True), sampla.HeteroscedasticGaussian(), _spread, ""),
     "logits": (classifier, sampla.Categorical(), labels, ""),
     "log-probabilities": (lambda: _ending(nn.LogSoftmax(-1)), sampla.Categorical(), labels, ""),
     "logits of yes and no": (classifier, sampla.Bernoulli(), _several, ""),
@@ -98,7 +141,7 @@ def test_probabilities_are_noticed_and_nothing_else(name: str) -> None:
     if match:
         with pytest.warns(UserWarning, match=match) as caught:
             la.fit(data)
-        assert len([w for w in caught if "probabilities" in str(w.message)]) == 1
+        assert len([w for w in caught if "look like" in str(w.message)]) == 1
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

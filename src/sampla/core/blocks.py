@@ -62,6 +62,18 @@ def transformed_in_place(matrix: Tensor, rows: Tensor) -> Tensor:
     return rows
 
 
+def on_host(*small: Tensor) -> tuple[Tensor, ...]:
+    """Small tensors in float64 on the CPU: one copy from an accelerator, which waits once for all of them.
+
+    Args:
+        small: of any shapes, all on one device.
+    """
+    if small[0].device.type == "cpu":
+        return tuple(each.double() for each in small)
+    parts = torch.cat([each.double().flatten() for each in small]).cpu().split([each.numel() for each in small])
+    return tuple(part.view(each.shape) for part, each in zip(parts, small, strict=True))
+
+
 def orthonormal(rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """An orthonormal basis Q of the rows, and C with rows = C' Q; m is their numerical rank.
 
@@ -81,7 +93,7 @@ def orthonormal(rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tens
     (torch.Size([1, 3]), torch.Size([1, 3]))
     """
     basis, _, factor = orthonormal_pair(rows, lambda vectors: vectors, scale)
-    return basis, factor
+    return basis, factor.to(rows.device)
 
 
 def orthonormal_pair(rows: Tensor, metric: Map, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +105,7 @@ def orthonormal_pair(rows: Tensor, metric: Map, scale: Tensor | None = None) -> 
         scale: (K,) as for ``orthonormal``, in the norm of W.
 
     Returns:
-        Q (m, P), S (m, P), and C (m, K) in float64.
+        Q (m, P), S (m, P), and C (m, K) in float64 on the CPU.
 
     Raises:
         ArithmeticError: if the rows or their images contain NaN or infinity.
@@ -112,7 +124,7 @@ def orthonormal_pair(rows: Tensor, metric: Map, scale: Tensor | None = None) -> 
         basis = torch.cat([basis, more])
         dual = basis if same else torch.cat([dual, more_dual])
         factor = torch.cat([factor + again, more_factor])
-    return basis, dual, factor.to(rows.device)
+    return basis, dual, factor
 
 
 def _from_gram(

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
-OutputName: TypeAlias = str | int | None
+OutputName: TypeAlias = str | int | tuple[str | int, ...] | None
 _LOGITS = "logits"
 _CHOOSE = "Choose one with output=..., its name or its index."
 
@@ -16,7 +17,8 @@ def pick_output(outputs: Any, output: OutputName) -> Tensor:
 
     Args:
         outputs: what the network returned: a tensor, a tuple or list, a named tuple, a mapping or a dataclass.
-        output: its name (key or field) or index; None takes the only floating-point tensor, or the entry "logits".
+        output: its name (key or field) or index; of several (n, C_h) they are put side by side; None takes the only
+            floating-point tensor, or the entry "logits".
 
     Raises:
         TypeError: if there is no such entry, if it is not a floating-point tensor, or if several could be meant.
@@ -24,6 +26,8 @@ def pick_output(outputs: Any, output: OutputName) -> Tensor:
     if isinstance(outputs, Tensor) and output is None:
         return _floating(outputs, "the network's output")
     entries = _entries(outputs)
+    if isinstance(output, (tuple, list)):
+        return torch.cat([pick_output(outputs, each) for each in output], -1)
     if isinstance(output, int):
         values = list(entries.values())
         if not -len(values) <= output < len(values):

@@ -195,7 +195,7 @@ class _Asked:
                 here = Chunked(self.features, few.inputs, chunks)
                 outputs = self._outputs(here).detach().requires_grad_()
                 with torch.enable_grad():
-                    loss = -self.model.likelihood.log_prob(outputs, few.targets).sum()
+                    loss = self.model.likelihood.loss(outputs, few.targets).sum()
                     (slope,) = torch.autograd.grad(loss, outputs)
                 pushed = [here.jvp(solved[part.start : part.stop]) for part in chunks.ranges(len(solved))]
                 found.append((torch.cat(pushed) * slope).reshape(len(solved), len(slope), -1).sum(2))

@@ -8,12 +8,18 @@ import torch
 
 from sampla.core.arguments import check_chunks, named
 from sampla.core.checks import require, require_count, require_fraction, require_known
-from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.likelihoods import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, Likelihood, Poisson
 from sampla.likelihoods.checks import check_settings
 from sampla.priors import GPrior, Isotropic, Layerwise, Prior
 from sampla.solvers import SGD, BlockCG, Dense, DualDescent, Minibatch, Solver
 
-_LIKELIHOODS = {"categorical": Categorical, "gaussian": Gaussian, "bernoulli": Bernoulli}
+_LIKELIHOODS = {
+    "categorical": Categorical,
+    "gaussian": Gaussian,
+    "bernoulli": Bernoulli,
+    "poisson": Poisson,
+    "heteroscedastic-gaussian": HeteroscedasticGaussian,
+}
 _PRIORS = {"g-prior": GPrior, "isotropic": Isotropic, "layerwise": Layerwise}
 _SOLVERS = {"block-cg": BlockCG, "dense": Dense, "minibatch": Minibatch, "dual": DualDescent, "sgd": SGD}
 _DENSE_UP_TO = 500

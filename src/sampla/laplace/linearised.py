@@ -68,7 +68,8 @@ class LinearisedLaplace(DrawsMore):
 
     Args:
         model: any torch.nn.Module in evaluation mode; never changed.
-        likelihood: "categorical", "gaussian" (noise learnt), "bernoulli", or a Likelihood.
+        likelihood: "categorical", "gaussian" (noise learnt), "bernoulli", "poisson",
+            "heteroscedastic-gaussian", or a Likelihood.
         prior: "g-prior", "isotropic", "layerwise", or a Prior; its precision is learnt unless it says learn=False.
         parameters: None for all that require grad except normalisation layers; names, patterns, "last-layer",
             modules or parameters of the model, or a predicate (see ``select_parameters``).
@@ -342,7 +343,7 @@ class LinearisedLaplace(DrawsMore):
         """The same but for the data: what one fit is."""
         return {
             "network": network_fingerprint(self.model),
-            "parameters": self.names, "output": self.output,
+            "parameters": self.names, "output": list(self.output) if isinstance(self.output, tuple) else self.output,
             "likelihood": plain(self.likelihood.config(), "likelihood"),
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.func import vjp, vmap
 
 from sampla.core.checks import require
@@ -50,6 +51,9 @@ class Likelihood(ABC):
     observation_axes: tuple[int, ...] | None = None
     """The axes of the outputs, counted from the end, that one observation is about, where a datum has several that are
     independent given f (pixels, places in a sequence, labels); None: a datum is one observation."""
+    takes_probit = True
+    """Whether probabilities have MacKay's approximation p(mean / sqrt(1 + pi / 8 variance)), logarithms of which are
+    outputs again."""
     learns_noise = False
     """True if EM is to learn ``noise_precision``; ``residuals`` and ``with_noise`` are needed then."""
     noise_precision: Tensor | None = None
@@ -96,6 +100,27 @@ class Likelihood(ABC):
         """
         return None
 
+    def curvature_weights(self, targets: Tensor) -> Tensor | None:
+        """What the B of ``curvature_product`` is multiplied by for these targets: at least 0, broadcasts to (n, *out).
+
+        By default ``counted``. Outputs that B connects have one weight. None: one everywhere.
+        """
+        return self.counted(targets)
+
+    def observation_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(n, ...) what training made small for each observation, in nats; -log p unless overridden.
+
+        Weights belong here, and what else a loss has beside the density of a target. Its Hessian is
+        ``curvature_weights`` times B; ``log_prob`` stays the density, by which predictions are scored.
+        """
+        return -self.observation_log_prob(outputs, targets)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(n,) the sums of ``observation_loss`` over the observations of each datum."""
+        if type(self).observation_loss is Likelihood.observation_loss:
+            return -self.log_prob(outputs, targets)
+        return self.observation_loss(outputs, targets).reshape(outputs.shape[0], -1).sum(1)
+
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Class probabilities of given outputs.
 
@@ -141,9 +166,44 @@ class Likelihood(ABC):
             "or pred.probs."
         )
 
+    def distribution(self, outputs: Tensor) -> Distribution | None:
+        """p(y | f) of each number of the targets for ``torch.distributions``: (n, ...) like the targets of outputs.
+
+        Outputs may have more axes in front. None: targets are classes, or outputs plus Gaussian noise.
+        """
+        return None
+
+    def cdf(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """P(y <= value | f) of each number of the targets; that of ``distribution`` unless overridden.
+
+        Raises:
+            TypeError: if there is no such distribution.
+        """
+        known = self.distribution(outputs)
+        if known is None:
+            raise TypeError(f"{type(self).__name__} has no distribution of numbers: use pred.mean or pred.probs.")
+        found: Tensor = known.cdf(values)
+        return found
+
+    def target_moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and variance of each number of the targets, where outputs are Gaussian with these moments.
+
+        None: targets are no numbers, or outputs plus noise of ``noise_covariance``.
+        """
+        return None
+
     def _keeps(self, of: type["Likelihood"], *methods: str) -> bool:
         """Whether no subclass has written other methods than those that ``of`` has, which a shortcut stands for."""
         return all(getattr(type(self), name) is getattr(of, name) for name in methods)
+
+    def num_targets(self, num_outputs: int) -> int:
+        """How many numbers the target of a datum with outputs (n, C) has: one class, or one for each output."""
+        return 1 if self.class_axis is not None else num_outputs
+
+    @property
+    def heads(self) -> "dict[str, tuple[Likelihood, slice]]":
+        """Name -> likelihood and place on the last axis of the outputs, where these are several; none by default."""
+        return {}
 
     @property
     def scalar_noise(self) -> bool:
@@ -227,6 +287,11 @@ class Likelihood(ABC):
 
         None: the density is averaged over draws of f.
         """
+        return None
+
+    def log_precisions(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """(n, *out) log of the noise's precision of each output where ``log_determinant`` is not that of every datum,
+        because ``curvature_weights`` are factors of it; zero where none counts. None: it is."""
         return None
 
     def config(self) -> dict[str, Any]:

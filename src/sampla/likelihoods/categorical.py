@@ -1,6 +1,6 @@
 """Classification with one of C classes: of a whole input, of every pixel, of every place in a sequence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,22 +24,46 @@ class Categorical(Likelihood):
         class_axis: where the classes are, counted from the end: -1 for (n, C) and (n, length, vocabulary), -3 for
             images (n, C, H, W).
         ignore_index: a target with this number is left out (padding, pixels without a label); None: every one counts.
+        weight: (C,) by which the loss of each class was multiplied, as torch.nn.CrossEntropyLoss(weight=...) has it.
+            They count as they are: a class of weight 2 as if each of its data had been seen twice.
+        label_smoothing: which part of a label was spread over all classes in training, as the same loss has it.
+
+    The last two are about the loss alone: probabilities and their scores are of labels as they are. B is multiplied by
+    (1 - label_smoothing) weight_y + label_smoothing mean(weight).
 
     Raises:
-        ValueError: for an axis that is not counted from the end, or a number to be ignored that is not whole.
+        ValueError: for an axis that is not counted from the end, or a number to be ignored that is not whole; for
+            weights that are not positive, or smoothing outside [0, 1).
     """
 
     class_axis: int = -1
     observation_axes = (-1,)
     ignore_index: int | None = None
+    weight: Tensor | None = None
+    label_smoothing: float = 0.0
 
-    def __init__(self, class_axis: int = -1, ignore_index: int | None = None) -> None:
+    def __init__(
+        self,
+        class_axis: int = -1,
+        ignore_index: int | None = None,
+        *,
+        weight: Tensor | Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
         fix = "Use -1 for classes last, -3 for images (n, C, H, W)."
         require(class_axis < 0, "a class axis counted from the end", f"{class_axis}", fix)
         whole = ignore_index is None or int(ignore_index) == ignore_index
         require(whole, "ignore_index as an integer", f"{ignore_index}", "-100 is usual.")
         self.class_axis, self.observation_axes = int(class_axis), (int(class_axis),)
         self.ignore_index = None if ignore_index is None else int(ignore_index)
+        self.weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float64, device="cpu")
+        self.label_smoothing = float(label_smoothing)
+        least = 1.0 if self.weight is None else float(self.weight.min())
+        fix = "Give one number for each class; leave data out by ignore_index."
+        fits = self.weight is None or self.weight.ndim == 1
+        require(0 < least < torch.inf and fits, "positive class weights (C,)", f"{weight}", fix)
+        smoothed = 0 <= self.label_smoothing < 1
+        require(smoothed, "label_smoothing in [0, 1)", f"{label_smoothing}", "It is that of the training loss.")
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.observation_log_prob(outputs, targets).reshape(targets.shape[0], -1).sum(1)
@@ -53,6 +77,32 @@ class Categorical(Likelihood):
         if known is not None:
             loss = loss * known.flatten()
         return -loss.view(targets.shape)
+
+    def observation_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """With l_c = -log p_c: (1 - e) w_y l_y + e mean_c w_c l_c, of label smoothing e and weights w."""
+        if self.weight is None and self.label_smoothing == 0:
+            return super().observation_loss(outputs, targets)
+        each, smoothing = outputs.log_softmax(self.class_axis).movedim(self.class_axis, -1), self.label_smoothing
+        known, labels = self._known(targets), as_counts(targets)
+        labels = labels if known is None else labels.where(known, 0)
+        if self.weight is not None:
+            each = each * self.weight.to(each)
+        own = each.take_along_dim(labels.unsqueeze(-1), -1).squeeze(-1)
+        loss = -(1 - smoothing) * own - smoothing * each.mean(-1)
+        return loss if known is None else loss * known
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.weight is None and self.label_smoothing == 0:
+            return -self.log_prob(outputs, targets)
+        return super().loss(outputs, targets)
+
+    def curvature_weights(self, targets: Tensor) -> Tensor | None:
+        if self.weight is None:
+            return self.counted(targets)
+        known, labels, weight = self._known(targets), as_counts(targets), self.weight.to(targets.device)
+        weight = (1 - self.label_smoothing) * weight + self.label_smoothing * weight.mean()
+        found = weight[labels if known is None else labels.where(known, 0)]
+        return (found if known is None else found * known).unsqueeze(self.class_axis)
 
     def counted(self, targets: Tensor) -> Tensor | None:
         known = self._known(targets)
@@ -120,6 +170,8 @@ class Categorical(Likelihood):
         if asked.numel() == 0:
             return
         low, high, classes = int(asked.min()), int(asked.max()), shape[self.class_axis]
+        told = classes if self.weight is None else len(self.weight)
+        require(told == classes, f"weights of {classes} classes", f"{told}", "Give one for each output.")
         require(
             low >= 0 and high < classes,
             f"labels in 0..{classes - 1} for {classes} outputs",
@@ -128,7 +180,12 @@ class Categorical(Likelihood):
         )
 
     def config(self) -> dict[str, Any]:
-        return {**super().config(), "class_axis": self.class_axis, "ignore_index": self.ignore_index}
+        told: dict[str, Any] = {"class_axis": self.class_axis, "ignore_index": self.ignore_index}
+        if self.weight is not None:
+            told["weight"] = self.weight.tolist()
+        if self.label_smoothing:
+            told["label_smoothing"] = self.label_smoothing
+        return {**super().config(), **told}
 
     def _known(self, targets: Tensor) -> Tensor | None:
         return None if self.ignore_index is None else as_counts(targets) != self.ignore_index

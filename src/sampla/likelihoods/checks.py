@@ -62,14 +62,16 @@ def check_counted(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> N
         other.numel() == 0,
         f"ones and zeros from {name}.counted",
         f"{float(other.flatten()[0]) if other.numel() else 0:g}",
-        "It says which outputs count, not how much: weights of classes or data are not supported yet.",
+        "It says which outputs count, not how much: weights of classes or data go into curvature_weights and "
+        "observation_loss, those of classes into sampla.Categorical(weight=...).",
     )
+    left = likelihood.residuals(outputs, targets)
     require(
-        bool((counted != 0).all()) or likelihood.residuals(outputs, targets) is None,
+        left is None or not bool((left.where(counted.expand_as(left) == 0, 0) != 0).any()),
         "targets for all outputs of a likelihood with residuals",
         f"{name}.counted that leaves some out",
-        "Missing entries of regression targets are not supported yet: the noise would be learnt from all of them. "
-        "Leave those data out, or impute them.",
+        "Its residuals must be zero there, or the noise would be learnt from all of them: "
+        "sampla.Gaussian(ignore_nan=True) leaves out targets that are NaN.",
     )
 
 
@@ -113,6 +115,8 @@ def check_curvature(likelihood: Likelihood, outputs: Tensor, targets: Tensor) ->
         f"u' S xi = {there:.4g} and xi' S' u = {back:.4g}",
         "Leave the transpose out: it is then taken by autograd.",
     )
+    known = likelihood.curvature_weights(targets[:_DATA])
+    bent = bent if known is None else bent * known.to(bent)
     if likelihood.is_quadratic and type(likelihood) is not Gaussian:
         _check_quadratic(likelihood, at, targets[:_DATA], u[0], bent[0], close)
     if likelihood.learns_noise and type(likelihood) is not Gaussian:
@@ -159,7 +163,7 @@ def _check_quadratic(
     def slope(outputs: Tensor) -> Tensor:
         return _slope(lambda f: likelihood.log_prob(f, targets).sum(), outputs)
 
-    size = float(targets.abs().max().clamp_min(1))  # next to which the steps are to be seen
+    size = float(targets.nan_to_num().abs().max().clamp_min(1))  # next to which the steps are to be seen
     u, bent = size * u, size * bent
     steps = [slope(at) - slope(at + u), slope(at + u) - slope(at + 2 * u)]
     error = max(float((step - bent).norm()) for step in steps) / max(float(bent.norm()), 1e-30)

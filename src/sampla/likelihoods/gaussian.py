@@ -26,24 +26,37 @@ class Gaussian(Likelihood):
         structure: "scalar", shared by all outputs, or "diagonal" or "full" over the last axis of (n, C) or
             (n, length, C); images (n, C, H, W) take "scalar" only. Read from the shape when noise_precision is given.
         learn: whether EM updates B; by default only when noise_precision is None.
+        ignore_nan: whether targets that are NaN are left out (outputs that nobody measured); else they are refused.
+            For scalar noise, and for noise by output that is given.
 
     Raises:
         ValueError: if the precision is not positive (definite), or its shape does not fit the outputs.
     """
 
     is_quadratic = True
+    ignore_nan = False
 
     def __init__(
         self,
         noise_precision: float | Tensor | None = None,
         structure: Structure = "scalar",
         learn: bool | None = None,
+        *,
+        ignore_nan: bool = False,
     ) -> None:
         require_known(structure, ("scalar", "diagonal", "full"), "noise structure")
         self.learns_noise = noise_precision is None if learn is None else learn
         self.structure: Structure = structure
         if noise_precision is not None:
             self._take(noise_precision)
+        self.ignore_nan = bool(ignore_nan)
+        given = self.structure == "diagonal" and not self.learns_noise
+        require(
+            not ignore_nan or self.structure == "scalar" or given,
+            "scalar noise, or a given precision of each output, with ignore_nan=True",
+            f"{self.structure} noise{' to be learnt' if self.learns_noise else ''}",
+            "Give noise_precision=torch.tensor([...]), one for each output, or one for all.",
+        )
 
     @property
     def scalar_noise(self) -> bool:
@@ -54,11 +67,29 @@ class Gaussian(Likelihood):
         return self.noise_precision is not None
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        each = self.log_precisions(outputs, targets)
+        if each is not None:
+            weights = self.curvature_weights(targets)
+            assert weights is not None
+            left = self.residuals(outputs, targets)
+            squared = weights * left * self.curvature_product(outputs, left[None])[0]
+            density = -0.5 * (squared - each + (weights > 0) * log(2 * pi))
+            return density.reshape(len(density), -1).sum(1)
         residual = (targets - outputs).unsqueeze(0)
         squared = (residual * self.curvature_product(outputs, residual)).squeeze(0)
         per_datum = squared.reshape(squared.shape[0], -1)
         constant = per_datum.shape[1] * log(2 * pi) - self.log_determinant(outputs)
         return -0.5 * (per_datum.sum(1) + constant)
+
+    def counted(self, targets: Tensor) -> Tensor | None:
+        return ~targets.isnan() if self.ignore_nan else None
+
+    def log_precisions(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        weights = self.curvature_weights(targets)
+        if weights is None:
+            return None
+        own = weights.to(outputs).clamp_min(torch.finfo(outputs.dtype).tiny)
+        return (own.log() + self._precision().to(outputs).log()).where(weights > 0, 0)
 
     def log_determinant(self, outputs: Tensor) -> float:
         """log det B of one datum of the given outputs, all inner axes together."""
@@ -88,7 +119,9 @@ class Gaussian(Likelihood):
             f"{tuple(targets.shape)}",
             "Reshape one of them: broadcasting would pair every target with every output.",
         )
-        require_finite(targets, "targets", "Remove or impute them.")
+        known = self.counted(targets)
+        fix_nan = "Remove or impute them, or leave them out by ignore_nan=True."
+        require_finite(targets if known is None else targets[known], "targets", fix_nan)
         if self.structure == "scalar":
             return
         shape, fix = tuple(outputs.shape), "Give a number, a vector (C,) or a matrix (C, C)."
@@ -105,7 +138,8 @@ class Gaussian(Likelihood):
         return covariance.to(outputs)
 
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return targets - outputs
+        known = Gaussian.counted(self, targets)
+        return targets - outputs if known is None else (targets - outputs).where(known, 0)
 
     def with_noise(self, noise_precision: Tensor) -> Self:
         other = copy(self)
@@ -187,9 +221,8 @@ class Gaussian(Likelihood):
 
     def config(self) -> dict[str, Any]:
         precision = None if self.noise_precision is None else self.noise_precision.tolist()
-        return {
-            **super().config(), "noise_precision": precision, "learn": self.learns_noise, "structure": self.structure,
-        }  # fmt: skip
+        told = {"noise_precision": precision, "learn": self.learns_noise, "structure": self.structure}
+        return {**super().config(), **told, **({"ignore_nan": True} if self.ignore_nan else {})}
 
     def _take(self, noise_precision: float | Tensor) -> None:
         """Take over a precision; its shape says which structure it has."""

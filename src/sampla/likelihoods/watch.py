@@ -7,7 +7,14 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from sampla.likelihoods import Bernoulli, Categorical, Likelihood
+from sampla.likelihoods import (
+    Bernoulli,
+    Categorical,
+    HeteroscedasticGaussian,
+    Likelihood,
+    NegativeBinomial,
+    Poisson,
+)
 
 _CERTAIN = 1e-6
 """Probabilities nearer than this to 0 or 1 are moved there before they become logits."""
@@ -53,9 +60,22 @@ def _logit(probabilities: Tensor) -> Tensor:
     return probabilities.logit(_CERTAIN)
 
 
+def _log(outputs: Tensor) -> Tensor:
+    return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
+
+
+def _with_log_variances(outputs: Tensor) -> Tensor:
+    mean, variance = outputs.chunk(2, -1)
+    return torch.cat([mean, _log(variance)], -1)
+
+
 _PROBABILITIES, _OFF = "probabilities", "Take the last layer off"
 _SOFTMAX = "it takes the softmax once more, so that predictions stay near equal ones and error bars mean nothing"
 _SIGMOID = "it takes the sigmoid once more, so that predictions stay near 1/2 and error bars mean nothing"
+_RATES = Reading(
+    "Softplus, ReLU or exp", "rates", "none below 0, and as such they fit", "their logarithms",
+    "it takes the exponential", f"{_OFF}, or return its logarithm.", lambda f, _: bool((f >= 0).all()), _log, _CLEARLY,
+)  # fmt: skip
 _READINGS: dict[type[Likelihood], tuple[Reading, ...]] = {
     Categorical: (
         Reading(
@@ -77,6 +97,15 @@ _READINGS: dict[type[Likelihood], tuple[Reading, ...]] = {
             "LogSigmoid", "log-probabilities", "none above 0, and as such they fit", "the logits",
             "it takes the sigmoid, which makes at most 1/2 of them", f"{_OFF}.",
             lambda f, _: bool((f <= 0).all()), lambda f: _logit(f.exp()), _CLEARLY,
+        ),
+    ),
+    Poisson: (_RATES,),
+    NegativeBinomial: (_RATES,),
+    HeteroscedasticGaussian: (
+        Reading(
+            "Softplus or exp", "variances", "none below 0 in the second half, and as such they fit", "their logarithms",
+            "it takes the exponential", f"{_OFF}, or return its logarithm.",
+            lambda f, _: bool((f.chunk(2, -1)[1] >= 0).all()), _with_log_variances, _CLEARLY,
         ),
     ),
 }  # fmt: skip

@@ -5,7 +5,7 @@ as many as the caches of a CPU hold, so that memory does not grow with either. D
 follows, such as a softmax over few classes, is quick along any axis but that one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import log
 
 import torch
@@ -19,6 +19,8 @@ _AT_ONCE = {"cpu": 2**16}
 _ELSEWHERE = 2**23
 _LEAST_DRAWS = 16
 """Draws together at least, so that reading the K deviations is shared."""
+_DOUBLINGS, _HALVINGS, _CLOSE = 200, 64, 1e-12
+"""Of the interval that a quantile is looked for in, until it is so short beside where it is."""
 
 
 def mixing(seed: int, count: int, num_draws: int, like: Tensor) -> Tensor:
@@ -89,6 +91,48 @@ def grouped_log_prob(
     for rows, each in log_prob_of_draws(likelihood, mean, deviations, mix, targets):
         joint = joint.index_add(1, group[rows], each)
     return joint.logsumexp(0) - log(mix.shape[1])
+
+
+def target_quantiles(
+    likelihood: Likelihood, mean: Tensor, deviations: Tensor, mix: Tensor, probabilities: Sequence[float]
+) -> Tensor:
+    """(Q, n, ...) quantiles of targets under p(y | f) averaged over S draws: by bisection of the averaged P(y <= v).
+
+    Args: as for ``class_averages``, and Q probabilities in (0, 1).
+    """
+    found: list[list[Tensor]] = [[] for _ in probabilities]
+    for _, draws in _pieces(mean.detach().double(), deviations.detach().double(), mix.detach().double()):
+        outputs = torch.cat(list(draws), -1).movedim(-1, 0)
+        for parts, probability in zip(found, probabilities, strict=True):
+            parts.append(_quantile(likelihood, outputs, probability))
+    return torch.stack([torch.cat(parts) for parts in found]).to(mean)
+
+
+def _quantile(likelihood: Likelihood, outputs: Tensor, probability: float) -> Tensor:
+    """(n, ...) quantile of targets whose outputs are (S, n, *out); of counts the least v with P(y <= v) >= q."""
+    each = likelihood.distribution(outputs)
+    assert each is not None
+    discrete = each.support is not None and each.support.is_discrete
+
+    def reached(values: Tensor) -> Tensor:
+        return likelihood.cdf(outputs, values).mean(0) >= probability
+
+    high = outputs.new_ones(each.batch_shape[1:])
+    low = -high
+    for _ in range(_DOUBLINGS):
+        short, past = ~reached(high), reached(low) & (not discrete)
+        if not bool((short | past).any()):
+            break
+        below, above = torch.where(past, 2 * low, low), torch.where(short, 2 * high, high)
+        low, high = below.where(~short, high), above.where(~past, low)
+    for _ in range(_HALVINGS):
+        near = high.new_ones(()) if discrete else _CLOSE * torch.maximum(low.abs(), high.abs())
+        if bool((high - low <= near).all()):
+            break
+        middle = ((low + high) / 2).floor() if discrete else (low + high) / 2
+        enough = reached(middle)
+        low, high = low.where(enough, middle), middle.where(enough, high)
+    return high
 
 
 def _collected(size: int, parts: Iterator[tuple[slice, tuple[Tensor, ...]]]) -> list[Tensor]:

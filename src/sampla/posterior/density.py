@@ -44,9 +44,15 @@ def gaussian_joint_log_prob(
     """
     dtype, count, groups = mean.dtype, len(deviations), int(group.max()) + 1
     mean, deviations = mean.double(), deviations.double()  # float32 loses the identity beside large ones
-    residual = (targets.to(mean) - mean).unsqueeze(0)
+    own = likelihood.log_precisions(mean, targets)
+    left = targets.to(mean) - mean if own is None else likelihood.residuals(mean, targets)
+    assert left is not None
+    residual = left.unsqueeze(0)
     weighted = likelihood.curvature_product(mean, residual)
     pushed = likelihood.curvature_product(mean, deviations)
+    weights = None if own is None else likelihood.curvature_weights(targets)
+    if weights is not None:
+        weighted, pushed = weighted * weights.to(mean), pushed * weights.to(mean)
 
     def grouped(each: Tensor) -> Tensor:
         return each.new_zeros(groups, *each.shape[1:]).index_add(0, group, each)
@@ -60,7 +66,9 @@ def gaussian_joint_log_prob(
     root = torch.linalg.cholesky(inner + torch.eye(count).to(inner))
     explained = torch.cholesky_solve(cross, root).mul(cross).sum((1, 2))
     log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1)
-    size = grouped(mean.new_ones(len(mean)))
-    constant = mean[0].numel() * log(2 * pi) - noise_log_det
-    density: Tensor = -0.5 * (square - explained + log_det + size * constant)
+    if own is None or weights is None:
+        constant = grouped(mean.new_ones(len(mean))) * (mean[0].numel() * log(2 * pi) - noise_log_det)
+    else:
+        constant = grouped(((weights > 0) * log(2 * pi) - own).reshape(len(mean), -1).sum(1))
+    density: Tensor = -0.5 * (square - explained + log_det + constant)
     return density.to(dtype)

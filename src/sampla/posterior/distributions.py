@@ -8,10 +8,13 @@ from torch.distributions import (
     Bernoulli,
     Categorical,
     Distribution,
+    Independent,
     LowRankMultivariateNormal,
+    MixtureSameFamily,
     MultivariateNormal,
 )
 
+from sampla.posterior.averages import mixing
 from sampla.posterior.outputs import Outputs
 
 
@@ -23,12 +26,20 @@ def target_distribution(outputs: Outputs, probs: Callable[[], Tensor]) -> Distri
         probs: gives the class probabilities.
 
     Returns:
-        A Categorical with the classes last, a Bernoulli, or a normal distribution over the flattened outputs of a datum
-        with noise, at the width for single labels; n of them.
+        A Categorical with the classes last, a Bernoulli, a normal distribution over the flattened outputs of a datum
+        with noise, or a mixture of p(y | f) over draws of f, at the width for single labels; n of them.
 
     Raises:
         TypeError: for a likelihood that has neither class probabilities nor noise that is added.
     """
+    drawn = outputs.likelihood.distribution(outputs.mean[:0])
+    if drawn is not None:
+        count, mix = outputs.num_draws, mixing(outputs.seed, len(outputs.deviations), outputs.num_draws, outputs.mean)
+        each = outputs.mean + outputs.width * torch.tensordot(mix, outputs.deviations, dims=([0], [0]))
+        components = outputs.likelihood.distribution(each.movedim(0, 1))  # (n, S, ...)
+        assert components is not None
+        equal = Categorical(logits=outputs.mean.new_zeros(len(outputs), count))
+        return MixtureSameFamily(equal, Independent(components, len(components.batch_shape) - 2))
     axis = outputs.likelihood.class_axis
     if outputs.likelihood.log_determinant(outputs.mean) is None:
         found = probs()

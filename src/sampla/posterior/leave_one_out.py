@@ -82,8 +82,8 @@ class GaussianLeftOut:
     """(n, *out) of S'f_-n."""
     leverage: Tensor
     """(n, *out) h of each output."""
-    log_root: float
-    """log det B / 2 for each output."""
+    log_root: float | Tensor
+    """log det B / 2 for each output, a number or (n, *out)."""
 
     def log_prob(self, factors: list[float], powers: tuple[float, ...]) -> Tensor:
         """As for ``LeftOut``, in closed form: (powers, factors, n, *out); only powers of one mean anything."""
@@ -124,7 +124,8 @@ class Linear:
         if counted is None:
             times = torch.ones_like(like)
         else:
-            axes = observation_axes(likelihood, self.mode)
+            each = like.shape == self.mode.shape  # as of Gaussian noise, whatever one observation is about
+            axes = () if each else observation_axes(likelihood, self.mode)
             times = counted.expand_as(self.mode).to(like)
             times = times.amax(axes) if axes else times
         weights = self.batch.weights
@@ -173,12 +174,19 @@ def left_out(
     times = 1.0 if weights is None else weights.to(mode).view(-1, *[1] * (mode.ndim - 1))
     log_det = likelihood.log_determinant(mode)
     if log_det is not None:
-        residual = likelihood.curvature_root_transpose_product(mode, (targets.to(mode) - mode)[None])[0]
+        own = likelihood.log_precisions(mode, targets)
+        left = targets.to(mode) - mode if own is None else likelihood.residuals(mode, targets)
+        assert left is not None
+        residual = likelihood.curvature_root_transpose_product(mode, left[None])[0]
         variance = likelihood.curvature_root_transpose_product(mode, deviations).square().mean(0)
+        known = None if own is None else likelihood.curvature_weights(targets)
+        if known is not None:
+            residual, variance = residual * known.to(residual).sqrt(), variance * known.to(variance)
+        log_root = log_det / (2 * mode[0].numel()) if own is None else own / 2
         leverage = times * variance
         factor = inverse_remainder(leverage, len(deviations))
         wider = variance * factor.clamp(1, _LARGEST_VARIANCE)
-        return GaussianLeftOut(residual * (1 + leverage * factor), wider, leverage, log_det / (2 * mode[0].numel()))
+        return GaussianLeftOut(residual * (1 + leverage * factor), wider, leverage, log_root)
     axes = observation_axes(likelihood, mode)
 
     def summed(values: Tensor) -> Tensor:
@@ -188,6 +196,8 @@ def left_out(
     along = summed(gradient * deviations)
     step, size = (along * deviations).mean(0), along.square().mean(0)
     bent = likelihood.curvature_product(curved_at, step[None])[0]
+    known = likelihood.curvature_weights(targets)
+    bent = bent if known is None else bent * known.to(bent)
     leverage = times * summed(step * bent) / size.clamp_min(torch.finfo(size.dtype).tiny)
     factor = inverse_remainder(leverage, len(deviations))
     wider = deviations * factor.clamp(1, _LARGEST_VARIANCE).sqrt()
@@ -218,8 +228,8 @@ def mixing(seed: int, count: int, like: Tensor) -> Tensor:
 
 
 def _gradient(likelihood: Likelihood, outputs: Tensor, targets: Tensor) -> Tensor:
-    """(n, *out) of -log p."""
+    """(n, *out) of the loss."""
     leaf = outputs.detach().requires_grad_()
     with torch.enable_grad():
-        gradient: Tensor = torch.autograd.grad(-likelihood.observation_log_prob(leaf, targets).sum(), leaf)[0]
+        gradient: Tensor = torch.autograd.grad(likelihood.observation_loss(leaf, targets).sum(), leaf)[0]
     return gradient

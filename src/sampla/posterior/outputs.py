@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sampla.core.checks import require, require_count, require_known
 from sampla.likelihoods import Likelihood
-from sampla.posterior.averages import mixing
+from sampla.posterior.averages import mixing, target_quantiles
 
 Rows = int | slice | Sequence[int] | Tensor | np.ndarray
 """What chooses data."""
@@ -52,6 +52,8 @@ class Outputs:
 
     def __post_init__(self) -> None:
         check_average(self.method, self.num_draws)
+        name, fits = type(self.likelihood).__name__, self.method != "probit" or self.likelihood.takes_probit
+        require(fits, f"method='monte-carlo' for {name}", "'probit'", "Its probabilities have no such approximation.")
 
     @property
     def samples(self) -> Tensor:
@@ -72,18 +74,37 @@ class Outputs:
         return self.variance.sqrt()
 
     @property
-    def variance_total(self) -> Tensor:
-        """(n, *out) variance of a new target: ``variance`` plus that of the noise of each output.
+    def mean_total(self) -> Tensor:
+        """(n, ...) mean of a new target: ``mean`` where that is an output plus noise, of counts exp(f) averaged.
 
         Raises:
-            TypeError: where targets are no sum of outputs and noise, as of classes.
+            TypeError: where targets are no numbers, as of classes.
         """
+        moments = self._target_moments
+        if moments is None:
+            if self.likelihood.log_determinant(self.mean) is None:
+                self.likelihood.noise_covariance(self.mean[:0])  # raises where targets are classes
+            return self.mean
+        return moments[0]
+
+    @property
+    def variance_total(self) -> Tensor:
+        """(n, ...) variance of a new target: ``variance`` plus that of the noise of each output.
+
+        Where targets are no sum of the two, as counts, it is their variance at the width for single labels.
+
+        Raises:
+            TypeError: where targets are no numbers, as of classes.
+        """
+        moments = self._target_moments
+        if moments is not None:
+            return moments[1]
         noise = self.likelihood.noise_covariance(self.mean)
         return self.variance + (noise.diagonal() if noise.ndim == 2 else noise)
 
     @property
     def std_total(self) -> Tensor:
-        """(n, *out) square root of ``variance_total``."""
+        """(n, ...) square root of ``variance_total``."""
         return self.variance_total.sqrt()
 
     @property
@@ -136,18 +157,23 @@ class Outputs:
 
         Args:
             q: one probability in (0, 1), or Q of them.
-            total: of new targets, with noise (``std_total``), instead of the function's.
+            total: of new targets, with noise (``std_total``), instead of the function's. Where that is not Gaussian,
+                they are those of p(y | f) averaged over ``num_draws`` draws of f; of counts the least that will do.
 
         Returns:
-            (n, *out) or (Q, n, *out).
+            (n, *out) or (Q, n, *out); of new targets, their shape.
 
         Raises:
             ValueError: for q outside (0, 1).
-            TypeError: with ``total``, where targets are no sum of outputs and noise.
+            TypeError: with ``total``, where targets are no numbers.
         """
         asked = torch.as_tensor(q, dtype=torch.float64)
         fits = asked.ndim < 2 and bool(((asked > 0) & (asked < 1)).all())
         require(fits, "probabilities in (0, 1)", f"{q}", "The median is .5; .025 and .975 hold 95 % between them.")
+        if total and self.likelihood.distribution(self.mean[:0]) is not None:
+            mix = self.width * mixing(self.seed, len(self.deviations), self.num_draws, self.mean)
+            each = target_quantiles(self.likelihood, self.mean, self.deviations, mix, asked.reshape(-1).tolist())
+            return each.view(*asked.shape, *each.shape[1:])
         normal: Tensor = torch.special.ndtri(asked).to(self.mean).view(*asked.shape, *[1] * self.mean.ndim)
         return self.mean + normal * (self.std_total if total else self.std)
 
@@ -227,6 +253,11 @@ class Outputs:
         """(n, out, K) deviations, all outputs of a datum on one axis."""
         count, size = self.deviations.shape[:2]
         return self.deviations.reshape(count, size, self.mean.shape[1:].numel()).movedim(0, -1)
+
+    @property
+    def _target_moments(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and variance of new targets at the width for single labels, where these are no outputs plus noise."""
+        return self.likelihood.target_moments(self.mean, self.width**2 * self._variance)
 
     @property
     def _variance(self) -> Tensor:

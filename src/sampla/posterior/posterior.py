@@ -1,5 +1,6 @@
 """The posterior over a network's parameters: its samples, what they predict, and their file."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,34 @@ from sampla.features import (
     plain_names,
     plain_parameters,
 )
-from sampla.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from sampla.likelihoods import (
+    Bernoulli,
+    Categorical,
+    FixedNoiseGaussian,
+    Gaussian,
+    Heads,
+    HeteroscedasticGaussian,
+    Likelihood,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    StudentT,
+)
 from sampla.posterior.outputs import check_average
 from sampla.posterior.predictive import Predictive, relative_size
 from sampla.posterior.width import Width
 
-_BUILT_IN = {"Categorical": Categorical, "Bernoulli": Bernoulli}
+_KINDS = (
+    Categorical,
+    Bernoulli,
+    Poisson,
+    NegativeBinomial,
+    HeteroscedasticGaussian,
+    StudentT,
+    Ordinal,
+    FixedNoiseGaussian,
+)
+_BUILT_IN: dict[str, Callable[..., Likelihood]] = {kind.__name__: kind for kind in _KINDS}
 _PIECE = 512
 """Data times samples in flight when predicting."""
 
@@ -206,12 +229,13 @@ def _require_weights(path: str | Path, network: nn.Module, expected: str, dtypes
 
 
 def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
+    if config["name"] == "Heads":
+        return Heads({name: (_rebuilt(own, path), size) for name, own, size in config["heads"]})
     if config["name"] == "Gaussian":
         precision = torch.tensor(config["noise_precision"], dtype=torch.float64)
-        return Gaussian(precision, learn=config["learn"])
+        return Gaussian(precision, learn=config["learn"], ignore_nan=config.get("ignore_nan", False))
     if config["name"] not in _BUILT_IN:
         raise ValueError(
             f"{path} was fitted with your own likelihood {config['name']}: pass load(..., likelihood=...)."
         )
-    likelihood: Likelihood = _BUILT_IN[config["name"]](**{k: v for k, v in config.items() if k != "name"})
-    return likelihood
+    return _BUILT_IN[config["name"]](**{k: v for k, v in config.items() if k != "name"})

@@ -5,6 +5,7 @@ it, which cost no further pass through the network (docs/method.md, section 7), 
 (section 9): one for what is said of a single label, and one for functions, which explain several.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp, inf, log, pi
@@ -54,6 +55,18 @@ class Predictive(Outputs):
         the average of their entropy, both at the joint width."""
         probabilities, expected = self._joint_averages
         return (self.likelihood.class_entropy(probabilities) - expected).clamp_min(0)
+
+    def head(self, name: str) -> "Predictive":
+        """The predictive of one head of a ``Heads`` likelihood, without the others.
+
+        Raises:
+            ValueError: for a head that there is not.
+        """
+        heads = self.likelihood.heads
+        require(name in heads, f"a head among {', '.join(heads)}", f"{name!r}", "They are those of sampla.Heads.")
+        likelihood, place = heads[name]
+        mean, deviations = self.mean[..., place], self.deviations[..., place]
+        return replace(self, mean=mean, deviations=deviations, likelihood=likelihood, targets=None, solve_error=None)
 
     def scaled(self, factor: float) -> "Predictive":
         """The same with both widths equal to a factor on the posterior's own deviations.
@@ -137,9 +150,11 @@ class Predictive(Outputs):
     def distribution(self) -> Distribution:
         """The distribution of each datum's target for ``torch.distributions``, n of them.
 
-        Classes: Categorical, the class axis last, or Bernoulli, of ``probs``. Regression: a normal distribution over
-        all outputs of a datum, flattened, whose ``log_prob`` is that of this predictive. Its covariance, of rank K plus
-        the noise, is a matrix only where the noise is one. (Take ``to(torch.float64)`` first where noise is small.)
+        Classes: Categorical, the class axis last, or Bernoulli, of ``probs``. Counts and other noise that is not
+        Gaussian: the mixture of p(y | f) over ``num_draws`` draws, all of them held. Regression: a normal distribution
+        over all outputs of a datum, flattened, whose ``log_prob`` is that of this predictive. Its covariance, of rank
+        K plus the noise, is a matrix only where the noise is one. (Take ``to(torch.float64)`` first where noise is
+        small.)
 
         Raises:
             TypeError: for other likelihoods.
@@ -148,13 +163,17 @@ class Predictive(Outputs):
 
     def numpy(self) -> dict[str, np.ndarray]:
         """What there is to say, as NumPy arrays: mean, std and samples, and of classes probs, entropy and
-        mutual_information; of regression std_total."""
+        mutual_information; of regression std_total, of other numbers mean_total too."""
         names = ["mean", "std", "samples"]
         try:
             self.likelihood.probabilities(self.mean[:0])
             names += ["probs", "entropy", "mutual_information"]
         except TypeError:
-            names += ["std_total"] if self.likelihood.log_determinant(self.mean) is not None else []
+            if self.likelihood.distribution(self.mean) is not None:
+                names.append("mean_total")
+            with suppress(TypeError):  # where the noise of new targets is not known
+                _ = self[:0].variance_total
+                names.append("std_total")
         return {name: getattr(self, name).detach().cpu().numpy() for name in names}
 
     def _given(self, values: Tensor, what: str) -> Tensor:

@@ -171,7 +171,8 @@ def _scale(model: LinearModel, mean: Tensor) -> Tensor:
 def _centred(each: Linear, values: Tensor) -> Tensor:
     """Outputs less what changes no probability: their mean over the classes; zero where nothing counts."""
     axis = each.batch.likelihood.class_axis
-    return each.batch.weighted(values if axis is None else values - values.mean(axis, keepdim=True))
+    alone = axis is None or values.shape[axis] == 1
+    return each.batch.weighted(values if alone else values - values.mean(axis, keepdim=True), 0.5)
 
 
 def _sums(

@@ -5,6 +5,9 @@ with Q P^-1 Q' = I, so that columns that converge or become dependent do no harm
 rank, and that only falls. One pass, with S = P^-1 Q and search directions D:
 
     G = D H D',    Z <- Z + C' G^-1 D,    T' Q_new = Q - G^-1 D H,    C_new = T C,    D_new = S_new + T D.
+
+Whatever has no P entries is on the CPU, and a pass reads it off an accelerator in four copies: G, which tells whether
+H is positive; Gram matrices whose eigenvectors tell the rank, twice (core/blocks.py); and what the error is told by.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +16,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from sampla.core.blocks import dots, gram, orthonormal_pair
+from sampla.core.blocks import dots, gram, on_host, orthonormal_pair
 from sampla.core.noise import PROBE, standard_normal
 from sampla.solvers._base import INDEFINITE, NOT_FINITE, SLACK, Iterate, LinearSystem, RightHandSide, Solver, Start
 
@@ -56,14 +59,14 @@ class Pass:
 
 @dataclass(frozen=True)
 class BlockCGState:
-    """The iterate, its residual and the next search directions; vectors are rows."""
+    """The iterate, its residual and the next search directions, vectors as rows; all else on the CPU in float64."""
 
     value: Tensor
     """(K, P) Z."""
     basis: Tensor
     """(m, P) Q of the residual R = B - H Z = C' Q, Q P^-1 Q' = I."""
     factor: Tensor
-    """(m, K) C, float64."""
+    """(m, K) C."""
     direction: Tensor
     """(m, P) D."""
     drift: Tensor
@@ -76,6 +79,8 @@ class BlockCGState:
     """(K,) |z|_M^2."""
     bound: Tensor
     """(K,) no error |z - z*|_M^2 is larger."""
+    weakest: float
+    """A lower bound, near enough, of the eigenvalues of P^-1 H: what a unit of residual can mean at worst."""
     recent: tuple[Pass, ...] = ()
     """The last passes since the residual was last computed from its definition."""
     stuck: bool = False
@@ -138,13 +143,14 @@ class BlockCG(Solver[BlockCGState]):
 
     def init(self, system: LinearSystem, rhs: RightHandSide, guess: Start | None) -> BlockCGState:
         total, inverse = rhs.total, system.inverse
-        scale = dots(total, inverse.solve(total)).clamp_min(0).sqrt()
+        (scale,) = on_host(dots(total, inverse.solve(total)).clamp_min(0).sqrt())
         if guess is None:
             return _started(system, rhs, torch.zeros_like(total), total, scale)
         residual = (total - guess.curvature_value).addcmul_(system.precision, guess.value, value=-1)
-        usable = dots(residual, inverse.solve(residual)).sqrt() <= _FAR * scale  # NaN is not
+        (length,) = on_host(dots(residual, inverse.solve(residual)).sqrt())
+        usable = length <= _FAR * scale  # NaN is not
         if not bool(usable.all()):
-            usable = usable[:, None]
+            usable = usable[:, None].to(total.device)
             start, residual = torch.where(usable, guess.value, 0), torch.where(usable, residual, total)
             return _started(system, rhs, start, residual, scale)
         return _started(system, rhs, guess.value, residual, scale)
@@ -155,15 +161,17 @@ class BlockCG(Solver[BlockCGState]):
         if len(state.basis) == 0 or min(_size_of(state.factor), state.scale.square().sum()) <= state.drift:
             return _recomputed(system, rhs, state)
         pushed = system.product(state.direction)
-        direction_gram = gram(state.direction, pushed)
+        direction_gram, prior = on_host(
+            gram(state.direction, pushed), gram(state.direction, state.direction, system.precision)
+        )
         complaint, root = _root(direction_gram, system)
         if root is None:
             if complaint or not state.recent:
                 return replace(state, complaint=complaint or INDEFINITE)
             return _recomputed(system, rhs, state)
-        remainder = torch.addmm(state.basis, torch.cholesky_inverse(root).to(pushed), pushed, alpha=-1)
+        remainder = torch.addmm(state.basis, _like(torch.cholesky_inverse(root), pushed), pushed, alpha=-1)
         del pushed
-        return _moved(system, rhs, state, remainder, direction_gram, root)
+        return _moved(system, rhs, state, remainder, direction_gram, prior, root)
 
     def error(self, state: BlockCGState) -> float:
         if state.complaint:
@@ -189,7 +197,7 @@ class BlockCG(Solver[BlockCGState]):
         error_rhs, probe = posed
         # E|e_s|_M^2 = sum_k |e_k|_M^2 for random signs s. That the combined residual is longer or shorter than the same
         # sum says is known, and tells most of the chance: the ratio estimator |e_s|_M^2 sum_k |r_k|^2 / |r_s|^2.
-        blind, share = _blind(system, state), (residual + float(state.drift)) / probe.start
+        blind, share = _blind(state), (residual + float(state.drift)) / probe.start
         products, most, found, limit = 0, _MOST, 0.0, inf
         while products < most and not probe.stuck:
             probe = self.step(system, error_rhs, probe)
@@ -218,11 +226,11 @@ class BlockCG(Solver[BlockCGState]):
         return state.complaint
 
     def solution(self, system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> Iterate:
-        curvature_value = rhs.total.addmm_(state.factor.mT.to(state.basis), state.basis, alpha=-1)
+        curvature_value = rhs.total.addmm_(_like(state.factor.mT, state.basis), state.basis, alpha=-1)
         curvature_value.addcmul_(system.precision, state.value, value=-1)
         relative = _missing(state) / torch.where(state.size > 0, state.size, torch.ones_like(state.size))
         return Iterate(
-            state.value, curvature_value, errors=state.correction * relative.sqrt(),
+            state.value, curvature_value, errors=state.correction * relative.sqrt().to(state.value.device),
             check_products=state.check_products,
         )  # fmt: skip
 
@@ -258,13 +266,13 @@ def _error_system(
     length = mix.norm()
     if not float(length) > 0:
         return None
-    shares = (mix / length).mT.to(state.basis)
+    shares = _like((mix / length).mT, state.basis)
     basis = shares @ state.basis
-    residual = length.to(basis) * basis
+    residual = _like(length, basis) * basis
     zero, square = length.new_zeros(1), length.square()
     start = BlockCGState(
         torch.zeros_like(basis), basis, length.reshape(1, 1), shares @ state.direction, _drift(system) * square,
-        length.reshape(1), float(square), zero, square.new_full((1,), torch.inf),
+        length.reshape(1), float(square), zero, square.new_full((1,), torch.inf), state.weakest,
     )  # fmt: skip
     return RightHandSide(residual, torch.zeros_like(residual), 0, rhs.seed), start
 
@@ -275,9 +283,9 @@ def _limit(probe: BlockCGState, share: float, blind: float) -> float:
     return float(sum(part**0.5 for part in parts)) ** 2
 
 
-def _blind(system: LinearSystem, state: BlockCGState) -> float:
+def _blind(state: BlockCGState) -> float:
     """|z - z*|_M^2 that may stem from the recurred residual not being the true one."""
-    return float(state.drift) / (4 * max(_weakest(system), _TINY))
+    return float(state.drift) / (4 * max(state.weakest, _TINY))
 
 
 def _over_cheap(state: BlockCGState, found: float) -> float:
@@ -288,29 +296,26 @@ def _over_cheap(state: BlockCGState, found: float) -> float:
 
 def _started(system: LinearSystem, rhs: RightHandSide, value: Tensor, residual: Tensor, scale: Tensor) -> BlockCGState:
     """The state at an iterate whose residual has been computed from its definition."""
-    if not bool(residual.isfinite().all()):
+    weakest = (system.precision / (system.diagonal + system.precision)).min()
+    finite, weakest = on_host(residual.isfinite().all(), weakest)
+    if not bool(finite):
         empty, none = residual[:0], scale.new_zeros(0, len(scale))
         zero = scale.new_zeros(len(scale))
-        return BlockCGState(value, empty, none, empty, zero.sum(), scale, 0.0, zero, zero, complaint=NOT_FINITE)
+        return BlockCGState(value, empty, none, empty, zero.sum(), scale, 0.0, zero, zero, 0.0, complaint=NOT_FINITE)
     basis, dual, factor = orthonormal_pair(residual, system.inverse.solve, scale)
     terms = scale.square().sum() + _size_of(factor)  # the residual is a difference of b and of H z = b - r
     state = BlockCGState(
-        value, basis, factor, dual, _drift(system) * terms, scale, float(_size_of(factor)), scale, scale
+        value, basis, factor, dual, _drift(system) * terms, scale, float(_size_of(factor)), scale, scale, float(weakest)
     )
     return _measured(system, rhs, state)
 
 
 def _moved(
-    system: LinearSystem,
-    rhs: RightHandSide,
-    state: BlockCGState,
-    remainder: Tensor,
-    direction_gram: Tensor,
-    root: Tensor,
-) -> BlockCGState:
-    """One pass of the recurrences, from Q - G^-1 D H, G and its root."""
+    system: LinearSystem, rhs: RightHandSide, state: BlockCGState, remainder: Tensor, direction_gram: Tensor,
+    prior: Tensor, root: Tensor,
+) -> BlockCGState:  # fmt: skip
+    """One pass of the recurrences, from Q - G^-1 D H, G, D A D' and the root of G."""
     weights = torch.cholesky_solve(state.factor, root)  # (m, K)
-    prior = gram(state.direction, state.direction, system.precision)
     energy, prior_energy = (weights * (direction_gram @ weights)).sum(0), (weights * (prior @ weights)).sum(0)
     if bool((energy - prior_energy < -_rounding(direction_gram, system) * weights.square().sum(0)).any()):
         return replace(state, complaint=INDEFINITE)  # of M, although H may still be positive
@@ -318,12 +323,12 @@ def _moved(
         basis, dual, change = orthonormal_pair(remainder, system.inverse.solve, torch.ones(len(remainder)))
     except ArithmeticError:
         return replace(state, complaint=NOT_FINITE)
-    direction = torch.addmm(dual, change.to(dual), state.direction)
+    direction = torch.addmm(dual, _like(change, dual), state.direction)
     del dual  # a block of K vectors is much memory
     done = Pass(state.factor.square().sum(0), energy, (energy - prior_energy).clamp_min(0))
     moved = replace(
         state,
-        value=torch.addmm(state.value, weights.mT.to(state.value), state.direction),
+        value=torch.addmm(state.value, _like(weights.mT, state.value), state.direction),
         basis=basis,
         factor=change @ state.factor,
         direction=direction,
@@ -353,18 +358,15 @@ def _recomputed(system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -
 
 def _measured(system: LinearSystem, rhs: RightHandSide, state: BlockCGState) -> BlockCGState:
     """With |z|_M^2 = z'(b - r - A z), and the bound H^-1 M H^-1 <= A^-1 / 4."""
-    overlap = (state.factor * gram(state.basis, state.value)).sum(0)
-    size = dots(state.value, rhs.data_part) + dots(state.value, rhs.prior_part) - overlap
-    size = size - dots(state.value, state.value, system.precision)
-    spread = gram(state.basis, state.basis, system.precision.reciprocal())
+    value, basis, precision = state.value, state.basis, system.precision
+    along_data, along_prior, inside, shared, spread = on_host(
+        dots(value, rhs.data_part), dots(value, rhs.prior_part), dots(value, value, precision), gram(basis, value),
+        gram(basis, basis, precision.reciprocal()),
+    )  # fmt: skip
+    size = along_data + along_prior - (state.factor * shared).sum(0) - inside
     bound = (state.factor * (spread @ state.factor)).sum(0) / 4
-    bound = bound + state.drift / max(len(bound), 1) / (4 * max(_weakest(system), _TINY))
+    bound = bound + state.drift / max(len(bound), 1) / (4 * max(state.weakest, _TINY))
     return replace(state, size=size.clamp_min(0), bound=torch.nan_to_num(bound, nan=torch.inf))
-
-
-def _weakest(system: LinearSystem) -> float:
-    """A lower bound, near enough, of the eigenvalues of P^-1 H: what a unit of residual can mean at worst."""
-    return float((system.precision / (system.diagonal + system.precision)).min())
 
 
 def _missing(state: BlockCGState) -> Tensor:
@@ -378,6 +380,11 @@ def _missing(state: BlockCGState) -> Tensor:
     later = left * reach / (1 - min(rate, _SLOWEST))
     most = torch.minimum(last.curvature + later, state.bound)
     return most if len(state.recent) < 2 else later.clamp(most / _TRUST**2, most)
+
+
+def _like(small: Tensor, block: Tensor) -> Tensor:
+    """Where the block is and in its dtype; an accelerator need not have come to it before the CPU goes on."""
+    return small.to(block, non_blocking=True)
 
 
 def _size_of(factor: Tensor) -> Tensor:
