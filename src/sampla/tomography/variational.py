@@ -61,7 +61,7 @@ _RUNG, _STEPS = 2**0.5, 3
 _WORSE = 2
 """Rungs above the best before the ladder ends."""
 _LAST, _KEPT = 12, 0.75
-"""Steps at the chosen strength at least, and the share of the variances so far in their average."""
+"""Steps at the chosen strength, at least, and the share of the variances so far in their average."""
 _SETTLED = 0.01
 """Relative change of sigma over a step at which the weights have settled."""
 _DENSE_UP_TO = 2_000
@@ -227,9 +227,10 @@ class VariationalTV:
         """The last state, the record of every step, and whether the weights have settled."""
         self._progress.enter("weights of total variation")
         steps: list[ReweightingStep] = []
+        bar = self._progress.sweep(range(self.max_steps), self.max_steps)
 
         def step(before: _State, strength: float | None, kept: float = 0.0) -> _State:
-            begun = perf_counter()
+            begun, _ = perf_counter(), next(bar)
             after = self._reweighted(scan, before, strength, kept, self.seed + len(steps) + 1)
             moved = float((after.image - before.image).norm() / after.image.norm())
             steps.append(
@@ -243,13 +244,10 @@ class VariationalTV:
         while _change(state.strength, before.strength) > _RESTING and len(steps) < self.max_steps:
             before, state = state, step(state, None)
         state = self._ladder(state, step, steps)
-        for _ in range(_LAST):
-            if len(steps) < self.max_steps:
-                before, state = state, step(state, state.strength, _KEPT)
-        while _change(state.noise_std, before.noise_std) > _SETTLED and len(steps) < self.max_steps:
-            before, state = state, step(state, state.strength, _KEPT)
-        rests = _change(state.noise_std, before.noise_std) <= _SETTLED and len(steps) < self.max_steps
-        return state, steps, rests and state.solved
+        averaged = 0
+        while len(steps) < self.max_steps and (averaged < _LAST or _moves(state, before)):
+            before, state, averaged = state, step(state, state.strength, _KEPT), averaged + 1
+        return state, steps, averaged >= _LAST and not _moves(state, before) and state.solved
 
     def _ladder(self, state: _State, step: Callable[..., _State], steps: list[ReweightingStep]) -> _State:
         """The state on the best rung, its strength moved to the least of a parabola through it and its neighbours."""
@@ -259,7 +257,7 @@ class VariationalTV:
             if len(rungs) - 1 - best >= _WORSE:
                 break
             strength = rungs[-1].strength * _RUNG
-            for _ in range(_STEPS):
+            for _ in range(min(_STEPS, self.max_steps - len(steps))):
                 state = step(state, strength)
             rungs.append(state)
         best = min(range(len(rungs)), key=lambda n: rungs[n].score)
@@ -331,3 +329,8 @@ def _images(features: DifferenceFeatures, inference: Inference) -> tuple[Tensor,
 
 def _change(now: float, before: float) -> float:
     return abs(now / before - 1)
+
+
+def _moves(now: _State, before: _State) -> bool:
+    """Whether the noise still changes from step to step."""
+    return _change(now.noise_std, before.noise_std) > _SETTLED
