@@ -39,7 +39,8 @@ class Categorical(Likelihood):
     class_axis: int = -1
     observation_axes = (-1,)
     ignore_index: int | None = None
-    weight: Tensor | None = None
+    class_weight: Tensor | None = None
+    """(C,), float64; not ``weight``, which classes derived from this one have used for numbers of their own."""
     label_smoothing: float = 0.0
 
     def __init__(
@@ -56,11 +57,11 @@ class Categorical(Likelihood):
         require(whole, "ignore_index as an integer", f"{ignore_index}", "-100 is usual.")
         self.class_axis, self.observation_axes = int(class_axis), (int(class_axis),)
         self.ignore_index = None if ignore_index is None else int(ignore_index)
-        self.weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float64, device="cpu")
+        self.class_weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float64, device="cpu")
         self.label_smoothing = float(label_smoothing)
-        least = 1.0 if self.weight is None else float(self.weight.min())
+        least = 1.0 if self.class_weight is None else float(self.class_weight.min())
         fix = "Give one number for each class; leave data out by ignore_index."
-        fits = self.weight is None or self.weight.ndim == 1
+        fits = self.class_weight is None or self.class_weight.ndim == 1
         require(0 < least < torch.inf and fits, "positive class weights (C,)", f"{weight}", fix)
         smoothed = 0 <= self.label_smoothing < 1
         require(smoothed, "label_smoothing in [0, 1)", f"{label_smoothing}", "It is that of the training loss.")
@@ -80,26 +81,26 @@ class Categorical(Likelihood):
 
     def observation_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """With l_c = -log p_c: (1 - e) w_y l_y + e mean_c w_c l_c, of label smoothing e and weights w."""
-        if self.weight is None and self.label_smoothing == 0:
+        if self.class_weight is None and self.label_smoothing == 0:
             return super().observation_loss(outputs, targets)
         each, smoothing = outputs.log_softmax(self.class_axis).movedim(self.class_axis, -1), self.label_smoothing
         known, labels = self._known(targets), as_counts(targets)
         labels = labels if known is None else labels.where(known, 0)
-        if self.weight is not None:
-            each = each * self.weight.to(each)
+        if self.class_weight is not None:
+            each = each * self.class_weight.to(each)
         own = each.take_along_dim(labels.unsqueeze(-1), -1).squeeze(-1)
         loss = -(1 - smoothing) * own - smoothing * each.mean(-1)
         return loss if known is None else loss * known
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.weight is None and self.label_smoothing == 0:
+        if self.class_weight is None and self.label_smoothing == 0:
             return -self.log_prob(outputs, targets)
         return super().loss(outputs, targets)
 
     def curvature_weights(self, targets: Tensor) -> Tensor | None:
-        if self.weight is None:
+        if self.class_weight is None:
             return self.counted(targets)
-        known, labels, weight = self._known(targets), as_counts(targets), self.weight.to(targets.device)
+        known, labels, weight = self._known(targets), as_counts(targets), self.class_weight.to(targets.device)
         weight = (1 - self.label_smoothing) * weight + self.label_smoothing * weight.mean()
         found = weight[labels if known is None else labels.where(known, 0)]
         return (found if known is None else found * known).unsqueeze(self.class_axis)
@@ -170,7 +171,7 @@ class Categorical(Likelihood):
         if asked.numel() == 0:
             return
         low, high, classes = int(asked.min()), int(asked.max()), shape[self.class_axis]
-        told = classes if self.weight is None else len(self.weight)
+        told = classes if self.class_weight is None else len(self.class_weight)
         require(told == classes, f"weights of {classes} classes", f"{told}", "Give one for each output.")
         require(
             low >= 0 and high < classes,
@@ -181,8 +182,8 @@ class Categorical(Likelihood):
 
     def config(self) -> dict[str, Any]:
         told: dict[str, Any] = {"class_axis": self.class_axis, "ignore_index": self.ignore_index}
-        if self.weight is not None:
-            told["weight"] = self.weight.tolist()
+        if self.class_weight is not None:
+            told["weight"] = self.class_weight.tolist()
         if self.label_smoothing:
             told["label_smoothing"] = self.label_smoothing
         return {**super().config(), **told}
