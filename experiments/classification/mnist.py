@@ -73,7 +73,7 @@ EXPERIMENT = Experiment(
         "sampla-isotropic-mode", "sampla-g-mode", "sampla-reference",
     ),
     full=Settings(
-        images=2_000, held_out=500, test=2_000, shifted=500, foreign=500, samples=16, ensemble=5,
+        images=58_000, held_out=2_000, test=10_000, shifted=10_000, foreign=10_000, samples=16, ensemble=5,
         reference_samples=32, ella_points=200, swag=Swag(epochs=5, learning_rate=0.01),
     ),
     quick=Settings(
