@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device accelerator-tiny soak lint figures benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -24,6 +24,11 @@ test-second-device: $(INSTALLED)
 # docs/reliability.md: kills, flipped bits, interrupts and threads, a quarter of an hour on one core. PARTS=kills does one.
 soak: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python -m reliability $(addprefix --only ,$(PARTS))
+
+# The examples with other libraries, which are installed beside sampla: docs/integrations.md. torch stays what it is.
+integrations: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[integrations]'
+	$(BIN)/pytest tests/test_integrations.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -99,6 +99,7 @@ FLOORS = (
     ("tomography: front door", "tomography.linearised tomography.variational"),
     ("tomography", "tomography"),
     ("public names", ""),
+    ("other libraries", "integrations"),
     ("apps: drawings", "apps.figures"),
     ("apps: a result as one page", "apps.page"),
     ("the demo: what it is given", "apps.demo.data apps.demo.networks"),

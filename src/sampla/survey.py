@@ -14,7 +14,7 @@ from sampla.core.inputs import describe_inputs, input_tensors
 from sampla.features import Chunked, Features, Linearisation
 from sampla.likelihoods import Likelihood
 from sampla.likelihoods.checks import check_counted, check_curvature, check_observations, check_settings
-from sampla.likelihoods.watch import OutputWatch
+from sampla.likelihoods.watch import CopyWatch, OutputWatch
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class FirstLook:
 
     def __init__(self, features: Features, likelihood: Likelihood, chunks: Chunks, *, unchecked: bool) -> None:
         self._features, self._likelihood, self._chunks, self._unchecked = features, likelihood, chunks, unchecked
-        self._outputs, self._numbers, self._watch = 0.0, 0, OutputWatch(likelihood)
+        self._outputs, self._numbers = 0.0, 0
+        self._watch, self._copies = OutputWatch(likelihood), CopyWatch(likelihood)
         self._moments: list[Tensor] = []
         check_settings(likelihood)
 
@@ -73,6 +74,7 @@ class FirstLook:
         if batch.position == 0:
             self._check_curvature(outputs, batch.targets)
         self._watch.see(outputs, batch.targets)
+        self._copies.see(input_tensors(batch.inputs), batch.targets)
         counted = batch.size if batch.weights is None else float(batch.weights.double().sum())
         self._numbers += outputs.numel()
         left, known = likelihood.residuals(outputs, batch.targets), likelihood.counted(batch.targets)
@@ -94,6 +96,7 @@ class FirstLook:
             data: whose minibatches these were.
         """
         self._watch.warn()
+        self._copies.warn()
         numbers = data.count_outputs(self._numbers)
         (outputs,) = data.summed("outputs, weighted", torch.tensor(self._outputs, dtype=torch.float64))
         self._outputs = float(outputs)

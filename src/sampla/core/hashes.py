@@ -18,6 +18,8 @@ from sampla.core.typing import Inputs, Opaque
 Counted: TypeAlias = Callable[[Tensor], Tensor | None]
 """Which targets a likelihood counts, as ``Likelihood.counted`` says it."""
 
+_DECODER = "decoder_"
+"""How the names of entries begin that a decoder reads, as long as the targets, not as the other entries."""
 _NARROW = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -46,10 +48,13 @@ def datum_hashes(
     """
     size, device = targets.shape[0], targets.device
     total, unpadded, leaves = torch.zeros(size, dtype=torch.int64, device=device), None, 0
+    asked = None if counted is None else counted(targets)
+    if asked is not None:
+        asked = asked.reshape(targets.shape) != 0 if asked.numel() == targets.numel() else None
     if isinstance(inputs, (Opaque, list)):
         total = mix(_object_hashes(inputs, size).to(device))
     else:
-        places = _Unpadded(inputs, sides or {})
+        places = _Unpadded(inputs, sides or {}, asked)
         for leaves, (name, leaf) in enumerate(named_leaves(inputs), start=1):
             k = leaves - 1
             if isinstance(leaf, Tensor):
@@ -59,11 +64,10 @@ def datum_hashes(
                 total = mix(total + _weighted(bits, k, unpadded))
             else:
                 total = mix(total + _constant(leaf, k))
-        unpadded = places("", targets)
+        unpadded = places.of_targets(targets)
     bits = _bits(targets)
-    asked = None if counted is None else counted(targets)
-    if asked is not None and asked.numel() == targets.numel():
-        bits = bits.where(asked.reshape(size, -1) != 0, 0)
+    if asked is not None:
+        bits = bits.where(asked.reshape(size, -1), 0)
     return mix(total + _weighted(bits, leaves, unpadded))
 
 
@@ -102,8 +106,9 @@ def padding_sides(inputs: Inputs) -> dict[str, bool]:
 class _Unpadded:
     """Which places of the entries of a mapping are data, by their masks and what of these is padding."""
 
-    def __init__(self, inputs: Inputs, sides: Mapping[str, bool]) -> None:
-        self._sides, self._unpadded = sides, {}
+    def __init__(self, inputs: Inputs, sides: Mapping[str, bool], asked: Tensor | None) -> None:
+        self._sides, self._asked, self._unpadded = sides, asked, {}
+        self._decodes = isinstance(inputs, Mapping) and any(str(name).startswith(_DECODER) for name in inputs)
         for name, mask in _masks(inputs).items():
             if name in sides:
                 unpadded = (mask != 0) != sides[name]
@@ -114,8 +119,19 @@ class _Unpadded:
     def __call__(self, name: str, leaf: Any) -> Tensor | None:
         """(n, L) for an entry; None where no mask goes with it."""
         mask = _mask_of(name, self._sides)
+        if mask is None and name.startswith(_DECODER) and isinstance(leaf, Tensor) and self._asked is not None:
+            return _until_the_last(self._asked) if leaf.shape[:2] == self._asked.shape else None
         fits = mask in self._unpadded and isinstance(leaf, Tensor) and leaf.shape[:2] == self._unpadded[mask].shape
         return self._unpadded[mask] if fits and mask is not None else None
+
+    def of_targets(self, targets: Tensor) -> Tensor | None:
+        """The same of the targets, which are the decoder's where there is one."""
+        return self(_DECODER if self._decodes else "", targets)
+
+
+def _until_the_last(asked: Tensor) -> Tensor:
+    """(n, L) what a decoder may have read of each datum by the last of its targets that counts."""
+    return asked.flip(1).cumsum(1).flip(1) > 0
 
 
 def _masks(inputs: Inputs) -> dict[str, Tensor]:
@@ -126,8 +142,10 @@ def _masks(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _mask_of(name: str, masks: Mapping[str, Any]) -> str | None:
-    """The mask of an entry: the only one, or that whose name begins as the entry's does."""
-    fitting = [mask for mask in masks if name.startswith(_beginning(mask)) or len(masks) == 1]
+    """The mask of an entry: the only one, or that whose name begins as the entry's does; a decoder's is its own."""
+    decodes = name.startswith(_DECODER)
+    known = [mask for mask in masks if not decodes or mask.startswith(_DECODER)]
+    fitting = [mask for mask in known if name.startswith(_beginning(mask)) or len(masks) == 1]
     return max(fitting, key=lambda each: len(_beginning(each)), default=None)
 
 

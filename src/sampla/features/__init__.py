@@ -1,5 +1,6 @@
 """Feature maps phi: anything that can say phi v (jvp) and phi' u (vjp) for one batch of inputs."""
 
+from sampla.features._arguments import NetworkCall
 from sampla.features._base import Features, Linearisation, adjoint_error, check_adjoint, displaced, predicted
 from sampla.features._lock import NETWORK_LOCK, locked
 from sampla.features._names import (
@@ -24,6 +25,7 @@ __all__ = [
     "DesignMatrix",
     "Features",
     "Linearisation",
+    "NetworkCall",
     "NetworkFeatures",
     "OutputName",
     "OutputsAt",

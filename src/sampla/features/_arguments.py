@@ -1,14 +1,24 @@
 """How the network is called with inputs of each kind, and the same as text for messages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import Signature, signature
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from sampla.core.typing import Inputs, Opaque
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+NetworkCall: TypeAlias = Callable[[nn.Module, Any], Any]
+"""A call of the network that the user wrote: (network, inputs of a batch) to what it returns."""
+
+
+def answered(model: nn.Module, inputs: Inputs, call: NetworkCall | None) -> Any:
+    """What the network returns on inputs, called as the user says or as its signature does."""
+    if call is not None:
+        return call(model, inputs.content if isinstance(inputs, Opaque) else inputs)
+    args, kwargs = call_arguments(model, inputs)
+    return model(*args, **kwargs)
 
 
 def call_arguments(model: nn.Module, inputs: Inputs) -> Arguments:
@@ -24,8 +34,11 @@ def call_arguments(model: nn.Module, inputs: Inputs) -> Arguments:
     return tuple(given), {}
 
 
-def describe_call(model: nn.Module, inputs: Inputs) -> str:
+def describe_call(model: nn.Module, inputs: Inputs, call: NetworkCall | None = None) -> str:
     """The call that was made: "model(x)", "model(tokens=..., mask=...)"."""
+    if call is not None:
+        given = inputs.content if isinstance(inputs, Opaque) else inputs
+        return f"call(model, data) with data a {type(given).__name__}"
     args, kwargs = call_arguments(model, inputs)
     if kwargs:
         return f"model({', '.join(f'{name}=...' for name in kwargs)})"

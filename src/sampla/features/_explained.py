@@ -8,7 +8,7 @@ from torch import nn
 from sampla.core.inputs import describe_inputs
 from sampla.core.memory import is_of_the_machine
 from sampla.core.typing import Inputs
-from sampla.features._arguments import describe_call
+from sampla.features._arguments import NetworkCall, describe_call
 
 _CALL_IT = "It was called as {call}: do that with one batch of the loader; shapes, dtypes and devices must fit."
 _NO_FORWARD_MODE = (
@@ -34,7 +34,7 @@ _REMEDIES = {
 
 
 @contextmanager
-def explained(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+def explained(model: nn.Module, inputs: Inputs, own: NetworkCall | None = None) -> Iterator[None]:
     """Add to what a call of the network raises how it was called, and what helps; what is the machine's passes.
 
     Raises:
@@ -45,7 +45,7 @@ def explained(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     except (RuntimeError, TypeError, LookupError, ValueError, AttributeError, AssertionError) as error:
         if is_of_the_machine(error):  # smaller chunks may do, or it is no call's fault
             raise
-        call_it = _CALL_IT.format(call=describe_call(model, inputs))
+        call_it = _CALL_IT.format(call=describe_call(model, inputs, own))
         remedy = next((fix for clue, fix in _REMEDIES.items() if clue in str(error)), call_it)
         raise RuntimeError(
             f"the network could not be called on inputs of shape and dtype {describe_inputs(inputs)}: {error}\n{remedy}"

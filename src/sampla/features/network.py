@@ -16,7 +16,7 @@ from sampla.core.inputs import detached
 from sampla.core.memory import is_of_the_machine
 from sampla.core.rounding import nudged
 from sampla.core.typing import Inputs
-from sampla.features._arguments import call_arguments
+from sampla.features._arguments import NetworkCall, answered
 from sampla.features._base import Features, Linearisation
 from sampla.features._differences import check_differences
 from sampla.features._explained import explained
@@ -64,6 +64,7 @@ class NetworkFeatures(Features):
         names: the parameters that form theta, as ``select_parameters`` gives them.
         output: which entry of the network's output the likelihood is about, by name or index; None: the only
             floating-point tensor, or the entry "logits".
+        call: a function of the network and a batch's inputs that returns its outputs; None: it is called on them.
         products: how the products are taken; ``choose_products`` finds out.
         precision: "bfloat16" takes the products of ``cheaper`` in it; "auto" where ``reduction`` is adopted.
         vectors_on: device on which vectors of P live; None: where the network is.
@@ -83,10 +84,11 @@ class NetworkFeatures(Features):
         precision: str = "full",
         vectors_on: torch.device | None = None,
         tangent: bool = False,
+        call: NetworkCall | None = None,
     ) -> None:
         self.precision, self.reduced = precision, precision == "bfloat16"
         self.folds: Sequence[Fold] = ()
-        self._traces = False
+        self._traces, self._call = False, call
         self._kept_laid: tuple[Products, LaidNetwork] | None = None
         self._inside = Inside(model)
         self._slots = slots(model)
@@ -197,9 +199,8 @@ class NetworkFeatures(Features):
 
     def _called_with(self, within: Callable[[Callable[[], Any]], Any], inputs: Inputs) -> Tensor:
         given = inputs if self._traces else detached(inputs)  # by which it may ask for gradients
-        args, kwargs = call_arguments(self._inside.model, given)
-        with explained(self._inside.model, inputs):
-            outputs = within(lambda: self._inside.model(*args, **kwargs))
+        with explained(self._inside.model, inputs, self._call):
+            outputs = within(lambda: answered(self._inside.model, given, self._call))
         return pick_output(outputs, self.output)
 
     def evaluate(self, inputs: Inputs) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from sampla.core.arguments import check_chunks, named
 from sampla.core.checks import require, require_count, require_fraction, require_known
+from sampla.features import NetworkCall
 from sampla.likelihoods import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, Likelihood, Poisson
 from sampla.likelihoods.checks import check_settings
 from sampla.priors import GPrior, Isotropic, Layerwise, Prior
@@ -111,3 +112,23 @@ def check_options(
     number = isinstance(width, Real) and not isinstance(width, bool) and 0 <= width < inf
     fix = "'loo' finds it from the training data, 'em' and 1 are the posterior itself, 0 is the network alone."
     require(number or width in ("loo", "em"), "width as 'loo', 'em' or a number of at least 0", f"{width!r}", fix)
+
+
+def checked_call(call: NetworkCall | None) -> NetworkCall | None:
+    """How the network is called, as it was given.
+
+    Raises:
+        TypeError: if that is no function.
+    """
+    if call is None or callable(call):
+        return call
+    raise TypeError(
+        f"expected call as a function of the network and a batch's inputs, got {type(call).__name__}. Give "
+        "lambda net, data: net(...), or leave it out."
+    )
+
+
+def call_name(call: NetworkCall) -> str:
+    """What two calls of the network that are the same have in common from one process to the next."""
+    named_like = call if hasattr(call, "__qualname__") else type(call)
+    return f"{named_like.__module__}.{named_like.__qualname__}"

@@ -23,6 +23,7 @@ from sampla.core.typing import Loader
 from sampla.core.unpacking import Unpack, unpacking
 from sampla.distributed import Ranks, is_first, ranks_of, together, unwrapped
 from sampla.features import (
+    NetworkCall,
     NetworkFeatures,
     OutputName,
     Selection,
@@ -39,8 +40,10 @@ from sampla.inference.report import build_report
 from sampla.inference.settings import EM, CurvatureAt, LinearModelKind
 from sampla.laplace.choices import (
     Precision,
+    call_name,
     check_numbers,
     check_options,
+    checked_call,
     chosen_likelihood,
     chosen_prior,
     chosen_solver,
@@ -87,6 +90,8 @@ class LinearisedLaplace(DrawsMore):
         log_evidence: whether to estimate log p(y); None: wherever something is learnt by solver="block-cg" or "dense".
         output: which entry of a network's dict, dataclass or tuple the likelihood is about, by name or index; None: the
             only floating-point tensor, or the entry "logits".
+        call: how the network is called, where it takes no batch's inputs as they are: a function of the network and the
+            inputs that returns its outputs, ``lambda net, graph: net(graph.x, graph.edge_index)``.
         chunks: (data, vectors) that go through the network at once; None measures what is fastest, if a pass is long
             enough for that to matter. Chunks change results by rounding only; give them (``report_.chunks`` has those
             of a fit) where two fits are to agree to the bit. A fit that goes on from a checkpoint keeps its own.
@@ -137,6 +142,7 @@ class LinearisedLaplace(DrawsMore):
         linear_model: LinearModelKind = "surrogate",
         log_evidence: bool | None = None,
         output: OutputName = None,
+        call: NetworkCall | None = None,
         chunks: tuple[int, int] | None = None,
         vectors_on: torch.device | str | None = None,
         progress: bool = True,
@@ -162,6 +168,7 @@ class LinearisedLaplace(DrawsMore):
         self.em = EM() if em is None else named(em, {}, EM)
         self.curvature_at, self.linear_model, self.width = curvature_at, linear_model, width
         self.log_evidence, self.output, self.chunks, self.precision = log_evidence, output, chunks, precision
+        self.call = checked_call(call)
         self._progress = Progress(progress and is_first())
         self._asked = self._settings()
 
@@ -251,6 +258,7 @@ class LinearisedLaplace(DrawsMore):
         model: nn.Module,
         likelihood: Likelihood | None = None,
         vectors_on: torch.device | str | None = None,
+        call: NetworkCall | None = None,
     ) -> "LinearisedLaplace":
         """A fitted LinearisedLaplace from its file and the network it was fitted to.
 
@@ -259,6 +267,7 @@ class LinearisedLaplace(DrawsMore):
             model: the same network with the same weights.
             likelihood: needed only for one of your own.
             vectors_on: where the samples are kept; every prediction takes them to the network. None: with the network.
+            call: how the network is called, as in the fit.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -266,10 +275,10 @@ class LinearisedLaplace(DrawsMore):
         """
         place, model = None if vectors_on is None else device_here(vectors_on, "vectors_on"), unwrapped(model)
         with deferred_interrupts(), torch.inference_mode(False):
-            posterior = load_posterior(path, model, likelihood, place)
+            posterior = load_posterior(path, model, likelihood, place, call)
         loaded = cls(
             model, posterior.likelihood, parameters=list(posterior.layout.names), num_samples=len(posterior.samples),
-            output=posterior.features.output, vectors_on=place,
+            output=posterior.features.output, vectors_on=place, call=call,
         )  # fmt: skip
         loaded.excluded, loaded._posterior = posterior.facts["excluded_parameters"], posterior
         return loaded
@@ -282,7 +291,7 @@ class LinearisedLaplace(DrawsMore):
         device = only_device(self.model)
         features = NetworkFeatures(
             self.model, self.names, self.output, precision=self._allowed_precision, vectors_on=self.vectors_on,
-            tangent=self.linear_model == "tangent",
+            tangent=self.linear_model == "tangent", call=self.call,
         )  # fmt: skip
         if ranks is not None:
             check_spread(self.solver, self.precision, checkpoint)
@@ -344,6 +353,7 @@ class LinearisedLaplace(DrawsMore):
         return {
             "network": network_fingerprint(self.model),
             "parameters": self.names, "output": list(self.output) if isinstance(self.output, tuple) else self.output,
+            **({} if self.call is None else {"call": call_name(self.call)}),
             "likelihood": plain(self.likelihood.config(), "likelihood"),
             "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
             "solver": repr(self.solver),

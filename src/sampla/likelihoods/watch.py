@@ -1,7 +1,8 @@
-"""Networks whose outputs are not what the likelihood takes them for: probabilities where it wants logits."""
+"""What users get wrong unseen: outputs that are not what the likelihood takes them for, targets that are the inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from warnings import warn
 
 import torch
@@ -152,3 +153,39 @@ class OutputWatch:
 
     def _log_prob(self, outputs: Tensor, targets: Tensor) -> float:
         return float(self._likelihood.log_prob(outputs, targets).sum())
+
+
+class CopyWatch:
+    """Notices, in one pass, class labels that are the tokens at the same place: those of a language model, not shifted.
+
+    Args:
+        likelihood: of the targets.
+    """
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        self._likelihood, self._possible = likelihood, likelihood.class_axis is not None
+        self._range: list[int] = []
+
+    def see(self, inputs: Sequence[Any], targets: Tensor) -> None:
+        """The next inputs and targets."""
+        if not self._possible or targets.ndim < 2 or targets.is_floating_point():
+            self._possible = False
+            return
+        counted = self._likelihood.counted(targets)
+        asked = torch.ones_like(targets, dtype=torch.bool) if counted is None else counted.reshape(targets.shape) != 0
+        labels = targets[asked]
+        alike = [each for each in inputs if isinstance(each, Tensor) and each.shape == targets.shape]
+        self._possible = any(not each.is_floating_point() and bool((each[asked] == labels).all()) for each in alike)
+        if self._possible and labels.numel():
+            self._range += [int(labels.min()), int(labels.max())]
+
+    def warn(self) -> None:
+        """Say it once, at the end of the pass."""
+        if self._possible and len(set(self._range)) > 1:
+            warn(
+                "every target is the input at the same place, so that the posterior is about copying. The labels of a "
+                "language model have to be shifted by one place, which those of Hugging Face's collators are not: "
+                "fit(loader, unpack=sampla.integrations.huggingface.next_tokens).",
+                UserWarning,
+                stacklevel=6,
+            )

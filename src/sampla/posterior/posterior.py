@@ -16,6 +16,7 @@ from sampla.core.params import ParameterLayout
 from sampla.core.typing import Inputs
 from sampla.features import (
     Chunked,
+    NetworkCall,
     NetworkFeatures,
     Products,
     has_fingerprint,
@@ -170,6 +171,7 @@ def load_posterior(
     network: nn.Module,
     likelihood: Likelihood | None = None,
     vectors_on: torch.device | None = None,
+    call: NetworkCall | None = None,
 ) -> Posterior:
     """Read a posterior and put it on the network it was fitted to.
 
@@ -178,6 +180,7 @@ def load_posterior(
         network: the same network with the same weights.
         likelihood: needed only for a likelihood of your own; noise that was learnt is the file's.
         vectors_on: device of the samples; None: where the network is.
+        call: how the network is called, as in the fit.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -199,7 +202,7 @@ def load_posterior(
     dtypes = facts.get("dtypes") or dict.fromkeys(network_dtypes(network), str(tensors["samples"].dtype))
     _require_weights(path, network, facts["network"], dtypes)
     products = Products(**facts.get("products", {}))
-    features = NetworkFeatures(network, names, facts.get("output"), products, vectors_on=vectors_on)
+    features = NetworkFeatures(network, names, facts.get("output"), products, vectors_on=vectors_on, call=call)
     samples = tensors["samples"].to(features.like)
     noise = facts["fit"].get("noise_precision")
     if likelihood is not None and likelihood.learns_noise and noise is not None:
