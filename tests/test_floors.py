@@ -6,6 +6,7 @@ The rules are read off the source with ast, so that imports inside functions cou
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -134,17 +135,22 @@ class House:
 
     root: Path
 
+    @cached_property
     def files(self) -> dict[str, Path]:
         parts = {path: path.relative_to(self.root).with_suffix("").parts for path in sorted(self.root.rglob("*.py"))}
         return {".".join(p[:-1] if p[-1] == "__init__" else p): path for path, p in parts.items()}
 
+    @cached_property
+    def nodes(self) -> dict[str, list[ast.AST]]:
+        """Module -> all nodes of its source."""
+        return {m: list(ast.walk(ast.parse(path.read_text()))) for m, path in self.files.items()}
+
     def imports(self, module: str) -> set[Import]:
-        path = self.files()[module]
-        return {i for node in ast.walk(ast.parse(path.read_text())) for i in self._of_node(node, module)}
+        return {i for node in self.nodes[module] for i in self._of_node(node, module)}
 
     def graph(self) -> dict[str, set[str]]:
         """Module -> modules of the package that it imports."""
-        return {m: {i.name for i in self.imports(m) if i.own} - {m} for m in self.files()}
+        return {m: {i.name for i in self.imports(m) if i.own} - {m} for m in self.files}
 
     def _of_node(self, node: ast.AST, module: str) -> Iterator[Import]:
         if isinstance(node, ast.Import):
@@ -156,11 +162,11 @@ class House:
                 source = ".".join(filter(None, [*self._package_of(module, node.level), source]))
             for alias in node.names:
                 longer = self._resolved(f"{source}.{alias.name}")
-                known = not longer.own or longer.name in self.files()
+                known = not longer.own or longer.name in self.files
                 yield longer if known else self._resolved(source)
 
     def _package_of(self, module: str, level: int) -> list[str]:
-        is_package = self.files()[module].name == "__init__.py"
+        is_package = self.files[module].name == "__init__.py"
         parts = [self.root.name, *filter(None, module.split("."))]
         return parts[: len(parts) - level + (1 if is_package else 0)]
 
@@ -194,7 +200,7 @@ def floor_violations(house: House, floors: tuple[tuple[str, str], ...]) -> list[
 
 def _inside_folder(module: str, target: str, house: House) -> bool:
     """A folder's __init__ may import its modules, and they may import the folder's private ones."""
-    if house.files()[module].name == "__init__.py" and module:
+    if house.files[module].name == "__init__.py" and module:
         return target.startswith(f"{module}.")
     folder, _, name = target.rpartition(".")
     return bool(folder) and folder == module.rpartition(".")[0] and name.startswith("_")
@@ -202,7 +208,7 @@ def _inside_folder(module: str, target: str, house: House) -> bool:
 
 def ghosts(house: House, floors: tuple[tuple[str, str], ...]) -> list[str]:
     """Names in the table that no module has."""
-    return [name for _, names in floors for name in names.split() if name not in house.files()]
+    return [name for _, names in floors for name in names.split() if name not in house.files]
 
 
 def cycle(house: House) -> list[str]:
@@ -217,25 +223,26 @@ def cycle(house: House) -> list[str]:
 def unsafe(house: House) -> list[str]:
     """Anything that could unpickle, and any use of a library that only one module may touch."""
     found = []
-    for module, path in house.files().items():
+    for module in house.files:
         names = {i.name for i in house.imports(module) if not i.own}
         found += [f"{module} imports {n}" for n in sorted(names) if n.partition(".")[0] in UNSAFE_MODULES]
-        found += [f"{module} uses {n}" for n in sorted(names | _attributes(path)) if n in UNSAFE_CALLS]
+        used = names | _attributes(house.nodes[module])
+        found += [f"{module} uses {n}" for n in sorted(used) if n in UNSAFE_CALLS]
         for library, owner in ONE_USER.items():
-            if module != owner and any(f"{n}.".startswith(f"{library}.") for n in names | _attributes(path)):
+            if module != owner and any(f"{n}.".startswith(f"{library}.") for n in used):
                 found.append(f"{module} uses {library}, which only {owner} may")
     return found
 
 
-def _attributes(path: Path) -> set[str]:
+def _attributes(nodes: list[ast.AST]) -> set[str]:
     """Dotted expressions such as torch.load, with np written out."""
-    chains = [ast.unparse(n) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)]
+    chains = [ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute)]
     return {f"numpy.{c[3:]}" if c.startswith("np.") else c for c in chains}
 
 
 def too_long(house: House, most: int = MOST_LINES) -> list[str]:
     """Files with more than ``most`` lines."""
-    lengths = {m: len(path.read_text().splitlines()) for m, path in house.files().items()}
+    lengths = {m: len(path.read_text().splitlines()) for m, path in house.files.items()}
     return [f"{m or '__init__'} has {n} lines" for m, n in lengths.items() if n > most]
 
 
