@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures docs docs-check benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -38,6 +38,13 @@ lint: $(INSTALLED)
 # The picture and the numbers of docs/architecture.md.
 figures: $(INSTALLED)
 	$(BIN)/python docs/figures/gprior_invariance.py
+
+# The documentation site, at http://127.0.0.1:8000. docs-check builds it into build/site; a link that leads nowhere is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+docs-check: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Each page names the command that writes it. Experiments and benchmarks are run from here, as modules: every one knows
 # --out, --cache, --threads and --help. --anew measures again what was measured with another state of the library's source.

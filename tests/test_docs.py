@@ -14,7 +14,7 @@ ELSEWHERE = {"integrations.md"}
 """Pages whose snippets are excerpts of examples that test_integrations runs."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-_SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_SNIPPET = re.compile(r"^```python(?: title=\"[^\"]*\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"`(\w[\w./-]*\.(?:py|md|json|j2|cpp|html|toml|txt))`")
 _LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
@@ -123,5 +123,5 @@ def test_make_knows_every_command_that_the_pages_name() -> None:
 
 
 def test_snippets_are_found() -> None:
-    page = "text\n```python\na = 1\n```\nmore\n```\nno\n```\n```python\nb = 2\n```\n"
+    page = 'text\n```python\na = 1\n```\nmore\n```\nno\n```\n```py\nno\n```\n```python title="b"\nb = 2\n```\n'
     assert snippets(page) == ["a = 1\n", "b = 2\n"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 OutputName: TypeAlias = str | int | tuple[str | int, ...] | None
+"""Which of a network's outputs is meant: a name, an index, several side by side, or None for the only one."""
 _LOGITS = "logits"
 _CHOOSE = "Choose one with output=..., its name or its index."
 

@@ -13,6 +13,7 @@ from sampla.features._names import plain_names, plain_parameters
 
 _Item: TypeAlias = str | nn.Module | nn.Parameter
 Selection: TypeAlias = _Item | Iterable[_Item] | Callable[[str, nn.Parameter], bool] | None
+"""Which parameters are meant: names, patterns, modules or parameters, several of them, or a predicate; None for all."""
 
 _NORMALISATION = (
     nn.modules.batchnorm._NormBase,  # BatchNorm and InstanceNorm, every dimension

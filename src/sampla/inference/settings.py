@@ -10,6 +10,7 @@ from sampla.inference.mackay import has_settled
 from sampla.inference.trace import EMStep
 
 CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
+"""Where the likelihood's curvature B is taken: at the network's outputs, or at the mode of the linear model."""
 LinearModelKind: TypeAlias = Literal["surrogate", "tangent"]
 Method: TypeAlias = Literal["krylov", "samples", "outputs"]
 

@@ -60,7 +60,8 @@ class Predicts(AboutTrainingData):
             num_draws: draws of a Monte Carlo average.
             certificate: whether to measure what the solve has left undone at these inputs (``Predictive.solve_error``),
                 by a solve for four vectors over the training data, once after a fit.
-            labels, unpack: how batches of a loader are taken apart, as for ``fit``; None: as the fit was told.
+            labels: how batches of a loader are taken apart, as for ``fit``; None: as the fit was told.
+            unpack: likewise.
 
         Raises:
             ValueError: for NaN in inputs or outputs, an unknown method, or a network that was changed since the fit.

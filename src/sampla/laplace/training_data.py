@@ -80,7 +80,8 @@ class AboutTrainingData(Fitted):
 
         Args:
             loader: the data of the fit, in an order that stays.
-            labels, unpack: as for ``fit``.
+            labels: as for ``fit``.
+            unpack: as for ``fit``.
 
         Raises:
             RuntimeError: before fit.
@@ -116,7 +117,8 @@ class AboutTrainingData(Fitted):
                 told, or (x, None), of whose outputs. Each number asked about costs about as much as one sample.
             measure: of outputs and targets, (n,) numbers to be told of in their place, such as margins.
             at: where gradients are taken: at the outputs of the "network", or of the linear model at its mode.
-            labels, unpack: as for ``fit``, for both.
+            labels: as for ``fit``, for both.
+            unpack: as for ``fit``, for both.
 
         Returns:
             The Influence: (n_test, n_train) changes, the error of the solve, and its words.

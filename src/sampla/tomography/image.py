@@ -20,6 +20,7 @@ from torch import Tensor
 from sampla.core.checks import require, require_finite
 
 PATCH_SIZES = (1, 2, 3, 5, 8, 10)
+"""Sides, in pixels, of the square patches whose joint density is scored."""
 _ENTRIES = 2**24
 """Entries of patch covariances in flight: 128 MiB."""
 DEVIATIONS = (1, 2, 3)
