@@ -10,9 +10,10 @@ import matplotlib
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = {"integrations.md"}
-"""Pages whose snippets are excerpts of examples that test_integrations runs."""
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+START = ROOT / "docs" / "start.md"
+ELSEWHERE = {START, ROOT / "docs" / "integrations.md"}
+"""Pages whose snippets run in a test of their own, those of integrations as parts of examples in test_integrations."""
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 _SNIPPET = re.compile(r"^```python(?: title=\"[^\"]*\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"`(\w[\w./-]*\.(?:py|md|json|j2|cpp|html|toml|txt))`")
@@ -24,24 +25,42 @@ def snippets(text: str) -> list[str]:
     return _SNIPPET.findall(text)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES[1:] if p.name not in ELSEWHERE], ids=lambda p: p.name)
-def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run(page: Path, names: dict[str, object]) -> None:
     """All snippets of one page share their names, as a reader who types them in would have it."""
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
     for number, source in enumerate(snippets(page.read_text()), start=1):
         exec(compile(source, f"{page.name}, snippet {number}", "exec"), names)
 
 
-def test_readme_shows_what_its_snippets_print(
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if page not in ELSEWHERE], ids=lambda p: p.name)
+def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(page, {})
+
+
+def test_start_shows_what_its_snippets_print_and_the_readme_goes_on_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Word for word; the numbers may differ in their last digits between machines, the seconds more."""
-    test_snippets_run(PAGES[0], tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    run(START, names)
     printed = capsys.readouterr().out
-    (shown,) = re.findall(r"^This prints:\n\n```\n(.*?)^```", PAGES[0].read_text(), re.MULTILINE | re.DOTALL)
+    (shown,) = re.findall(r"^This prints:\n\n```\n(.*?)^```", START.read_text(), re.MULTILINE | re.DOTALL)
     assert re.sub(r"[\d.,-]+", "#", shown) == re.sub(r"[\d.,-]+", "#", printed)
     assert shown.splitlines()[0] == printed.splitlines()[0]
+    x, y = names["x"], names["y"]
+    assert names["model"].training is False
+    run(PAGES[0], {"model": names["model"], "loader": names["loader"], "x_new": x[600:], "y_new": y[600:]})
+
+
+def test_figures_of_the_readme_stand_on_the_pages_that_they_come_from() -> None:
+    results = re.findall(r"^- \[[^]]+\]\(([^)]+)\): (.*(?:\n  .*)*)", PAGES[0].read_text(), re.MULTILINE)
+    assert len(results) == 3
+    for page, words in results:
+        figures = re.findall(r"-?\d[\d.,]*%?(?<![.,])", words)
+        stands = (ROOT / page).read_text()
+        assert len(figures) > 1
+        assert [figure for figure in figures if figure not in stands] == []
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)

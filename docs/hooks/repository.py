@@ -14,7 +14,16 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/*.md", "experiments/*.md", "experiments/accelerator/*.md")
 RESULTS = ("experiments/results/*/*.md", "experiments/results/*/*.png", "experiments/results/*/cases/*.png")
 EXAMPLES = ("examples/*.py", "examples/integrations/*.py")
-PACKAGES = ("", "features", "integrations", "laplace", "likelihoods", "linear", "solvers", "tomography")  # whose __all__ is public
+PACKAGES = (
+    "",
+    "features",
+    "integrations",
+    "laplace",
+    "likelihoods",
+    "linear",
+    "solvers",
+    "tomography",
+)  # whose __all__ is public
 _LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _TABLE = re.compile(r'^<!-- table of (\S+), "(.+)" -->$', re.MULTILINE)
 
