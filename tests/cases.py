@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import dense
 import sampla
+from sampla.core.chunks import Chunks
 from sampla.core.data import CheckedLoader
 from sampla.core.params import ParameterLayout
 from sampla.core.progress import Progress
@@ -131,12 +132,12 @@ class Problem:
     @cached_property
     def features(self) -> Tensor:
         """J over the training data, (N, C, P)."""
-        return dense.jacobian(self.model, self.names, self.inputs)
+        return dense.fast_jacobian(self.model, self.names, self.inputs)
 
     @cached_property
     def test_features(self) -> Tensor:
         """J over the test data."""
-        return dense.jacobian(self.model, self.names, self.test_inputs)
+        return dense.fast_jacobian(self.model, self.names, self.test_inputs)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -205,9 +206,12 @@ def batches(inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Te
     return list(zip(inputs.split(size), targets.split(size), strict=True))
 
 
-def linear_model(features: Features, likelihood: sampla.Likelihood, loader: Any) -> LinearModel:
+def linear_model(
+    features: Features, likelihood: sampla.Likelihood, loader: Any, chunks: tuple[int, int] | None = None
+) -> LinearModel:
     """A LinearModel that has seen its data once, as after the survey of a fit."""
-    model = LinearModel(features, likelihood, CheckedLoader(loader, features.like.device, Progress(False)))
+    data = CheckedLoader(loader, features.like.device, Progress(False))
+    model = LinearModel(features, likelihood, data, chunks=Chunks(*chunks) if chunks else None)
     model.survey()
     return model
 

@@ -30,6 +30,15 @@ def jacobian(model: nn.Module, names: Sequence[str], inputs: Any) -> Tensor:
     return torch.stack(rows).view(*outputs.shape, -1)
 
 
+def fast_jacobian(model: nn.Module, names: Sequence[str], inputs: Tensor) -> Tensor:
+    """The same of a network that torch can take all backward passes of at once; test_features.py compares them."""
+    chosen = [dict(model.named_parameters())[name] for name in names]
+    outputs = model(inputs)
+    each = torch.eye(outputs.numel(), dtype=outputs.dtype).view(-1, *outputs.shape)
+    gradients = torch.autograd.grad(outputs, chosen, each, is_grads_batched=True, materialize_grads=True)
+    return torch.cat([g.flatten(1) for g in gradients], 1).view(*outputs.shape[:1], -1, sum(p.numel() for p in chosen))
+
+
 def call(model: nn.Module, inputs: Any) -> Tensor:
     """The network on a tensor, a tuple or a dict of tensors."""
     if isinstance(inputs, dict):

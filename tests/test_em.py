@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sampla
 from cases import PRIORS, Problem, batches, build_data, randn, train
-from dense import Evidence, Hyper, categorical_loss, gaussian_loss, hessians, jacobian
+from dense import Evidence, Hyper, categorical_loss, fast_jacobian, gaussian_loss, hessians
 
 NUM_SAMPLES = 32
 SETTLED = sampla.EM(tolerance=1e-8, max_steps=2000, solve_tolerance=1e-8, mode_tolerance=1e-9)
@@ -76,7 +76,7 @@ def tiny():
             model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double().eval()
         loss = categorical_loss if categorical else gaussian_loss(torch.eye(3).double())
         train(model, loss, inputs, targets)
-        features = jacobian(model, [n for n, _ in model.named_parameters()], inputs)
+        features = fast_jacobian(model, [n for n, _ in model.named_parameters()], inputs)
         return Tiny(model, inputs, targets, features, categorical)
 
     return {name: build(name) for name in ("categorical", "gaussian")}

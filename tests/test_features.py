@@ -7,7 +7,7 @@ from torch import nn
 
 import sampla
 from cases import FULL_NOISE, batches, linear_model, randn, small_network
-from dense import call, curvature, jacobian
+from dense import call, curvature, fast_jacobian, jacobian
 from sampla.features import OutputsAt, ScaledFeatures, adjoint_error, check_adjoint
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
@@ -53,6 +53,12 @@ def network_case(name, dtype):
     model, inputs = NETWORKS[name](dtype)
     names = [name for name, _ in model.named_parameters()]
     return sampla.NetworkFeatures(model, names), inputs, jacobian(model.double(), names, _double(inputs)), model
+
+
+def test_the_references_fast_jacobian_is_the_slow_one():
+    model, inputs = a_network(torch.float64)
+    names = ["0.weight", "3.bias", "5.weight"]
+    assert torch.equal(fast_jacobian(model, names, inputs), jacobian(model, names, inputs))
 
 
 def _double(inputs):
