@@ -4,6 +4,7 @@ import re
 import runpy
 import sys
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -91,12 +92,17 @@ def files_that_are_missing(text: str, present: Collection[str]) -> list[str]:
     return [name for name in _FILE.findall(text) if not any(f"/{path}".endswith(f"/{name}") for path in present)]
 
 
-@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "experiments").glob("*.md"))], ids=lambda p: p.name)
-def test_files_that_a_page_names_exist(page: Path) -> None:
+@cache
+def files_that_are_there() -> list[str]:
+    """Paths below the root."""
     folders = ("src", "tests", "experiments", "benchmarks", "examples", "docs", ".ci")
     below = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    present = [str(path.relative_to(ROOT)) for path in [*ROOT.glob("*"), *below]]
-    assert files_that_are_missing(page.read_text(), present) == []
+    return [str(path.relative_to(ROOT)) for path in [*ROOT.glob("*"), *below]]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "experiments").glob("*.md"))], ids=lambda p: p.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    assert files_that_are_missing(page.read_text(), files_that_are_there()) == []
 
 
 def test_missing_files_are_found() -> None:
