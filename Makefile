@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures docs docs-check benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures docs docs-check release-check benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -45,6 +45,11 @@ docs: $(INSTALLED)
 
 docs-check: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Sdist and wheel in build/release/dist, looked into; the wheel tried in an environment of its own. PY and NEWEST=1 choose another
+# python and the newest versions instead of the tested ones.
+release-check: $(INSTALLED)
+	$(BIN)/python .ci/release.py $(if $(PY),--python $(PY)) $(if $(NEWEST),--constraints '')
 
 # Each page names the command that writes it. Experiments and benchmarks are run from here, as modules: every one knows
 # --out, --cache, --threads and --help. --anew measures again what was measured with another state of the library's source.

@@ -27,7 +27,7 @@ from sampla.posterior.predictive import Predictive
 from sampla.priors import GPrior, Isotropic, Layerwise, Prior
 from sampla.solvers import SGD, BlockCG, Dense, DualDescent, Minibatch, Solver
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EM",
