@@ -40,6 +40,7 @@ figures: $(INSTALLED)
 	$(BIN)/python docs/figures/gprior_invariance.py
 
 # The documentation site, at http://127.0.0.1:8000. docs-check builds it into build/site; a link that leads nowhere is an error.
+# Tutorials are run where they or the library have changed; TUTORIALS=shown leaves them as they are.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 

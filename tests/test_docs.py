@@ -16,6 +16,8 @@ START = ROOT / "docs" / "start.md"
 ELSEWHERE = {START, ROOT / "docs" / "integrations.md"}
 """Pages whose snippets run in a test of their own, those of integrations as parts of examples in test_integrations."""
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+TUTORIALS = [ROOT / "docs" / "tutorials" / f"{name}.py" for name in ("large_design", "regression")]
+"""Those that take least; `make docs-check` runs all."""
 _SNIPPET = re.compile(r"^```python(?: title=\"[^\"]*\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"`(\w[\w./-]*\.(?:py|md|json|j2|cpp|html|toml|txt))`")
 _LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
@@ -64,7 +66,7 @@ def test_figures_of_the_readme_stand_on_the_pages_that_they_come_from() -> None:
         assert [figure for figure in figures if figure not in stands] == []
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)
+@pytest.mark.parametrize("example", [*EXAMPLES, *TUTORIALS], ids=lambda p: p.name)
 def test_examples_run(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(example)])  # at its small size

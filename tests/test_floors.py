@@ -28,7 +28,7 @@ FLOORS = (
     ("sums over processes", "distributed"),
     (
         "core: inner products; when memory is short; what is given by name; keyed draws; kept passes",
-        "core.blocks core.chunks core.arguments core.noise core.journal core.unpacking",
+        "core.blocks core.chunks core.arguments core.noise core.journal core.unpacking core.renamed",
     ),
     ("core: the user's inputs", "core.inputs"),
     ("core: whether data are the same; data on their way", "core.hashes core.batch"),

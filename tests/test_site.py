@@ -14,12 +14,16 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def repository() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("repository", ROOT / "docs" / "hooks" / "repository.py")
+def hook(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def repository() -> ModuleType:
+    return hook("repository")
 
 
 @pytest.fixture
@@ -28,7 +32,8 @@ def files(repository: ModuleType) -> Files:
     config.load_dict({"site_name": "sampla", "docs_dir": str(ROOT / "docs"), "site_dir": "site"})
     config.validate()
     config.plugins._current_plugin = "repository"  # as MkDocs sets it around an event
-    some = [File(uri, config.docs_dir, "site", False) for uri in ("start.md", "how-to/README.md", "method.md")]
+    uris = ("start.md", "how-to/README.md", "method.md", "tutorials/regression.md")
+    some = [File(uri, config.docs_dir, "site", False) for uri in uris]
     return repository.on_files(Files(some), config)
 
 
@@ -39,6 +44,7 @@ def files(repository: ModuleType) -> Files:
         ("start.md", "[a](../CHANGELOG.md)", "[a](CHANGELOG.md)"),
         ("how-to/README.md", "[a](../../examples/regression.py)", "[a](../examples/regression.md)"),
         ("how-to/README.md", "[a](../../experiments/README.md#c)", "[a](../experiments/README.md#c)"),
+        ("start.md", "[a](tutorials/regression.py)", "[a](tutorials/regression.md)"),
         ("experiments/README.md", "[a](../docs/method.md)", "[a](../method.md)"),
         ("start.md", "[the tests](../tests/test_site.py)", "the tests"),
         ("start.md", "[a](nowhere.md)", "[a](nowhere.md)"),  # the strict build complains
@@ -66,3 +72,40 @@ def test_public_names_are_those_that_packages_list(repository: ModuleType) -> No
 
     assert set(sampla.__all__) < repository.public_names()
     assert "ray_transform" in repository.public_names()
+
+
+SCRIPT = """# %% [markdown]
+# # A title
+#
+# Words.
+
+# %%
+import matplotlib.pyplot as plt
+a = 2
+print("two")
+f"and {a + 1}"
+
+# %%
+plt.plot([1, a])
+"""
+
+
+def test_a_tutorial_shows_code_output_and_pictures() -> None:
+    tutorials = hook("tutorials")
+    page, pictures = tutorials.executed(SCRIPT, "t")
+    text = tutorials.written(SCRIPT, "t", page)
+    assert text.startswith("# A title\n\nWords.\n")
+    assert "```text\ntwo\nand 3\n```" in text
+    assert text.index("and 3") < text.index("plt.plot") < text.index("(t-2-0.png)")
+    assert [picture[1:4] for picture in pictures.values()] == [b"PNG"]
+    assert list(pictures) == ["t-2-0.png"]
+    shown = tutorials.written(SCRIPT, "t", {})
+    assert "plt.plot" in shown
+    assert "png" not in shown
+    kinds = [cell["cell_type"] for cell in tutorials.notebook(SCRIPT)["cells"]]
+    assert kinds == ["markdown", "code", "code"]
+
+
+def test_a_warning_in_a_tutorial_ends_the_build() -> None:
+    with pytest.raises(UserWarning, match="beware"):
+        hook("tutorials").executed("# %%\nimport warnings\nwarnings.warn('beware')\n", "t")

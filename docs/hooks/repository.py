@@ -73,8 +73,8 @@ def table(path: str, heading: str) -> str:
 
 def turned(markdown: str, file: File, files: Files) -> str:
     """Links to files of the repository, as links to their pages; to files that have none, as their text alone."""
-    generated = file.generated_by is not None
-    here = PurePosixPath(file.src_uri if generated else f"docs/{file.src_uri}").parent
+    elsewhere = file.generated_by is not None and not file.src_uri.startswith("tutorials/")
+    here = PurePosixPath(file.src_uri if elsewhere else f"docs/{file.src_uri}").parent
 
     def turn(found: re.Match[str]) -> str:
         picture, text, target, anchor = found.groups()
@@ -82,8 +82,8 @@ def turned(markdown: str, file: File, files: Files) -> str:
             return found.group(0)
         path = normpath(here / target)
         uri = path.removeprefix("docs/")
-        if re.fullmatch(r"examples/[\w/]+\.py", path):
-            uri = path.removesuffix(".py") + ".md"
+        if re.fullmatch(r"(?:docs/tutorials|examples)/[\w/]+\.py", path):
+            uri = uri.removesuffix(".py") + ".md"
         if files.get_file_from_path(uri) is None and (ROOT / path).exists():
             return text
         return f"{picture}[{text}]({relpath(uri, PurePosixPath(file.src_uri).parent)}{anchor or ''})"

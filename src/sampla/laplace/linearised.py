@@ -19,6 +19,7 @@ from sampla.core.interrupts import deferred_interrupts
 from sampla.core.journal import Journal
 from sampla.core.memory import machine_explained
 from sampla.core.progress import Progress
+from sampla.core.renamed import renamed_argument
 from sampla.core.typing import Loader
 from sampla.core.unpacking import Unpack, unpacking
 from sampla.distributed import Ranks, is_first, ranks_of, together, unwrapped
@@ -125,6 +126,7 @@ class LinearisedLaplace(DrawsMore):
         torch.Size([2, 1])
     """
 
+    @renamed_argument("autocast", "precision", "0.2.0", {None: "full", torch.bfloat16: "bfloat16"})
     def __init__(
         self,
         model: nn.Module,
