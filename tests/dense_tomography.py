@@ -186,10 +186,10 @@ def differences(shape: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class SmoothedTV:
-    """Total variation bounded by Gaussians: sigma, mean and covariance of the pixels, and how well they predict."""
+    """Total variation bounded by Gaussians at its mode: sigma, the mode, covariance of the pixels, and their score."""
 
     noise_std: float
-    mean: Tensor
+    mode: Tensor
     covariance: Tensor
     score: float
 
@@ -201,17 +201,39 @@ def variational_tv(
     strength: float,
     anchor: float,
     noise: float,
+    smoothing: float,
 ) -> SmoothedTV:
     """The fixed point of w = sqrt(E d^2) and sigma^2 = E |T x - y|^2 / m at a given lambda, by 100 rounds."""
     between, identity = differences(shape), torch.eye(operator.shape[1], dtype=torch.float64)
-    widths = torch.ones(len(between), dtype=torch.float64)
+    mode, variance = torch.ones(operator.shape[1], dtype=torch.float64), torch.ones(len(between), dtype=torch.float64)
     for _ in range(100):
-        precision = operator.mT @ operator / noise**2 + strength * between.mT @ (between / widths[:, None])
-        covariance = torch.linalg.inv(precision + anchor * identity)
-        mean = covariance @ operator.mT @ y / noise**2
-        widths = ((between @ mean) ** 2 + ((between @ covariance) * between).sum(1)).sqrt()
-        missed = float(((operator @ mean - y) ** 2).mean())
+        gram = operator.mT @ operator / noise**2 + anchor * identity
+        mode = _newton(mode, gram, operator.mT @ y / noise**2, between, strength, smoothing * variance)
+        widths = ((between @ mode) ** 2 + variance).sqrt()
+        covariance = torch.linalg.inv(gram + strength * between.mT @ (between / widths[:, None]))
+        variance = ((between @ covariance) * between).sum(1)
+        missed = float(((operator @ mode - y) ** 2).mean())
         spread = float((operator @ covariance @ operator.mT).trace()) / len(y)
         used, noise = noise, sqrt(missed + spread)
     left = 1 - spread / used**2
-    return SmoothedTV(noise, mean, covariance, missed / used**2 / left + log(used**2 / left))
+    return SmoothedTV(noise, mode, covariance, missed / used**2 / left + log(used**2 / left))
+
+
+def _newton(x: Tensor, gram: Tensor, right: Tensor, between: Tensor, strength: float, rounded: Tensor) -> Tensor:
+    """The x of least x' G x / 2 - x' b + lambda sum sqrt(d^2 + rounded), by Newton's steps, halved until they help."""
+
+    def value(at: Tensor) -> float:
+        return float(at @ gram @ at / 2 - at @ right + strength * ((between @ at) ** 2 + rounded).sqrt().sum())
+
+    for _ in range(100):
+        d = between @ x
+        size = (d**2 + rounded).sqrt()
+        slope = gram @ x - right + strength * between.mT @ (d / size)
+        step = torch.linalg.solve(gram + strength * between.mT @ (between * (rounded / size**3)[:, None]), slope)
+        length = 1.0
+        while value(x - length * step) > value(x) and length > 1e-6:
+            length /= 2
+        x = x - length * step
+        if float(step.norm() / x.norm()) < 1e-9:
+            break
+    return x

@@ -96,6 +96,7 @@ FLOORS = (
         "tomography: the linear model",
         "tomography.projected tomography.plan tomography.scores tomography.prepared tomography.differences",
     ),
+    ("tomography: the mode of total variation", "tomography.mode"),
     ("tomography: a file of it", "tomography.keeping tomography.saving"),
     ("tomography: front door", "tomography.linearised tomography.variational"),
     ("tomography", "tomography"),

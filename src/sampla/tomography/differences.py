@@ -33,15 +33,20 @@ class DifferencePrior:
 
     def __init__(self, precision: Tensor, anchor: float) -> None:
         self.image_shape = tuple(precision.shape[1:])
+        self._precision = _precision_matrix(precision.double().cpu().numpy(), anchor)
         factor = splu(
-            _precision_matrix(precision.double().cpu().numpy(), anchor), permc_spec="MMD_AT_PLUS_A",
-            diag_pivot_thresh=0.0, options={"SymmetricMode": True},
-        )  # fmt: skip
+            self._precision, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+        )
         assert (factor.perm_r == factor.perm_c).all(), "a positive definite matrix needs no pivots"
         self._order = factor.perm_r
         # SuperLU solves with L and with L' alone when its factor is the identity times L
         self._lower = splu(factor.L, permc_spec="NATURAL", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
         self._root = np.sqrt(factor.U.diagonal())
+
+    def precision_product(self, images: Tensor) -> Tensor:
+        """Q x: (K, H, W) -> (K, H, W)."""
+        rows = images.double().cpu().flatten(1).numpy()
+        return torch.from_numpy(np.ascontiguousarray((self._precision @ rows.T).T)).view(images.shape)
 
     def root_product(self, white: Tensor) -> Tensor:
         """B u: (K, H W) -> (K, H, W)."""

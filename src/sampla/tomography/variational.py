@@ -1,19 +1,22 @@
-"""Error bars for every pixel without a network: total variation as a prior, by variational Bayes.
+"""Error bars for every pixel without a network: total variation as a prior, by variational Bayes at its mode.
 
     p(x) ~ exp(-lambda sum_i |D_i x|),   y = T x + noise,   noise ~ N(0, sigma^2 I).
 
-For any w_i > 0, |d| <= d^2 / (2 w_i) + w_i / 2, so that the prior is bounded by a Gaussian one with precisions
-lambda / w_i of the differences (``differences.py``), under which the posterior q is that of a linear model: exact
-samples of it tell what makes the bound tightest, and the noise, in turn,
+The image is the posterior's mode x, as few views leave it: its edges stay sharp, where the mean blurs them. For any
+w_i > 0, |d| <= d^2 / (2 w_i) + w_i / 2, so that the prior is bounded by a Gaussian one with precisions lambda / w_i of
+the differences (``differences.py``), under which the posterior is that of a linear model with a covariance C. Among the
+Gaussians q = N(x, C) around the mode, that of the tightest bound has
 
-    w_i^2 = E_q (D_i x)^2,    sigma^2 = E_q |T x - y|^2 / m.
+    w_i^2 = E_q (D_i x)^2 = (D_i x)^2 + (D C D')_ii,    and    sigma^2 = E_q |T x - y|^2 / m
 
-An edge loosens the prior where it lies, and so does what the scan leaves open: error bars are wide there. Babacan,
-Molina and Katsaggelos 2008; samples by perturbation, Papandreou and Yuille 2010. E_q comes from K samples with new
-noise at every step; their variances are averaged over the last ones.
+is the noise. An edge loosens the prior where it lies, and so does what the scan leaves open: error bars are wide there.
+Babacan, Molina and Katsaggelos 2008, who move the mean of q too; samples by perturbation, Papandreou and Yuille 2010.
+E_q comes from K samples with new noise at every step; their variances are averaged over the last ones. The mode is that
+of sum_i sqrt(d_i^2 + epsilon (D C D')_ii), by the same bound (iterated reweighted least squares): rounded off far below
+the deviation of the difference.
 
 lambda is the one that predicts measurements best that were left out: every measurement in its turn has the density
-N(r_i / (1 - h_i), sigma^2 / (1 - h_i)) with r = T E_q x - y and the leverages h_i, which sum to gamma. With their mean,
+N(r_i / (1 - h_i), sigma^2 / (1 - h_i)) with r = T x - y and the leverages h_i, which sum to gamma. With their mean,
 h = gamma / m, that is generalised cross-validation (Golub, Heath and Wahba 1979) with a learnt noise:
 
     minimise   |r|^2 / (m sigma^2 (1 - h)) + log sigma^2 - log (1 - h).
@@ -46,6 +49,7 @@ from sampla.priors import Isotropic
 from sampla.solvers import DenseDual, KrylovDual, Solver, Status
 from sampla.tomography.differences import DifferenceFeatures, DifferencePrior
 from sampla.tomography.image import ImagePredictive
+from sampla.tomography.mode import corrected
 from sampla.tomography.operators import Operator, check_operator
 from sampla.tomography.prepared import Prepared, pixel_share, prepare
 from sampla.tomography.tv import gradient
@@ -54,14 +58,19 @@ _ANCHOR = 1e-4
 """delta, in a scan's own units: a pixel alone has a standard deviation of a hundred times the image."""
 _DRAWS, _ROUGH = 16, 0.1
 """Samples of a step, and their error, while the weights are still looked for."""
+_SMOOTHING = 0.01
+"""epsilon: a tenth of the deviation."""
+_MODE_STEPS, _LAST_MODE_STEPS = 2, 12
+"""Towards the mode, at each step of the weights and after the last one."""
 _RESTING = 0.1
 """Relative change of lambda at which the ladder begins."""
 _RUNG, _STEPS = 2**0.5, 3
 """Between two strengths, and steps at each."""
 _WORSE = 2
 """Rungs above the best before the ladder ends."""
-_LAST, _KEPT = 12, 0.75
-"""Steps at the chosen strength, at least, and the share of the variances so far in their average."""
+_FRESH, _LAST, _KEPT = 8, 16, 0.75
+"""Steps at the chosen strength with nothing but their own variances, steps in all there, at least, and the share of the
+variances so far in the average of the others."""
 _SETTLED = 0.01
 """Relative change of sigma over a step at which the weights have settled."""
 _DENSE_UP_TO = 2_000
@@ -91,7 +100,7 @@ class _State:
     variance: Tensor
     """(2, H, W) of the differences, under q."""
     image: Tensor
-    """(H, W) the mean of q."""
+    """(H, W) the mode."""
     strength: float
     noise_std: float
     score: float = inf
@@ -101,6 +110,11 @@ class _State:
     def widths(self) -> Tensor:
         """(2, H, W) w."""
         return (gradient(self.image).square() + self.variance).sqrt()
+
+    @property
+    def rounded(self) -> Tensor:
+        """(2, H, W) the weights whose Gaussian has the mode for its mean."""
+        return (gradient(self.image).square() + _SMOOTHING * self.variance).sqrt()
 
 
 @dataclass(frozen=True)
@@ -130,7 +144,7 @@ class VariationalTV:
         operator: T; ``ray_transform(geometry)``, ``MatrixOperator`` or ``FunctionOperator``.
         noise_std: standard deviation of the measurements, a number or one for each; None: learnt.
         learn_noise: whether a common factor of ``noise_std`` is learnt; by default only when that is None.
-        num_samples: K, at least 2.
+        num_samples: K, at least 2; the map of deviations is right to 1 / sqrt(2 K), and more cost little.
         seed: of all noise.
         solver: for the samples; None: ``DenseDual`` up to 2,000 measurements, else ``KrylovDual``.
         tolerance: error of the samples in the norm of the measurements.
@@ -147,7 +161,7 @@ class VariationalTV:
         operator: Operator,
         noise_std: float | Tensor | None = None,
         learn_noise: bool | None = None,
-        num_samples: int = 64,
+        num_samples: int = 128,
         seed: int = 0,
         *,
         solver: Solver[Any] | None = None,
@@ -156,7 +170,7 @@ class VariationalTV:
         max_passes: int = 1000,
         progress: bool = True,
     ) -> None:
-        require(num_samples >= 2, "num_samples of at least 2", f"{num_samples}", "16 to 64 are usual.")
+        require(num_samples >= 2, "num_samples of at least 2", f"{num_samples}", "64 to 256 are usual.")
         require(0 < tolerance < 1, "a tolerance in (0, 1)", f"{tolerance}", "The default is 0.01.")
         require(max_steps >= 1, "at least one step", f"{max_steps}", "The default is 80.")
         check_operator(operator)
@@ -192,35 +206,37 @@ class VariationalTV:
 
         Raises:
             ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing.
+            ArithmeticError: if a solve breaks down, as one does where the noise given is far too small.
         """
         begun = perf_counter()
         prepared = prepare(self.operator, sinogram, self.noise_std, self.learn_noise)
         scan = _Scan(prepared.operator.widened(), prepared.measurements.double())
         with deferred_interrupts(), one_of_each(stacklevel=4):
             state, steps, settled = self._learnt(scan, _first(prepared, scan))
+            state = self._towards_mode(scan, state, _LAST_MODE_STEPS, self.tolerance / 10)
             features, inference = self._solved(scan, state, self.seed, self.num_samples, self.tolerance)
-        if not settled:
-            fix = "Give max_steps more." if steps[-1].solved else "Samples were inaccurate: is the noise far too small?"
+        if not (settled and state.solved):
+            accurate = steps[-1].solved and state.solved
+            fix = "Give max_steps more." if accurate else "Samples were inaccurate: is the noise far too small?"
             text = f"The weights of total variation have not settled in {len(steps)} steps. {fix}"
             complain("variational total variation", steps[-1].change, text)
         adjoint = check_adjoint(features.linearise(scan.datum), features.layout.total, features.rounding)
         self.report_ = build_report(
             inference, inference.model.data, {}, adjoint, perf_counter() - begun, self.tolerance
         )
-        mean, deviations = _images(features, inference)
+        _, deviations = _images(features, inference)
         scale, like = prepared.scale, self.operator.like
-        missed = scan.operator.forward(mean[None].to(scan.operator.like))[0] - scan.measurements
+        missed = scan.operator.forward(state.image[None].to(scan.operator.like))[0] - scan.measurements
         self.misfit_ = float(missed.square().mean().sqrt()) / prepared.noise_std
         self.noise_std_, self.strength_ = state.noise_std * scale, state.strength / scale
-        self.posterior_ = PixelPosterior(
-            (mean * scale).to(like), (deviations * scale).to(like), self.noise_std_ * pixel_share(prepared.operator)
-        )
+        pixel_noise = self.noise_std_ * pixel_share(prepared.operator)
+        self.posterior_ = PixelPosterior((state.image * scale).to(like), (deviations * scale).to(like), pixel_noise)
         self.steps_, self.settled_ = steps, settled
         return self
 
     @property
     def reconstruction_(self) -> Tensor:
-        """(H, W) the posterior mean."""
+        """(H, W) the posterior mode."""
         return self.posterior_.mean
 
     def _learnt(self, scan: "_Scan", state: _State) -> tuple[_State, list[ReweightingStep], bool]:
@@ -246,7 +262,11 @@ class VariationalTV:
         state = self._ladder(state, step, steps)
         averaged = 0
         while len(steps) < self.max_steps and (averaged < _LAST or _moves(state, before)):
-            before, state, averaged = state, step(state, state.strength, _KEPT), averaged + 1
+            before, state, averaged = (
+                state,
+                step(state, state.strength, _KEPT if averaged >= _FRESH else 0.0),
+                averaged + 1,
+            )
         return state, steps, averaged >= _LAST and not _moves(state, before) and state.solved
 
     def _ladder(self, state: _State, step: Callable[..., _State], steps: list[ReweightingStep]) -> _State:
@@ -270,33 +290,50 @@ class VariationalTV:
     def _reweighted(self, scan: "_Scan", state: _State, strength: float | None, kept: float, seed: int) -> _State:
         """Weights and noise from samples at those of the state; without a strength that from which the ladder rises."""
         at = state if strength is None else replace(state, strength=strength)
+        at = self._towards_mode(scan, at, _MODE_STEPS, self.tolerance)
         features, inference = self._solved(scan, at, seed, _DRAWS, _ROUGH)
-        mean, deviations = _images(features, inference)
+        image, (_, deviations) = at.image, _images(features, inference)
         fresh = torch.stack([gradient(one).square() for one in deviations]).mean(0)
         variance = kept * state.variance + (1 - kept) * fresh
         like, count = scan.operator.like, len(scan.measurements)
-        missed = float((scan.operator.forward(mean[None].to(like))[0] - scan.measurements).square().sum())
+        missed = float((scan.operator.forward(image[None].to(like))[0] - scan.measurements).square().sum())
         spread = float(scan.operator.forward(deviations.to(like)).square().sum(1).mean())
         free = max(1 - spread / at.noise_std**2 / count, 1 / count)
         score = missed / count / at.noise_std**2 / free + 2 * log(at.noise_std) - log(free)
         noise = ((missed + spread) / count) ** 0.5 if self.learn_noise else at.noise_std
-        solved = inference.solution.status is Status.CONVERGED
-        after = _State(variance, mean, at.strength, noise, score, solved)
-        return after if strength is not None else replace(after, strength=mean.numel() / float(after.widths.sum()))
+        solved = at.solved and inference.solution.status is Status.CONVERGED
+        after = _State(variance, image, at.strength, noise, score, solved)
+        return after if strength is not None else replace(after, strength=image.numel() / float(after.widths.sum()))
+
+    def _towards_mode(self, scan: "_Scan", state: _State, steps: int, tolerance: float) -> _State:
+        """The mode at the state's strength, noise and variances, or nearer to it; unsolved if a step was inaccurate.
+
+        A step moves the image by a small part of what is missing, and must be right to less than that.
+        """
+        error, solved = tolerance * len(scan.measurements) ** 0.5, True
+        for _ in range(steps):
+            prior = _prior(state, state.rounded)
+            image, accurate = corrected(
+                scan.operator, prior, scan.measurements, state.noise_std, state.image, error, self.max_passes
+            )
+            state, solved = replace(state, image=image), solved and accurate
+        return replace(state, solved=solved)
 
     def _solved(
         self, scan: "_Scan", state: _State, seed: int, num_samples: int, tolerance: float
     ) -> tuple[DifferenceFeatures, Inference]:
         """Posterior samples under the Gaussian prior of the present weights."""
-        widths = state.widths.clamp_min(torch.finfo(torch.float64).tiny)
-        prior = DifferencePrior(state.strength / widths, _ANCHOR)
-        features = DifferenceFeatures(scan.operator, prior)
+        features = DifferenceFeatures(scan.operator, _prior(state, state.widths))
         data = [(scan.datum, scan.measurements.to(features.like.device)[None])]
         model = LinearModel(features, Gaussian(state.noise_std**-2, learn=False), data)
-        inference = infer(
-            model, Isotropic(1.0, learn=False), self.solver, num_samples=num_samples, seed=seed, em=EM(),
-            tolerance=tolerance, max_passes=self.max_passes, log_evidence=False,
-        )  # fmt: skip
+        try:
+            inference = infer(
+                model, Isotropic(1.0, learn=False), self.solver, num_samples=num_samples, seed=seed, em=EM(),
+                tolerance=tolerance, max_passes=self.max_passes, log_evidence=False,
+            )  # fmt: skip
+        except ArithmeticError as broke:
+            size = f"{state.noise_std:.3g} of the image's size"
+            raise ArithmeticError(f"{broke} Is the noise, {size}, too small?") from broke
         return features, inference
 
 
@@ -318,6 +355,10 @@ def _first(prepared: Prepared, scan: _Scan) -> _State:
     variance = torch.ones(2, *scan.operator.image_shape, dtype=torch.float64)
     image = torch.ones(scan.operator.image_shape, dtype=torch.float64)
     return _State(variance, image, 0.5, prepared.noise_std)
+
+
+def _prior(state: _State, widths: Tensor) -> DifferencePrior:
+    return DifferencePrior(state.strength / widths.clamp_min(torch.finfo(torch.float64).tiny), _ANCHOR)
 
 
 def _images(features: DifferenceFeatures, inference: Inference) -> tuple[Tensor, Tensor]:
