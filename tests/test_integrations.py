@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ FOLDER = ROOT / "examples" / "integrations"
 EXAMPLES = {
     "huggingface": ("transformers", "peft", "accelerate"),
     "language_model": ("transformers", "accelerate"),
+    "lightning_module": ("lightning",),
+    "bayesian_optimisation": ("botorch",),
+    "skorch_net": ("skorch",),
+    "graphs": ("torch_geometric",),
+    "metrics": ("torchmetrics",),
+    "interatomic_potential": ("chgnet",),
 }
 _SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -21,6 +28,7 @@ def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for package in EXAMPLES[name]:
         pytest.importorskip(package, exc_type=ImportError)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name])
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
 
 

@@ -101,3 +101,32 @@ def test_a_call_that_fails_is_told_as_such() -> None:
 def test_a_call_is_a_function() -> None:
     with pytest.raises(TypeError, match="expected call as a function of the network"):
         laplace(GraphNet(), call="forward")
+
+
+class Forces(nn.Module):
+    """(n, 3) gradients of an energy by the places of objects, which it may have to ask for itself."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.asks, self.energy = asks, nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1))
+        self.eval()
+
+    def forward(self, objects: list[SimpleNamespace]) -> Tensor:
+        places = [each.places.requires_grad_() if self.asks else each.places for each in objects]
+        energy = self.energy(torch.stack(places)).sum()
+        return torch.stack(torch.autograd.grad(energy, places, create_graph=True))
+
+
+def test_places_that_require_gradients_still_do_inside() -> None:
+    def objects(requires: bool) -> list[SimpleNamespace]:
+        rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+        return [SimpleNamespace(places=row.clone().requires_grad_(requires)) for row in rows]
+
+    def std(asks: bool, given: list[SimpleNamespace]) -> Tensor:
+        la = laplace(Forces(asks), likelihood=sampla.Gaussian(4.0)).fit([(given, torch.zeros(6, 3))])
+        assert all(each.places.grad is None for each in given)
+        with torch.no_grad():
+            return la.predict(given[:2]).std
+
+    assert torch.allclose(std(False, objects(True)), std(True, objects(False)))

@@ -120,7 +120,10 @@ def moved(inputs: Inputs, device: torch.device, wait: bool = True) -> Inputs:
 
 
 def detached(inputs: Inputs) -> Inputs:
-    """Return tensors and objects detached from the caller's graph, for which a network may ask for gradients."""
+    """Return tensors and objects detached from the caller's graph, for which a network may ask for gradients.
+
+    Tensors in objects that require gradients still do, as those of a network that takes forces are made to.
+    """
     if isinstance(inputs, Opaque):
         return Opaque(_applied("detach", inputs.content))
     if isinstance(inputs, list):
@@ -245,10 +248,17 @@ def _parts(thing: Any) -> list[Any]:
     return _parts(getattr(thing, "__dict__", {}))
 
 
+def _asking(tensor: Tensor) -> Tensor:
+    """A tensor of an object's, detached; one that requires gradients still does, where torch.func lets it."""
+    alone = tensor.detach()
+    inside = torch._C._functorch.peek_interpreter_stack() is not None
+    return alone.requires_grad_() if tensor.requires_grad and not inside else alone
+
+
 def _applied(method: str, thing: Any, *args: Any) -> Any:
     """A copy of any object with a method of tensors applied to all that are in it, by its own method if it has one."""
     if isinstance(thing, Tensor):
-        return brought(thing, *args) if method == "to" else thing.detach()
+        return brought(thing, *args) if method == "to" else _asking(thing)
     if isinstance(thing, (*_CONSTANTS, np.ndarray)):
         return thing
     if callable(getattr(thing, method, None)):

@@ -152,7 +152,7 @@ class LinearisedLaplace(DrawsMore):
         precision: Precision = "full",
     ) -> None:
         super().__init__()
-        fix = "Pass the trained network (of an ExportedProgram its module())."
+        fix = "Pass the trained network (of an ExportedProgram its module(), of skorch its module_)."
         require(isinstance(model, nn.Module), "a torch.nn.Module", type(model).__name__, fix)
         check_numbers(num_samples, seed, max_passes, tolerance)
         check_options(curvature_at, linear_model, log_evidence, precision, chunks, width)
