@@ -157,6 +157,12 @@ def fits(case):
     return double, small_dip(single, network=copy.deepcopy(network).float(), **kept).fit(case.sinogram.float())
 
 
+@pytest.fixture(scope="module")
+def exact_models(fits, case):
+    """The closed form at the network of each."""
+    return [dense_model(dip, case) for dip in fits]
+
+
 def dense_model(dip, case):
     names = list(dip.posterior_.features.layout.names)
     jacobian = dense_tomography.image_jacobian(copy.deepcopy(dip.network).double(), names, dip.input_.double())
@@ -168,9 +174,8 @@ class TestOverTheMeasurements:
     """The default up to 8,000 measurements: EM and evidence from the eigenvalues of their matrix, without probes."""
 
     @pytest.mark.parametrize("kind", [0, 1], ids=["float64", "float32"])
-    def test_fixed_point_and_evidence_are_those_of_the_closed_form(self, fits, case, kind):
-        dip = fits[kind]
-        report, exactly = dip.report_, dense_model(dip, case)
+    def test_fixed_point_and_evidence_are_those_of_the_closed_form(self, fits, exact_models, kind):
+        report, exactly = fits[kind].report_, exact_models[kind]
         alpha, beta = report.prior_precision[0], float(report.noise_precision)
         exact_alpha, exact_beta, exact_gamma = exactly.em(alpha, beta)
         bound = (1e-8, 1e-4)[kind]  # float32 measurements
@@ -183,10 +188,10 @@ class TestOverTheMeasurements:
         assert report.log_evidence == pytest.approx(exactly.log_evidence(alpha, beta), abs=1000 * bound)
 
     @pytest.mark.parametrize("kind", [0, 1], ids=["float64", "float32"])
-    def test_samples_have_the_covariance_of_the_closed_form(self, fits, case, kind):
+    def test_samples_have_the_covariance_of_the_closed_form(self, fits, exact_models, kind):
         dip = fits[kind]
         alpha, beta = dip.report_.prior_precision[0], float(dip.report_.noise_precision)
-        covariance = dense_model(dip, case).covariance(alpha, beta) * dip.posterior_.scale**2
+        covariance = exact_models[kind].covariance(alpha, beta) * dip.posterior_.scale**2
         deviations = dip.posterior_.predict_image().deviations
         assert deviations.dtype == (torch.float64, torch.float32)[kind]
         deviations = deviations.double().flatten(1)
@@ -210,6 +215,11 @@ def by_space(case):
     return small_dip(case.operator, network=network, solver=KrylovDual(), em=em, **kept).fit(case.sinogram)
 
 
+@pytest.fixture(scope="module")
+def exact_model(by_space, case):
+    return dense_model(by_space, case)
+
+
 class TestKrylovSpaceOverTheMeasurements:
     """Against the closed form."""
 
@@ -217,8 +227,8 @@ class TestKrylovSpaceOverTheMeasurements:
         assert "Krylov spaces of vectors of" in str(by_space.plan_)
         assert "matrices" not in str(by_space.plan_)
 
-    def test_fixed_point_and_evidence_are_those_of_the_closed_form(self, by_space, case):
-        report, exactly = by_space.report_, dense_model(by_space, case)
+    def test_fixed_point_and_evidence_are_those_of_the_closed_form(self, by_space, exact_model):
+        report, exactly = by_space.report_, exact_model
         alpha, beta = report.prior_precision[0], float(report.noise_precision)
         exact_alpha, exact_beta, exact_gamma = exactly.em(alpha, beta)
         assert report.method == "outputs"
@@ -231,9 +241,9 @@ class TestKrylovSpaceOverTheMeasurements:
         evidence, spread = exactly.log_evidence(alpha, beta), report.log_evidence_error
         assert abs(report.log_evidence - evidence) < 4 * spread[0] + spread[1]
 
-    def test_samples_have_the_covariance_of_the_closed_form(self, by_space, case):
+    def test_samples_have_the_covariance_of_the_closed_form(self, by_space, exact_model):
         alpha, beta = by_space.report_.prior_precision[0], float(by_space.report_.noise_precision)
-        covariance = dense_model(by_space, case).covariance(alpha, beta) * by_space.posterior_.scale**2
+        covariance = exact_model.covariance(alpha, beta) * by_space.posterior_.scale**2
         deviations = by_space.posterior_.predict_image().deviations.flatten(1)
         assert by_space.report_.status == "reached the tolerance"
         dense.assert_covariance(deviations[:, EVERY_NINTH], covariance[EVERY_NINTH, EVERY_NINTH])
