@@ -10,8 +10,9 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
 
+# Each half of the tests on its own core, one thread each; who has finished takes from the other's end.
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 # Every stage of experiments/accelerator on the CPU, tiny, in a minute. The run on an accelerator: its README.md.
 accelerator-tiny: $(INSTALLED)
