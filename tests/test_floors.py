@@ -57,13 +57,14 @@ FLOORS = (
     ("what is asked of EM", "inference.settings"),
     ("which way a fit goes", "inference.route"),
     ("what the loop remembers", "inference.state"),
-    ("exact traces", "inference.exact"),
+    ("exact traces; other coordinates", "inference.exact inference.coordinates"),
     ("what an E-step is", "inference.e_step"),
     ("what E-steps by a Krylov space share", "inference.space_step"),
     ("the ways of an E-step", "inference.krylov_step inference.moving_step inference.sampled_step"),
     ("the way by all outputs", "inference.dual_step"),
     ("the final solve", "inference.final"),
     ("the loop", "inference.infer"),
+    ("new data", "inference.update"),
     (
         "before and after a fit",
         "inference inference.report inference.memory_plan inference.checkpointing inference.certificate inference.mode "
@@ -85,6 +86,7 @@ FLOORS = (
     ("what it tells of its data", "laplace.training_data"),
     ("what it tells of new inputs", "laplace.predicting"),
     ("more samples", "laplace.more"),
+    ("new data for it", "laplace.update"),
     ("front doors", "laplace.linearised linear.regression linear.logistic"),
     ("trained networks", "laplace"),
     ("the estimators", "linear"),

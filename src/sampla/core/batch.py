@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampla.core.inputs import brought, input_tensors, map_inputs, moved, pick
+from sampla.core.inputs import brought, input_tensors, map_inputs, moved, named_leaves, pick
 from sampla.core.typing import Inputs, Opaque
 
 
@@ -26,6 +26,16 @@ class Batch:
     def opaque(self) -> bool:
         """Whether the batch is one object for the network, which cannot be cut."""
         return isinstance(self.inputs, Opaque)
+
+    @property
+    def kind(self) -> str:
+        """Entries, numbers of axes and types of inputs and targets, whatever their sizes, in words."""
+        if isinstance(self.inputs, (Opaque, list)):
+            whole = self.inputs.content if isinstance(self.inputs, Opaque) else self.inputs[0]
+            inputs = f"{'one' if self.opaque else 'a list of'} {type(whole).__name__}"
+        else:
+            inputs = ", ".join(f"{name} {_kind(leaf)}".strip() for name, leaf in named_leaves(self.inputs))
+        return f"inputs {inputs}; targets {_kind(self.targets)}"
 
     @property
     def nbytes(self) -> int:
@@ -65,6 +75,13 @@ class Batch:
             return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
         return replace(self, inputs=map_inputs(pin, self.inputs), targets=pin(self.targets))
+
+
+def _kind(leaf: Any) -> str:
+    """Type and number of axes of a tensor, or the type of a constant."""
+    if not isinstance(leaf, Tensor):
+        return type(leaf).__name__
+    return f"{str(leaf.dtype).removeprefix('torch.')} with {leaf.ndim} ax{'i' if leaf.ndim == 1 else 'e'}s"
 
 
 def arriving(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

@@ -8,7 +8,8 @@ random augmentation, or shuffling with drop_last, is noticed and explained.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,17 @@ class Data(ABC):
         yield
 
 
+@dataclass(frozen=True)
+class _Joined:
+    """The batches of one loader, then those of another."""
+
+    first: Loader
+    second: Loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain(self.first, self.second)
+
+
 class CheckedLoader(Data):
     """The user's loader, checked: the same data on every pass, in any order.
 
@@ -227,6 +239,42 @@ class CheckedLoader(Data):
         batch = _as_batch(item, 0, 0, self._unpack)
         self._ahead = self._hashes(batch)
         return batch.on(self._device)
+
+    def behind(self, loader: Loader, first_output: int) -> "CheckedLoader":
+        """A loader of new data, numbered as those that come behind these, whose outputs are so many."""
+        new = CheckedLoader(loader, self._device, self._progress, self._unpack, self._counted)
+        new._sides, new.start, new.first_output = self._sides, self.num_data, first_output
+        return new
+
+    def joined(self, new: "CheckedLoader") -> "CheckedLoader":
+        """These data and the new ones behind them, known without another pass. After a first pass of both."""
+        assert self._fingerprint is not None
+        assert new._fingerprint is not None
+        both = CheckedLoader(_Joined(self._loader, new._loader), self._device, self._progress, self._unpack)
+        both._counted, both._sides, both._shapes = self._counted, self._sides, self._shapes | new._shapes
+        both._fingerprint = both._whole = (
+            self._fingerprint[0] + new._fingerprint[0], wrap(self._fingerprint[1] + new._fingerprint[1]),
+        )  # fmt: skip
+        both._known = torch.cat([self._known, new._known]).sort().values
+        both._length = None if self._length is None or new._length is None else self._length + new._length
+        both._objects, both.has_lists = self._objects, self.has_lists
+        both.fixed_order, both.sweeps = self.fixed_order and new.fixed_order, self.sweeps
+        both.nbytes = self.nbytes + new.nbytes
+        return both
+
+    def require_new(self, new: "CheckedLoader") -> None:
+        """Refuse a loader whose data are for the greater part among these. After a first pass of both."""
+        known = int(torch.isin(new._known, self._known).sum())
+        found = f"one in which {known} of {new.num_data} are data that the fit has had"
+        fix = "Each would count twice: leave them out, or call fit(loader) where data are to count twice."
+        require(2 * known <= new.num_data, "a loader of new data alone", found, fix)
+
+    def require_kind(self, batch: Batch) -> None:
+        """Refuse a batch whose inputs or targets have other entries, axes or types than these."""
+        item = next(iter(Interruptible(self._loader)), None)
+        require(item is not None, "the loader of the fit to be readable still", "an empty one", _EMPTY)
+        own, fix = _as_batch(item, 0, 0, self._unpack).kind, "Data of another kind need a fit of their own."
+        require(own == batch.kind, f"new data like those of the fit, {own}", batch.kind, fix)
 
     @property
     def stays(self) -> bool:
@@ -315,6 +363,8 @@ class CheckedLoader(Data):
             self._refuse(f"{self._fingerprint[0]} data, then {size}{hint}")
         elif content != self._fingerprint[1]:
             self._refuse(f"{size} data both times, but not the same ones")
+        if self._first_order is None:  # of joined data, which were known without a pass
+            self._first_order = order
         self.fixed_order = self.fixed_order and order == self._first_order
         self.sweeps += 1
 

@@ -16,9 +16,9 @@ from sampla.core.noise import PRIOR, standard_normal
 from sampla.inference.exact import grown_to_range
 from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import Estimate, estimated, log_determinant
-from sampla.inference.state import EMState, Task
+from sampla.inference.state import EMState, Seeds, Task
 from sampla.model import LinearModel
-from sampla.solvers import Jacobi, LinearSystem, ModeSearch, Preconditioner, RightHandSide, Start
+from sampla.solvers import Jacobi, LinearSystem, ModeSearch, Preconditioner, RightHandSide, Sketch, Solution, Start
 
 FEWEST_ITERATIONS = 3
 """Iterations of a Krylov space before the change of an estimate says anything about its error."""
@@ -45,6 +45,10 @@ class FinalProblem:
     """(P,) diagonal of H^-1 M, where a Krylov space holds the whole range of M."""
     gamma: Estimate | None = None
     """Its trace alone, where that is known better than the samples tell it."""
+    sketch: Sketch | None = None
+    """Of M in the coordinates of the system, which it is preconditioned by."""
+    solution: Solution | None = None
+    """Where the samples have been solved for already."""
     search: ModeSearch | None = None
     """For the mode that is still wanted: it goes along with the solve, and ends after it."""
 
@@ -125,7 +129,9 @@ class EStep(ABC):
         return estimated(space, self.task.em_samples, log_determinant, ratio)
 
 
-def right_hand_side(seed: int, precision: Tensor, data_part: Tensor, target: Tensor | None) -> RightHandSide:
+def right_hand_side(
+    seed: int, precision: Tensor, data_part: Tensor, target: Tensor | None, seeds: Seeds = ()
+) -> RightHandSide:
     """Posterior samples, and the mean of a quadratic likelihood behind them, as one block (docs/method.md, section 2).
 
     Args:
@@ -133,12 +139,17 @@ def right_hand_side(seed: int, precision: Tensor, data_part: Tensor, target: Ten
         precision: (P,) the diagonal of A.
         data_part: (k, P) sum_n phi_n' S_n xi_n of k samples.
         target: (1, P) sum_n phi_n' B_n y_n, or None.
+        seeds: of the prior's noise, where that is not all of the one seed.
     """
     count, root = len(data_part), precision.sqrt()
     if target is not None:
         data_part = torch.cat([data_part, target])
     prior_part = torch.zeros_like(data_part)  # A theta0 = A^(1/2) xi; the mean has none
-    prior_part[:count] = root * standard_normal(seed, PRIOR, range(count), 0, tuple(root.shape), root)
+    done = 0
+    for own, number in seeds or ((seed, count),):
+        rows = range(min(number, count - done))
+        prior_part[done : done + len(rows)] = root * standard_normal(own, PRIOR, rows, 0, tuple(root.shape), root)
+        done += len(rows)
     return RightHandSide(data_part, prior_part, count, seed)
 
 

@@ -11,18 +11,20 @@ from sampla.inference.e_step import FinalProblem
 from sampla.inference.evidence import LogEvidence, effective_dimension
 from sampla.inference.mackay import updated_noise
 from sampla.inference.quadrature import Estimate, LogError, estimated, gamma
-from sampla.inference.state import EMState, Inference, Posed, Task
-from sampla.solvers import LinearSystem, RightHandSide, Solution, Start, solve_balanced
+from sampla.inference.state import EMState, Inference, Kept, Posed, Task
+from sampla.solvers import LinearSystem, Mode, RightHandSide, Seen, Solution, Start, solve_balanced
 
 _NOTHING = 1e-9
 """Relative error of gamma that is rounding of the sum."""
 _COMBINATIONS = 4
 """Random combinations of the samples' right-hand sides that are kept, to measure the error of the solve by."""
+SEEN_PASSES = 4
+"""Passes of the final solve whose products are kept for the next one, if new data come."""
 
 
 def solved(task: Task, problem: FinalProblem) -> Solution:
     """K samples, and the mean of a quadratic likelihood behind them, in the coordinates of the state's model."""
-    solution = _in_full_precision(task, problem.system, problem.rhs, problem.start)
+    solution = problem.solution or _in_full_precision(task, problem.system, problem.rhs, problem.start)
     if problem.scale is not None:
         value, image = solution.value * problem.scale, solution.curvature_value / problem.scale
         solution = replace(solution, value=value, curvature_value=image)
@@ -42,7 +44,7 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
     """
     state, count, quadratic = problem.state, task.num_samples, problem.state.model.likelihood.is_quadratic
     if problem.search is not None:
-        state = replace(state, mode=problem.search.found()).without_memory()
+        state = replace(state, mode=problem.search.found())
     dimension, dimension_error, error_of_sum = effective_dimension(solution, count, state.prior)
     unsettled = unsettled or _misled(task, state, dimension, error_of_sum)
     if problem.gamma is not None:
@@ -88,6 +90,7 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
         noise_error=noise_error,
         unsettled=unsettled,
         posed=_posed(problem, count),
+        kept=_kept(task, problem, state.mode),
     )
 
 
@@ -117,6 +120,26 @@ def _posed(problem: FinalProblem, count: int) -> Posed:
     if problem.scale is not None:
         combined, diagonal = combined / problem.scale, diagonal / problem.scale.square()
     return Posed(signs, combined, diagonal)
+
+
+def watched(task: Task, problem: FinalProblem) -> FinalProblem:
+    """The problem with its products written down, as far as memory allows, where new data may come."""
+    if not (task.keeps and task.route.solver_uses_space):
+        return problem
+    like, blocks = problem.rhs.data_part, SEEN_PASSES * len(problem.rhs.data_part)
+    most = task.em.rows_within(like, like.shape[1]) // 2
+    return replace(problem, system=replace(problem.system, seen=Seen(min(most, blocks))))
+
+
+def _kept(task: Task, problem: FinalProblem, mode: Mode | None) -> Kept | None:
+    """What an update with new data needs, in the coordinates of the state's model."""
+    if not task.keeps:
+        return None
+    data_part, system, scale = problem.rhs.data_part[: task.num_samples], problem.system, problem.scale
+    most = max(task.num_samples, task.em.rows_within(data_part, data_part.shape[1]))
+    sketch = None if system.seen is None else system.seen.sketch(problem.sketch, system.precision, scale, most)
+    seeds = task.seeds or ((task.seed, task.num_samples),)
+    return Kept(data_part if scale is None else data_part / scale, task.survey, seeds, sketch, mode)
 
 
 def _in_full_precision(task: Task, system: LinearSystem, rhs: RightHandSide, start: Start | None) -> Solution:

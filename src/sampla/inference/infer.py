@@ -57,6 +57,7 @@ def infer(
     noise: Callable[[Callable[[], NoiseDraw]], NoiseDraw] = lambda draw: draw(),
     restore: Callable[[EMState], EMState] = lambda state: state,
     keep: Callable[[EMState], None] = lambda _: None,
+    updatable: bool = False,
 ) -> Inference:
     """Posterior samples of a linear model, with its hyperparameters found by EM where they are to be learnt.
 
@@ -77,6 +78,7 @@ def infer(
         noise: given what draws the noise, gives it, or what it has kept of the same draw.
         restore: may replace the first state by a stored one.
         keep: called with the state after every EM step.
+        updatable: whether what ``updated`` needs for new data is to be kept.
 
     Returns:
         The Inference. Warnings say if EM or a solve stopped short.
@@ -91,6 +93,7 @@ def infer(
         model, model.survey(), prior, solver, num_samples=num_samples, seed=seed, em=em, curvature_at=curvature_at,
         tolerance=tolerance, max_passes=max_passes, log_evidence=log_evidence, say=say, noise=noise,
     )  # fmt: skip
+    task = replace(task, keeps=updatable)
     with one_of_each(stacklevel=5):
         return solved(task, *_learnt(task, state, restore, keep))
 
@@ -220,6 +223,7 @@ def finished(e_step: EStep, state: EMState) -> tuple[FinalProblem, str]:
 
 def solved(task: Task, problem: FinalProblem, unsettled: str) -> Inference:
     """K samples with the hyperparameters of the problem; a warning says if these have not settled."""
+    problem = final.watched(task, problem)
     return final.inference(task, problem, final.solved(task, problem), unsettled)
 
 

@@ -20,7 +20,7 @@ from sampla.inference.quadrature import Hyper, LogError, Settled, estimated, gam
 from sampla.inference.space_step import FURTHEST_DOWN, FURTHEST_UP, UNKNOWN, SpaceEStep, galerkin_start
 from sampla.inference.state import EMState, Task
 from sampla.model import LinearModel
-from sampla.solvers import AtZero, LinearSystem, Mode, RightHandSide, Sketch
+from sampla.solvers import AtZero, LinearSystem, Mode, RightHandSide
 
 _AT_ONCE = 8
 """A space of so many iterations grows by one more in a step: it then reaches any size in few steps, and at most an
@@ -73,13 +73,16 @@ class KrylovEStep(SpaceEStep):
             model = model.replaced(likelihood=model.likelihood.scaled(factor))
         rhs = self._right_hand_side(precision, factor)
         system, start = LinearSystem(model.carrying(search), precision, task.draw.diagonal * factor), None
+        sketch = None
         if space is not None and task.route.solver_uses_space:
-            system = replace(system, preconditioner=_scaled(space.sketch(), factor).at(precision))
+            sketch = space.sketch().times(factor)
+            system = replace(system, preconditioner=sketch.at(precision))
             start = galerkin_start(space, rhs, precision, factor)
         return FinalProblem(
             replace(state.without_memory(), model=model), system, rhs, start,
             determinant=self.determinant(space, ratio),
             effective_dimension=space.determined(ratio) if space is not None and space.exact else None, search=search,
+            sketch=sketch,
         )  # fmt: skip
 
     def _right_hand_side(self, precision: Tensor, factor: float) -> RightHandSide:
@@ -221,7 +224,3 @@ class KrylovEStep(SpaceEStep):
         if has_settled(self.task.em.tolerance, 0.0, found.truncation):
             return found.noise_error.standard_error > self.task.em.tolerance
         return self.is_full(space)
-
-
-def _scaled(sketch: Sketch, factor: float) -> Sketch:
-    return Sketch(sketch.basis, sketch.gram * factor, sketch.tail * factor)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sampla.core.checks import require
 from sampla.inference.e_step import right_hand_side
 from sampla.inference.evidence import effective_dimension
-from sampla.inference.state import Inference, Posed
+from sampla.inference.state import Inference, Kept, Posed
 from sampla.model import LinearModel
 from sampla.solvers import LinearSystem, RightHandSide, Solution, Solver, Status, solve_balanced
 
@@ -75,7 +75,7 @@ def more_samples(
     return replace(
         inference, samples=torch.cat([inference.samples, found.value * inference.prior.scale]), solution=solution,
         effective_dimension=dimension, effective_dimension_error=error, effective_dimension_sum_error=error_of_sum,
-        posed=_posed(inference.posed, rhs),
+        posed=_posed(inference.posed, rhs), kept=_kept(inference.kept, rhs),
     )  # fmt: skip
 
 
@@ -96,6 +96,14 @@ def _joined(first: Solution, second: Solution, present: int, count: int) -> Solu
         curvature_value=between(first.curvature_value, second.curvature_value), passes=longer.passes,
         history=longer.history,
     )  # fmt: skip
+
+
+def _kept(kept: Kept | None, rhs: RightHandSide) -> Kept | None:
+    """What an update needs, with the new samples' behind those that there were."""
+    if kept is None:
+        return None
+    seeds = (*kept.seeds, (rhs.seed, rhs.num_samples))
+    return replace(kept, data_part=torch.cat([kept.data_part, rhs.data_part]), seeds=seeds)
 
 
 def _posed(kept: Posed, rhs: RightHandSide) -> Posed:

@@ -100,6 +100,9 @@ class FitReport:
     """By which factors predictions take the posterior's deviations, and where they come from (``posterior.width``)."""
     effective_dimension_sum_error: float | None = None
     """Standard error of the sum of gamma over the groups, whose own errors are not independent; zero when exact."""
+    updates: list[dict[str, Any]] = field(default_factory=list)
+    """One row for each ``update``: how many data it added, its passes and its seconds, which the whole ones include. A
+    pass is then one over all data of that time."""
     kept_on: str = ""
     """The accelerator on which the data were kept after the second reading; empty: every one was of the loader."""
 
@@ -132,6 +135,7 @@ class FitReport:
         """The lines below the first, which says what was fitted."""
         lines = [
             f"cost         {self.passes:.1f} passes ({self._describe_readings()}), {self.seconds:.1f} s",
+            *(f"updates      {self._describe_update(row)}" for row in self.updates[-1:]),
             f"samples      {self._describe_sample()}; the solve {self.status}",
             f"sampling     a standard deviation is known to about {self.std_error:.0%} with K = {self.num_samples}",
             f"prior        {self._describe_prior()}",
@@ -206,6 +210,11 @@ class FitReport:
         if not self.kept_on:
             return f"{self.sweeps} readings of the loader"
         return f"{self.sweeps} readings of the data, which were kept on {self.kept_on} after the second"
+
+    def _describe_update(self, row: dict[str, Any]) -> str:
+        count = len(self.updates)
+        last = f"the last of {count}, by" if count > 1 else "one, by"
+        return f"{last} {row['num_data']:,} data in {row['passes']:.1f} passes and {row['seconds']:.1f} s"
 
     def _describe_sample(self) -> str:
         words = f"error {self.solve_error:.1%} of a function draw (estimated)"

@@ -11,7 +11,8 @@ from math import log
 import torch
 from torch import Tensor
 
-from sampla.features import OutputsAt, ScaledFeatures
+from sampla.features import OutputsAt
+from sampla.inference.coordinates import extended, whitened, whitened_start
 from sampla.inference.e_step import EStep, FinalProblem, right_hand_side, target_part
 from sampla.inference.evidence import effective_dimension, updated_precision
 from sampla.inference.exact import ExactPosterior, grown_to_range
@@ -29,6 +30,7 @@ from sampla.inference.mackay import (
     why_noise_is_unknown,
 )
 from sampla.inference.quadrature import LogError
+from sampla.inference.route import SEARCH
 from sampla.inference.state import EMState, Task
 from sampla.inference.trace import EMStep
 from sampla.likelihoods import Likelihood
@@ -40,12 +42,16 @@ from sampla.solvers import (
     LinearSystem,
     Mode,
     RightHandSide,
+    Sketch,
     Solution,
     Start,
+    Status,
     linear_mode,
     solve_balanced,
 )
 
+_USUAL_SLOPE = 1 / 3
+"""d log update / d log alpha near the fixed point, as a rule."""
 _SLOWEST = 0.02
 """EM's update of the noise covers a part 1 - used of the way, at least this."""
 
@@ -65,6 +71,7 @@ class SampledEStep(EStep):
         self._target: Tensor | None = None  # of the present likelihood, once it is known
         self._exact = task.route.exact_traces and task.route.learns
         self._factor = 1.0  # how many times looser this step may work
+        self._last: Iterate | None = None  # the samples of the last step
         self._range: tuple[LinearModel, KrylovSpace] | None = None  # the whole range of M, and whose M that is
 
     def start(self, state: EMState) -> EMState:
@@ -81,11 +88,12 @@ class SampledEStep(EStep):
 
     def step(self, state: EMState) -> EMState:
         task, em, label = self.task, self.task.em, state.label
-        self._factor = tolerance_factor(state.last_change, em.tolerance)
+        self._factor = 1.0 if task.follows else tolerance_factor(state.last_change, em.tolerance)
         state = self._at_mode(state, label, task.em_samples)
-        samples = self._samples(state, label)
+        samples = self._last = self._samples(state, label)
         theta, mode = self._mode(state, samples, label)
         gamma, gamma_error, sum_error = effective_dimension(samples, task.em_samples, state.prior)
+        gamma = gamma if task.gamma_factor is None else gamma * task.gamma_factor
         alpha = updated_precision(state.prior, gamma, theta[0]) if state.prior.learn else state.prior.precision
         unknown = self._noise_unknown(state, gamma, sum_error)
         if unknown and not self._exact and task.route.exact_if_needed:
@@ -100,7 +108,9 @@ class SampledEStep(EStep):
         if _alpha_alone(trace):  # else the update moves with the noise, and two steps tell no rate
             ahead = max(change, distance_that_matters(*_history(trace, alpha), gamma, before))
         settled = em.has_settled(trace, ahead) and near and not unknown
-        prior = state.prior.with_precision(alpha if settled else _proposed(trace, alpha))
+        if settled and task.follows:  # the samples are those of the hyperparameters used, and may stay
+            alpha, model = state.prior.precision, state.model
+        prior = state.prior.with_precision(alpha if settled else _proposed(trace, alpha, task.follows))
         if mode is not None and model is not state.model:  # what is known of the loss is that of the old noise
             mode = replace(mode, memory=None)
         following = EMState(
@@ -118,15 +128,18 @@ class SampledEStep(EStep):
         if len(self._draw.data_part) < task.num_samples:
             self._draw_for(state.model, task.num_samples)
         rhs = self._right_hand_side(state, task.num_samples)
-        system = LinearSystem(state.model, state.prior.diagonal, self._draw.diagonal)
-        start = _extended(state.start, rhs)
-        if not task.route.moves_curvature:
+        system, sketch = self._system(state), self._sketch(state)
+        start = extended(state.start, rhs)
+        if not (task.route.moves_curvature or (task.follows and state.settled)):  # else it is that of the last step
             state = self.with_mode(state)
-        state = state.without_memory()
+        if not (task.keeps and task.em.holds(SEARCH, system.precision, len(system.precision))):
+            state = state.without_memory()
         if not task.route.whitened_space:
-            return FinalProblem(state, system, rhs, start)
+            last = self._last if task.follows and state.settled and isinstance(self._last, Solution) else None
+            solution = last if last is not None and last.status is Status.CONVERGED else None
+            return FinalProblem(state, system, rhs, start, sketch=sketch, solution=solution)
         scale = system.precision.rsqrt()
-        white = _whitened(system, scale)
+        white = whitened(system, scale)
         seen, unseen = (rhs.data_part[: rhs.num_samples] * scale).tensor_split([task.em_samples])
         space = self.space_for_determinant(krylov_space(seen), white.model, 1.0, unseen)
         determinant = self.determinant(space, 1.0)
@@ -136,13 +149,27 @@ class SampledEStep(EStep):
         rhs = RightHandSide(rhs.data_part * scale, rhs.prior_part * scale, rhs.num_samples, rhs.seed)
         white = replace(white, preconditioner=space.sketch().at(white.precision))
         return FinalProblem(
-            state, white, rhs, _whitened_start(space, rhs, start, scale), scale, determinant, determined
-        )
+            state, white, rhs, whitened_start(space, rhs, start, scale), scale, determinant, determined,
+            sketch=space.sketch(),
+        )  # fmt: skip
+
+    def _sketch(self, state: EMState) -> Sketch | None:
+        """What an earlier fit has seen of M, in the present noise, where the solver has a use for it."""
+        sketch, likelihood = self.task.sketch, state.model.likelihood
+        if sketch is None or not self.task.route.solver_uses_space:
+            return None
+        return sketch if likelihood is self._first else sketch.times(likelihood.factor_over(self._first) or 1.0)
+
+    def _system(self, state: EMState) -> LinearSystem:
+        precision, sketch = state.prior.diagonal, self._sketch(state)
+        near = None if sketch is None else sketch.at(precision)
+        return LinearSystem(state.model, precision, self._draw.diagonal, near)
 
     def _right_hand_side(self, state: EMState, num_samples: int) -> RightHandSide:
         if self._target is None:
             self._target = target_part(state.model)
-        return right_hand_side(self.task.seed, state.prior.diagonal, self._draw.data_part[:num_samples], self._target)
+        data_part, seeds = self._draw.data_part[:num_samples], self.task.seeds
+        return right_hand_side(self.task.seed, state.prior.diagonal, data_part, self._target, seeds)
 
     def _samples(self, state: EMState, label: str) -> Iterate:
         """The samples: exact in a small problem, else by the solver, from the last step's."""
@@ -154,9 +181,9 @@ class SampledEStep(EStep):
         if state.model.likelihood.is_quadratic and state.prior.learn:  # |mean|_A depends on weak directions too
             tolerance = min(tolerance, em.mode_tolerance)
         return solve_balanced(
-            task.solver, LinearSystem(state.model, state.prior.diagonal, self._draw.diagonal), rhs,
-            mean_size=task.target_size(state.model.likelihood), tolerance=tolerance * self._factor,
-            max_passes=task.max_passes, guess=state.start, say=lambda text: task.say(f"{label}samples, {text}"),
+            task.solver, self._system(state), rhs, mean_size=task.target_size(state.model.likelihood),
+            tolerance=tolerance * self._factor, max_passes=task.max_passes, guess=state.start,
+            say=lambda text: task.say(f"{label}samples, {text}"),
         )  # fmt: skip
 
     def _exact_posterior(self, state: EMState, label: str = "") -> ExactPosterior:
@@ -189,8 +216,9 @@ class SampledEStep(EStep):
         return found.value, found
 
     def _linear_mode(self, model: LinearModel, state: EMState, label: str, check: bool = False) -> Mode:
+        near = self._system(state).preconditioner or Jacobi(self._draw.diagonal + state.prior.diagonal)
         return linear_mode(
-            model, state.prior.diagonal, Jacobi(self._draw.diagonal + state.prior.diagonal), guess=state.mode,
+            model, state.prior.diagonal, near, guess=state.mode,
             tolerance=self.task.em.mode_tolerance * self._factor, check=check,
             say=lambda text: self.task.say(label + text),
         )  # fmt: skip
@@ -305,8 +333,14 @@ def _kept(samples: Iterate) -> Start:
     )
 
 
-def _proposed(trace: list[EMStep], updated: Tensor) -> Tensor:
-    """Where the next EM step starts: a secant through the last two, where only alpha is learnt."""
+def _proposed(trace: list[EMStep], updated: Tensor, follows: bool) -> Tensor:
+    """Where the next EM step starts: a secant through the last two, where only alpha is learnt.
+
+    A first step that follows a fit to fewer data has none before it; the usual slope takes it further.
+    """
+    if follows and len(trace) == 1:
+        used = updated.new_tensor(trace[0].precision)
+        return used * (updated / used) ** (1 / (1 - _USUAL_SLOPE))
     if not _alpha_alone(trace):  # the update moves with the noise: no secant
         return updated
     return accelerated(*_history(trace, updated))
@@ -342,34 +376,3 @@ def _precision_error(trace: list[EMStep], prior: BoundPrior, ahead: float) -> Lo
                 break
         errors.append(error / gamma / max(1 - slope, 0.1))
     return LogError(max(errors), ahead) if errors else None
-
-
-def _extended(start: Start | None, rhs: RightHandSide) -> Start | None:
-    """EM's few samples as the start of K: zero for the samples that EM did not have."""
-    if start is None:
-        return None
-    means = len(rhs.data_part) - rhs.num_samples
-    known = len(start.value) - means
-
-    def placed(rows: Tensor) -> Tensor:
-        block = torch.zeros_like(rhs.data_part)
-        block[:known] = rows[:known]
-        block[rhs.num_samples :] = rows[known:]
-        return block
-
-    return replace(start, value=placed(start.value), curvature_value=placed(start.curvature_value))
-
-
-def _whitened(system: LinearSystem, scale: Tensor) -> LinearSystem:
-    """The same in the coordinates theta / scale, in which A is the identity."""
-    model = system.model.replaced(features=ScaledFeatures(system.model.features, scale))
-    return LinearSystem(model, torch.ones_like(scale), system.diagonal * scale.square())
-
-
-def _whitened_start(space: KrylovSpace, rhs: RightHandSide, known: Start | None, scale: Tensor) -> Start:
-    """The best start in the space, and EM's own samples where it had them."""
-    value, image = space.galerkin(rhs.total, torch.ones_like(scale))
-    if known is not None:
-        rows = known.value.any(dim=1)
-        value[rows], image[rows] = known.value[rows] / scale, known.curvature_value[rows] * scale
-    return Start(value, image)

@@ -85,6 +85,11 @@ class EM:
             return self.max_rows
         return min(max(_SPACE_BYTES // (size * like.element_size()), _FEWEST_ROWS), _MOST_ROWS)
 
+    @staticmethod
+    def rows_within(like: Tensor, size: int) -> int:
+        """How many vectors of ``size`` numbers of the dtype of ``like`` may be kept beside others: 256 MiB of them."""
+        return _SPACE_BYTES // (size * like.element_size())
+
     def holds(self, rows: int, like: Tensor, size: int) -> bool:
         """Whether so many vectors of ``size`` numbers of the dtype of ``like`` may be kept beside others."""
         return rows * size * like.element_size() <= _SPACE_BYTES

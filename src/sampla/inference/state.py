@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -16,13 +16,17 @@ from sampla.inference.trace import EMStep
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel, NoiseDraw
 from sampla.priors import BoundPrior
-from sampla.solvers import Mode, Solution, Solver, Start
+from sampla.solvers import Mode, Sketch, Solution, Solver, Start
 from sampla.survey import Survey
 
 _FALLING = 0.2
 """Change of a late EM step by which the noise is on its way to zero, as a rule: the model explains all the targets."""
 _LARGEST_PERCENTAGE = 10.0
 """An error of a logarithm from which it is not given as a percentage."""
+
+
+Seeds: TypeAlias = tuple[tuple[int, int], ...]
+"""Seeds of the prior's noise, each with the number of samples that it is of, in their order."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,20 @@ class Task:
     max_passes: int
     route: Route
     say: Callable[[str], None]
+    keeps: bool = False
+    """Whether what an update with new data needs is kept."""
+    seeds: Seeds = ()
+    """Of the prior's noise, where the samples have been drawn at several times; empty: ``seed`` is of all."""
+    sketch: Sketch | None = None
+    """Of M, from before new data were added to them."""
+    gamma_factor: Tensor | None = None
+    """(G,) what the samples' gamma is multiplied by: a better estimate of the old data's over what the samples told of
+    it, whose errors are the same."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether this follows a fit to fewer data: the hyperparameters are all but right then."""
+        return bool(self.seeds)
 
     @property
     def em_samples(self) -> int:
@@ -105,6 +123,21 @@ class Posed:
     """(k, P) sum_k s_k b_k of the K samples' right-hand sides, with these signs."""
     diagonal: Tensor
     """(P,) an estimate of the diagonal of M, for preconditioning."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a fit so that new data can be added to it, in the coordinates of the model."""
+
+    data_part: Tensor
+    """(K, P) of the samples' right-hand sides, and of the mean's behind them where there is one."""
+    survey: Survey
+    seeds: Seeds
+    sketch: Sketch | None
+    """Of M, from all that it has been multiplied with; None where that would take much memory."""
+    mode: Mode | None = None
+    """The linear mode, with what its search has learnt of the loss where that takes little memory; None where it is
+    the mean of the samples' system, or has not been wanted."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +168,8 @@ class Inference:
     posed: Posed
     unsettled: str = ""
     """What keeps EM from having settled; empty if it has."""
+    kept: Kept | None = None
+    """For new data; None where it was not asked for."""
 
 
 def complain_unsettled(task: Task, state: EMState) -> str:

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sampla.core.allocator import freed_memory_kept
 from sampla.core.arguments import named
@@ -34,9 +34,8 @@ from sampla.features import (
     select_parameters,
 )
 from sampla.inference.checkpointing import held, restore_chunks, restore_state, save_state, saved_noise
-from sampla.inference.infer import Inference, infer
+from sampla.inference.infer import infer
 from sampla.inference.memory_plan import MemoryPlan, plan_memory
-from sampla.inference.mode import mode_of
 from sampla.inference.report import build_report
 from sampla.inference.settings import EM, CurvatureAt, LinearModelKind
 from sampla.laplace.choices import (
@@ -56,18 +55,17 @@ from sampla.laplace.guards import (
     not_finite_explained,
     only_device,
 )
-from sampla.laplace.more import DrawsMore
 from sampla.laplace.spread import check_spread, check_together, checked_on_all
-from sampla.laplace.training_data import REMEDY, Asked, kept_in
+from sampla.laplace.training_data import REMEDY, Asked, found_width, kept_in
+from sampla.laplace.update import TakesNewData, goes_on
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel
 from sampla.posterior.posterior import Posterior, load_posterior
-from sampla.posterior.width import Width, leave_one_out_width
 from sampla.priors import Prior
 from sampla.solvers import Solver
 
 
-class LinearisedLaplace(DrawsMore):
+class LinearisedLaplace(TakesNewData):
     """Linearised Laplace with exact posterior samples (Antoran et al. 2023; docs/method.md, section 6).
 
     Args:
@@ -216,8 +214,10 @@ class LinearisedLaplace(DrawsMore):
                     say=self._progress.enter, noise=lambda draw: saved_noise(checkpoint, draw, identity(), model),
                     restore=lambda state: restore_state(checkpoint, state, identity()),
                     keep=lambda state: save_state(checkpoint, state, identity()),
+                    updatable=ranks is None and goes_on(asked, self.likelihood),
                 )  # fmt: skip
-                width, mode = self._found_width(model.replaced(likelihood=inference.model.likelihood), inference)
+                fitted = model.replaced(likelihood=inference.model.likelihood)
+                width, mode = found_width(asked, fitted, inference, self._progress.enter)
             words = self._describe_products(features, inference.model) + (
                 "; torch.autocast around the fit put aside" if ambient else ""
             )
@@ -307,20 +307,12 @@ class LinearisedLaplace(DrawsMore):
             features.require_reduced(first.rows(0, 2).inputs)
         return features, data, adjoint
 
-    def _found_width(self, model: LinearModel, inference: Inference) -> tuple[Width, Tensor | None]:
-        """The width, and the linear mode where it was needed for it."""
-        if not isinstance(self.width, str):
-            return Width(float(self.width), float(self.width), "given"), None
-        if self.width == "em":
-            return Width(), None
-        self._progress.enter("leave-one-out")
-        mode = mode_of(inference, self.em.mode_tolerance, self._progress.enter)
-        at_mode = self._settings().at_mode(model.likelihood)
-        return leave_one_out_width(model, inference.samples, mode, at_mode, self.seed), mode
-
     def _settings(self) -> Asked:
         """What answers about a fit need of the settings, as they are now."""
-        return Asked(self.model, self.em, self.curvature_at, self.tolerance, self.max_passes, self.seed, self.solver)
+        return Asked(
+            self.model, self.em, self.curvature_at, self.tolerance, self.max_passes, self.seed, self.solver,
+            self.width, self.log_evidence,
+        )  # fmt: skip
 
     @property
     def _allowed_precision(self) -> Precision:

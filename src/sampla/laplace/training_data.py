@@ -1,8 +1,9 @@
 """What a fitted LinearisedLaplace says of its training data: each without itself, and what each has changed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -16,10 +17,14 @@ from sampla.core.unpacking import Unpack, unpacking
 from sampla.distributed import refuse_parts, refuse_spread
 from sampla.inference.influence import At, Influence, Measure, influence
 from sampla.inference.leave_one_out import LeaveOneOut, leave_one_out
+from sampla.inference.mode import mode_of
 from sampla.inference.settings import EM, CurvatureAt
+from sampla.inference.state import Inference
 from sampla.laplace.fitted import Fitted
 from sampla.laplace.guards import apart, check_evaluation_mode, check_weights
 from sampla.likelihoods import Likelihood
+from sampla.model import LinearModel
+from sampla.posterior.width import Width, leave_one_out_width
 from sampla.solvers import Solver
 
 REMEDY = (
@@ -55,10 +60,32 @@ class Asked:
     max_passes: int
     seed: int
     solver: Solver[Any]
+    width: Literal["loo", "em"] | float
+    log_evidence: bool | None
 
     def at_mode(self, likelihood: Likelihood) -> bool:
         """Whether B was taken at the linear mode's outputs."""
         return self.curvature_at == "linear-mode" and not likelihood.is_quadratic
+
+
+def found_width(
+    asked: Asked, model: LinearModel, inference: Inference, say: Callable[[str], None]
+) -> tuple[Width, Tensor | None]:
+    """The width that is asked for, and the linear mode where it was needed for it.
+
+    Args:
+        asked: of the fit.
+        model: of the network's own parameters, with the likelihood found.
+        inference: what the fit has left behind.
+        say: called with one line at every stage.
+    """
+    if not isinstance(asked.width, str):
+        return Width(float(asked.width), float(asked.width), "given"), None
+    if asked.width == "em":
+        return Width(), None
+    say("leave-one-out")
+    mode = mode_of(inference, asked.em.mode_tolerance, say)
+    return leave_one_out_width(model, inference.samples, mode, asked.at_mode(model.likelihood), asked.seed), mode
 
 
 class AboutTrainingData(Fitted):

@@ -5,6 +5,7 @@ from sampla.solvers._mode import AtZero, Memory, Mode
 from sampla.solvers._mode_search import ModeSearch
 from sampla.solvers._outputs import OutputProducts
 from sampla.solvers._preconditioners import Jacobi, LowRank, Preconditioner, Sketch, nystrom
+from sampla.solvers._seen import Seen
 from sampla.solvers.balanced import solve_balanced
 from sampla.solvers.block_cg import BlockCG
 from sampla.solvers.dense import Dense
@@ -37,6 +38,7 @@ __all__ = [
     "OutputProducts",
     "Preconditioner",
     "RightHandSide",
+    "Seen",
     "Sketch",
     "Solution",
     "Solver",

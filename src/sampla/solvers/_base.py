@@ -14,6 +14,7 @@ from sampla.core.blocks import dots
 from sampla.core.checks import complain
 from sampla.model import LinearModel
 from sampla.solvers._preconditioners import Jacobi, Preconditioner
+from sampla.solvers._seen import Seen
 
 
 class Status(Enum):
@@ -59,6 +60,8 @@ class LinearSystem:
     """Near H; None for the diagonal of H."""
     stride: int = 1
     """M from every stride-th minibatch of the data only, scaled to all of them."""
+    seen: Seen | None = None
+    """Where products are written down; None: nowhere."""
 
     @property
     def inverse(self) -> Preconditioner:
@@ -69,7 +72,8 @@ class LinearSystem:
 
     def product(self, vectors: Tensor) -> Tensor:
         """H v: (K, P) -> (K, P), one pass over the data, or that part of one."""
-        return self.model.curvature_product(vectors, self.stride).addcmul_(self.precision, vectors)
+        found = self.model.curvature_product(vectors, self.stride).addcmul_(self.precision, vectors)
+        return found if self.seen is None else self.seen.see(vectors, found)
 
 
 @dataclass(frozen=True)

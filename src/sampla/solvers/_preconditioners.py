@@ -47,6 +47,10 @@ class Sketch:
     tail: float
     """c, the level of M outside the basis."""
 
+    def times(self, factor: float) -> "Sketch":
+        """Of M times a factor."""
+        return Sketch(self.basis, self.gram * factor, self.tail * factor)
+
     def at(self, precision: Tensor) -> "LowRank":
         """The preconditioner for H = M + diag(precision)."""
         diagonal = precision + self.tail
