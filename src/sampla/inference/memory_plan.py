@@ -8,6 +8,7 @@ import torch
 from sampla.core.blocks import CHUNK
 from sampla.core.checks import require
 from sampla.core.memory import free_bytes
+from sampla.inference.final import SEEN_PASSES
 from sampla.inference.route import SEARCH, Route, choose_route
 from sampla.inference.settings import EM, CurvatureAt
 from sampla.inference.tuning import ChunkMemory, chunk_memory
@@ -17,6 +18,8 @@ from sampla.solvers import BlockCG, Solver
 
 _USUAL_ROWS = 64
 """Vectors that EM's Krylov space has at its end as a rule (24 to 64)."""
+_USUAL_PASSES = 3
+"""Passes of the final solve from that space."""
 _CARRIED = 2
 """Rows of a product that answer a search for the mode: theta and a vector."""
 _SINGLE = 6
@@ -230,6 +233,7 @@ def plan_memory(
     *,
     curvature_at: CurvatureAt = "network",
     log_evidence: bool | None = None,
+    updatable: bool = False,
 ) -> MemoryPlan:
     """Count what ``infer`` will hold, and measure one product.
 
@@ -241,6 +245,7 @@ def plan_memory(
         num_samples: K.
         curvature_at: as for ``infer``.
         log_evidence: as for ``infer``.
+        updatable: as for ``infer``.
 
     Raises:
         ValueError: if EM(method="krylov") is asked for what no single Krylov space serves.
@@ -268,7 +273,9 @@ def plan_memory(
     shared = route.e_step == "krylov" and not route.moves_curvature
     beside = 0 if shared else _WHITENED if route.whitened_space else _DRAWN
     spaces = 2 if route.one_space and route.learns and route.moves_curvature else 1
-    parts, at_most = (_largest(num_samples, few, means, each, searches, beside, spaces) for each in (usual, most))
+    seen = min(em.rows_within(like, size) // 2, min(_USUAL_PASSES, SEEN_PASSES) * (num_samples + means))
+    seen = 2 * seen if updatable and route.solver_uses_space else 0
+    parts, at_most = (_largest(num_samples, few, means, each, searches, beside, spaces, seen) for each in (usual, most))
     carried = [(few, _CARRIED if searches[0] else 0), (num_samples + means, _CARRIED if searches[1] else 0)]
     columns = max(len(part) for each in carried for part in model.chunks.ranges(*each))
     rows = min(model.chunks.rows(num_samples + means), first.size)
@@ -293,7 +300,8 @@ def _space_rows(route: Route, reachable: int, size: int, learns_noise: bool) -> 
 
 
 def _largest(
-    samples: int, few: int, means: int, space: int, searches: tuple[int, int], beside: int, spaces: int
+    samples: int, few: int, means: int, space: int, searches: tuple[int, int], beside: int, spaces: int,
+    seen: int,
 ) -> tuple[Part, ...]:  # fmt: skip
     """What is held when most is held."""
     wide = samples + means
@@ -306,6 +314,7 @@ def _largest(
     solving = (
         *always, Part("EM's Krylov space, as preconditioner", space),
         Part("final solve: right-hand side, guess, iterate, residual, directions", SOLVER_BLOCKS * wide),
+        Part("its first products, which new data can use", seen),
         Part("beside it: noise drawn again, right-hand sides in other coordinates", beside * wide),
         Part("beside it: the last search for the mode", searches[1]),
     )  # fmt: skip

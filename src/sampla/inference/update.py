@@ -4,10 +4,11 @@ A sample z of the old data D solves H z = b. With new data D'
 
     (H + N) z' = b + sum_{n in D'} phi_n' S_n xi_n,    N = sum_{n in D'} phi_n' B_n phi_n,
 
-is a sample of the posterior of both, exactly: its right-hand side has the covariance of H + N (docs/method.md, section
-2). The noise of the old data is kept, that of the new ones is keyed by their positions behind the old: one fit to all
-of them would have drawn the same. So z is where the solve starts, with M z known, a residual in the range of N, and
-what M has been multiplied with before as preconditioner. Reading the new data alone tells N z; the solve reads all.
+is a sample of the posterior of both, exactly: its right-hand side has the covariance of H + N
+(docs/method.md, section 2). The noise of the old data is kept, that of the new ones is keyed by their positions behind
+the old: one fit to all of them would have drawn the same. So z is where the solve starts, with M z known, a residual in
+the range of N, and what M has been multiplied with before as preconditioner. Reading the new data alone tells N z; the
+solve reads all.
 """
 
 from collections.abc import Callable

@@ -251,6 +251,7 @@ class LinearisedLaplace(TakesNewData):
             return plan_memory(
                 model, self.prior, self.solver, self.em, self.num_samples,
                 curvature_at=self.curvature_at, log_evidence=self.log_evidence,
+                updatable=ranks is None and goes_on(self._settings(), self.likelihood),
             )  # fmt: skip
 
     @classmethod

@@ -54,8 +54,8 @@ class Seen:
         if known is not None:
             core[:count, :count] = known.gram.cpu()
         if self.vectors:
-            images = [h - precision * v for v, h in zip(self.vectors, self.products, strict=True)]
-            core[:, count:] = gram(rows, Stack(images)).cpu()
+            vectors, products = Stack(self.vectors), Stack(self.products)
+            core[:, count:] = (gram(rows, products) - gram(rows, vectors, precision)).cpu()  # M v = H v - A v
             core[count:, :count] = core[:count, count:].mT
         if scale is not None:
             rows = Stack([part * scale for part in rows.parts])
