@@ -17,6 +17,8 @@ from cases import PRIORS, Problem, batches, build_data, randn, train
 from dense import Evidence, Hyper, categorical_loss, fast_jacobian, gaussian_loss, hessians
 
 NUM_SAMPLES = 32
+CHUNKS = 150, 256
+"""All data: the preset is for larger networks, here most of the time would be calls."""
 SETTLED = sampla.EM(tolerance=1e-8, max_steps=2000, solve_tolerance=1e-8, mode_tolerance=1e-9)
 NEARLY = sampla.EM(tolerance=1e-4, max_steps=1000, solve_tolerance=1e-4, mode_tolerance=1e-5)
 
@@ -43,7 +45,7 @@ class Tiny:
         likelihood = sampla.Categorical() if self.categorical else sampla.Gaussian(structure=structure)
         la = sampla.LinearisedLaplace(
             self.model, likelihood, make_prior(prior), num_samples=num_samples, solver=solver, em=em, tolerance=1e-3,
-            max_passes=500, progress=False, **options,
+            max_passes=500, progress=False, chunks=CHUNKS, **options,
         )  # fmt: skip
         return la.fit(batches(self.inputs, self.targets, 150))
 
