@@ -18,7 +18,7 @@ from sampla.tomography import Geometry, LinearisedDIP, ray_transform
 
 PICTURES = {"overview", "samples", "residual", "calibration"}
 IMAGES = {"reconstruction", "std", "samples"}
-TINY = ["--samples", "3", "--steps", "20", "--quiet"]
+TINY = ["--method", "network", "--samples", "3", "--steps", "20", "--quiet"]
 SCAN = Geometry((12, 12), 1.0, (0.0, 0.8, 1.6, 2.4), 15, 1.0, 30.0, 60.0)
 
 
@@ -259,10 +259,10 @@ class TestScansOfPeople:
 
 
 class TestTotalVariationAsThePrior:
-    """`--method variational`."""
+    """What is done unless `--method network` is given."""
 
     def test_the_report_tells_of_weights_instead_of_a_training(self, tmp_path):
-        result = run_ct(Settings(tmp_path, quiet=True, num_samples=8, method="variational"), demo_scan(16, 8), print)
+        result = run_ct(Settings(tmp_path, quiet=True, num_samples=8), demo_scan(16, 8), print)
         summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
         text = (tmp_path / "report.html").read_text(encoding="utf-8")
         assert result.fit.settled_
@@ -274,5 +274,5 @@ class TestTotalVariationAsThePrior:
         assert summary["quality"]["variational total variation"]["psnr"] == pytest.approx(result.scores.psnr)
 
     def test_only_a_network_is_saved(self, tmp_path):
-        with pytest.raises(ValueError, match="expected a folder for the fit of a network"):
-            run_ct(Settings(tmp_path, method="variational", save=tmp_path / "fit"), demo_scan(16, 8), print)
+        with pytest.raises(ValueError, match="expected a folder or steps for the fit of a network"):
+            run_ct(Settings(tmp_path, save=tmp_path / "fit"), demo_scan(16, 8), print)

@@ -25,7 +25,7 @@ def main() -> None:
     settings = {"pixels": asked.pixels, "views": asked.views, "steps": asked.steps}
     store = Store(asked.out / "results.json", settings, asked.cache)
     scan = demo_scan(asked.pixels, asked.views)
-    result = reconstruct(Settings(quiet=True, steps=asked.steps), scan)
+    result = reconstruct(Settings(quiet=True, method="network", steps=asked.steps), scan)
     dropped, seconds = dropout_dip(result.fit, scan.sinogram)
     assert scan.reference is not None
     assert result.scores is not None

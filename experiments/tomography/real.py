@@ -29,7 +29,7 @@ _BESIDE = "VariationalTV"
 
 def run_case(store: Store, root: Path, case: str, factor: int, steps: int | None, out: Path) -> dict[str, Any]:
     """Reconstruct one case; its pictures and images are kept beside its summary."""
-    result = reconstruct(Settings(quiet=True, steps=steps), load(root, case, factor))
+    result = reconstruct(Settings(quiet=True, method="network", steps=steps), load(root, case, factor))
     out.mkdir(parents=True, exist_ok=True)
     for picture in pictures(result):
         if picture.name != "samples":

@@ -67,14 +67,14 @@ def ct(
     out: Annotated[Path, typer.Option(help="Folder for all that is written.")] = Path("sampla-ct"),
     seed: Annotated[int, typer.Option(min=0, help="Of the network and all noise.")] = 0,
     samples: Annotated[
-        int | None, typer.Option(min=2, help="K, the number of posterior samples; 16 of a network, 64 without.")
+        int | None, typer.Option(min=2, help="K, the number of posterior samples; 128, and 16 of a network.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no output but errors.")] = False,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps.")] = "cpu",
     method: Annotated[
         Literal["network", "variational"],
-        typer.Option(help="A deep image prior, linearised; or total variation as the prior, without a network."),
-    ] = "network",
+        typer.Option(help="Total variation as the prior; or a deep image prior, linearised."),
+    ] = "variational",
     page: Annotated[int | None, typer.Option("--slice", min=0, help="Of a stack; the middle one unless given.")] = None,
     centre: Annotated[
         str | None, typer.Option(help="Bins by which the axis is seen beside the detector's middle, or auto.")
@@ -83,8 +83,10 @@ def ct(
     bad_views: Annotated[str, typer.Option(help="Views to leave out, likewise.")] = "",
     roi: Annotated[str, typer.Option(help="Region whose mean is wanted: rows and columns, such as 10:20,5:30.")] = "",
     unit: Annotated[str, typer.Option(help="Of the geometry's lengths, such as mm, for the report.")] = "",
-    save: Annotated[Path | None, typer.Option(help="Folder for the fit itself, for LinearisedDIP.load.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder to go on from if the run is stopped.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Folder for a network's fit, for LinearisedDIP.load.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder for a network's fit to go on from if it is stopped.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(hidden=True, min=1)] = None,
     pixels: Annotated[int | None, typer.Option(hidden=True, min=8)] = None,
 ) -> None:
@@ -103,8 +105,7 @@ def ct(
             scan = read_scan(sinogram, geometry, page)
         scan = adjusted(scan, centre, _numbers(bad_bins), _numbers(bad_views), roi, unit)
         out.mkdir(parents=True, exist_ok=True)
-        count = samples or (16 if method == "network" else 64)
-        run_ct(Settings(out, seed, count, quiet, steps, device, method, save, checkpoint), scan, say)
+        run_ct(Settings(out, seed, samples, quiet, steps, device, method, save, checkpoint), scan, say)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise typer.BadParameter(str(error), param_hint="SINOGRAM") from error
 

@@ -13,8 +13,8 @@ Fit = LinearisedDIP | VariationalTV
 
 
 def fitted(
-    method: Method, operator: Operator, measurements: Tensor, noise_std: Tensor | None, *, num_samples: int, seed: int,
-    steps: int | None, quiet: bool, checkpoint: Any, say: Callable[[str], None],
+    method: Method, operator: Operator, measurements: Tensor, noise_std: Tensor | None, *, num_samples: int | None,
+    seed: int, steps: int | None, quiet: bool, checkpoint: Any, say: Callable[[str], None],
 ) -> Fit:  # fmt: skip
     """A fit with noise learnt, or learnt up to the deviations that are given; what it took is said.
 
@@ -23,14 +23,15 @@ def fitted(
         operator: T, of the measurements that count.
         measurements: (A, D) or (m,).
         noise_std: of each of them, up to a factor; None: one for all.
-        num_samples: K.
+        num_samples: K; None: the method's own default.
         seed: of network and noise.
         steps: of the network's training instead of the recipe's.
         quiet: no bars.
         checkpoint: folder of the network's fit to go on from.
         say: called with each line for the console.
     """
-    common: dict[str, Any] = {"learn_noise": True, "num_samples": num_samples, "seed": seed, "progress": not quiet}
+    common: dict[str, Any] = {"learn_noise": True, "seed": seed, "progress": not quiet}
+    common |= {} if num_samples is None else {"num_samples": num_samples}
     if method == "variational":
         variational = VariationalTV(operator, noise_std, **common).fit(measurements)
         say(f"weights of total variation {weights(variational)}\n{variational.report_}")

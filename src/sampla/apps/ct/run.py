@@ -46,12 +46,13 @@ class Settings:
 
     out: Path = Path("sampla-ct")
     seed: int = 0
-    num_samples: int = 16
+    num_samples: int | None = None
+    """K; the method's own default unless given."""
     quiet: bool = False
     steps: int | None = None
     """Training steps instead of the recipe's."""
     device: str = "cpu"
-    method: Method = "network"
+    method: Method = "variational"
     save: Path | None = None
     """Folder for the fit itself, which LinearisedDIP.load reads."""
     checkpoint: Path | None = None
@@ -109,10 +110,12 @@ def run_ct(settings: Settings, scan: Scan, say: Callable[[str], None] = print) -
 
 def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = print) -> Result:
     """Everything but the files."""
-    start, kept_apart = perf_counter(), settings.save or settings.checkpoint
+    start = perf_counter()
+    of_network = [one for one in (settings.save, settings.checkpoint, settings.steps) if one is not None]
     require(
-        settings.method == "network" or kept_apart is None, "a folder for the fit of a network",
-        f"{kept_apart} with method {settings.method!r}", "A variational fit takes seconds to minutes: fit it again.",
+        settings.method == "network" or not of_network, "a folder or steps for the fit of a network",
+        f"{', '.join(map(str, of_network))} with method {settings.method!r}",
+        "Say method network; or leave them out: a variational fit takes seconds to minutes.",
     )  # fmt: skip
     say(
         f"{scan.name}: {scan.geometry.num_angles} views of {scan.geometry.num_bins} bins, "
