@@ -118,12 +118,11 @@ def test_weights_that_have_not_settled_are_told(scan):
 
 def test_noise_that_no_solve_can_serve_is_told(scan):
     operator, sinogram, _ = scan
-    with pytest.warns(ConvergenceWarning, match=r"far too small\?"):
-        found = VariationalTV(operator, noise_std=1e-4, num_samples=4, max_steps=2, progress=False).fit(sinogram)
+    with pytest.warns(ConvergenceWarning) as said:
+        found = VariationalTV(operator, noise_std=1e-6, num_samples=4, max_steps=2, progress=False).fit(sinogram)
     assert not found.settled_
     assert not found.steps_[-1].solved
-    with pytest.raises(ArithmeticError, match=r"of the image's size, too small\?"):
-        VariationalTV(operator, noise_std=1e-6, num_samples=4, max_steps=2, progress=False).fit(sinogram)
+    assert "far too small?" in str(said[-1].message)
 
 
 @pytest.mark.parametrize("settings", [{"num_samples": 1}, {"tolerance": 0.0}, {"max_steps": 0}])
