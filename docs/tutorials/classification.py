@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Classification: digits, right side up and not
 #
-# A small network is trained on scikit-learn's digits. It is right on more than nine of ten; of images that are turned it
-# knows nothing. We give it error bars, and look at what they tell and what they do not.
+# A small network is trained on scikit-learn's digits. It is right on more than nine of ten; of images that are turned
+# it knows nothing. We give it error bars, and look at what they tell and what they do not.
 
 # %%
 import matplotlib.pyplot as plt

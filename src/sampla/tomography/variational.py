@@ -9,11 +9,11 @@ Gaussians q = N(x, C) around the mode, that of the tightest bound has
 
     w_i^2 = E_q (D_i x)^2 = (D_i x)^2 + (D C D')_ii,    and    sigma^2 = E_q |T x - y|^2 / m
 
-is the noise; by MacKay's |T x - y|^2 / (m - gamma), which ends at the same in far fewer steps. An edge loosens the prior
+is the noise; by MacKay's |T x - y|^2 / (m - gamma), which ends there in far fewer steps. An edge loosens the prior
 where it lies, and so does what the scan leaves open: error bars are wide there. Babacan, Molina and Katsaggelos 2008,
 who move the mean of q too; samples by perturbation, Papandreou and Yuille 2010. E_q comes from K samples with new noise
 at every step; their variances are averaged over the last ones. The mode is that of sum_i sqrt(d_i^2 + epsilon
-(D C D')_ii), by the same bound (iterated reweighted least squares): rounded off far below the deviation of a difference.
+(D C D')_ii), by the same bound (iterated reweighted least squares): rounded off far below a difference's deviation.
 
 lambda is the one that predicts measurements best that were left out: every measurement in its turn has the density
 N(r_i / (1 - h_i), sigma^2 / (1 - h_i)) with r = T x - y and the leverages h_i, which sum to gamma. With their mean,
