@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures docs docs-check release-check benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures docs docs-check release-check benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence projection extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -72,6 +72,10 @@ benchmark-engine: $(INSTALLED)
 # benchmarks/evidence.md: seven minutes on one core.
 benchmark-evidence: $(INSTALLED)
 	$(BIN)/python -m benchmarks.evidence
+
+# docs/scaling.md: a second.
+projection: $(INSTALLED)
+	$(BIN)/python -m benchmarks.projection
 
 extras: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments]'

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from benchmarks import projection
 from benchmarks.engine import __main__ as engine
 from benchmarks.linear import page as linear
 from benchmarks.solvers import page as solvers
@@ -66,6 +67,18 @@ def rendered(name):
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_what_its_store_gives(name):
     assert rendered(name) == (ROOT / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_projection_is_what_its_inputs_give():
+    page = render("benchmarks/scaling.md.j2", **projection.page(projection.Measured.read()))
+    assert page == (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+
+def test_a_ring_of_two_sends_everything_once():
+    pair = projection.Cluster("pair", 2, 1.0, 1.0, bandwidth=8.0, latency=0.25)
+    assert pair.ring(32.0) == 32.0 / 8 + 2 * 0.25
+    assert pair.on(1).ring(32.0) == 0
+    assert pair.on(4).ring(32.0) == 1.5 * 32 / 8 + 6 * 0.25
 
 
 @pytest.mark.parametrize("module", MODULES)
