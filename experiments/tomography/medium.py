@@ -1,4 +1,4 @@
-"""The medium experiment: a sparse-view phantom of 128 x 128 pixels, beside total variation as the prior, a noise-only model and MC-dropout DIP.
+"""The medium experiment: a phantom of 128 x 128 pixels from few views, beside total variation as the prior and others.
 
     python -m experiments.tomography.medium [--pixels 128] [--views 30] [--steps N]     # needs no data
 
