@@ -19,11 +19,12 @@ FLOORS = (
     ("no statistics", "core"),
     (
         "core: alone, under the others",
-        "core.interrupts core.philox",
+        "core.interrupts core.philox core.processes",
     ),
     (
         "core: alone",
-        "core.allocator core.stack core.memory core.typing core.checks core.params core.progress core.rounding",
+        "core.allocator core.stack core.memory core.typing core.checks core.params core.progress core.rounding "
+        "core.checkpoint",
     ),
     ("sums over processes", "distributed"),
     (
@@ -232,7 +233,8 @@ def unsafe(house: House) -> list[str]:
         used = names | _attributes(house.nodes[module])
         found += [f"{module} uses {n}" for n in sorted(used) if n in UNSAFE_CALLS]
         for library, owner in ONE_USER.items():
-            if module != owner and any(f"{n}.".startswith(f"{library}.") for n in used):
+            own = module == owner or module.startswith(f"{owner}.")
+            if not own and any(f"{n}.".startswith(f"{library}.") for n in used):
                 found.append(f"{module} uses {library}, which only {owner} may")
     return found
 

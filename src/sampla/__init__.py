@@ -1,7 +1,7 @@
 """sampla: Bayesian error bars for large linear models and trained networks, by exact posterior samples."""
 
 from sampla.core.checks import ConvergenceWarning
-from sampla.distributed import as_shard, shard
+from sampla.distributed import as_shard, as_whole, shard
 from sampla.features import DesignMatrix, NetworkFeatures
 from sampla.inference.infer import infer
 from sampla.inference.influence import Influence
@@ -64,6 +64,7 @@ __all__ = [
     "Solver",
     "StudentT",
     "as_shard",
+    "as_whole",
     "infer",
     "shard",
 ]

@@ -17,13 +17,14 @@ from experiments.common.command import command, say
 from experiments.common.page import ROOT, write_page
 from experiments.common.store import Store
 
-from reliability import certificates, flips, interrupts, kills, predictions
+from reliability import certificates, flips, interrupts, kills, predictions, workers
 from reliability.fits import KINDS
 from reliability.page import page
 
 SEED = 17
 PARTS: dict[str, tuple[int, Callable[..., dict[str, Any]]]] = {
     "kills": (100, kills.trials),
+    "workers": (20, workers.trials),
     "flips": (200, flips.trials),
     "interrupts": (500, interrupts.trials),
     "predictions": (4000, predictions.trials),

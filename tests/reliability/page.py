@@ -7,6 +7,7 @@ from experiments.common.store import Store
 
 WHAT = {
     "kills": "fits killed (SIGKILL), then gone on from their folder",
+    "workers": "one of several workers killed, then started again by torchrun's agent",
     "flips": "bits flipped in files",
     "interrupts": "interrupts (SIGINT)",
     "predictions": "predictions on four threads",

@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sampla.core.processes import runs
+
 FORMAT = "sampla-2"
 _UNCHECKED = "sampla-1"
 """The format before there was a checksum: still read, as it is."""
@@ -157,18 +159,8 @@ def _remove_orphans(target: Path) -> None:
     host = socket.gethostname()
     for left in target.parent.glob(f".{target.name}.{host}.*.partial"):
         process = left.name.removesuffix(".partial").split(".")[-2]
-        if process.isdecimal() and not _runs(int(process)):
+        if process.isdecimal() and not runs(int(process)):
             left.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it runs, and belongs to somebody else
-        return True
-    return True
 
 
 def _usual_mode(path: Path) -> int:

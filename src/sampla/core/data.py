@@ -25,7 +25,7 @@ from sampla.core.memory import free_bytes
 from sampla.core.progress import Progress
 from sampla.core.typing import Inputs, Loader, Opaque
 from sampla.core.unpacking import Unpack, pair_of
-from sampla.distributed import Ranks, ShardedLoader, ranks_of
+from sampla.distributed import Ranks, ToldLoader, ranks_of
 
 _CHANGED = (
     "the loader gave different data on a later pass ({detail}). A posterior needs the same N data on every pass: "
@@ -198,7 +198,7 @@ class CheckedLoader(Data):
                 f"got {type(loader).__name__}. Wrap it in list(...) if it fits into memory."
             )
         self.ranks = ranks_of(loader) if ranks is None else ranks
-        self._loader = loader.loader if isinstance(loader, ShardedLoader) else loader
+        self._loader = loader.loader if isinstance(loader, ToldLoader) else loader
         self._device, self._progress = device, progress
         self._unpack, self._counted = unpack, counted
         self._length: int | None = None

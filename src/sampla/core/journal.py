@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 from warnings import warn
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.linalg import vector_norm
 
 from sampla.core import checkpoint
 from sampla.core.memory import is_of_the_machine
+from sampla.distributed import Held, RankError, Ranks
 
 _NAME = "passes"
 _EVERY = 60.0
@@ -33,20 +34,30 @@ _RATE = 200e6
 """Bytes written in a second, before it has been measured."""
 
 
+Entry: TypeAlias = tuple[dict[str, Any], list[Tensor]]
+"""What tells a pass, and its results."""
+
+
 class Journal:
     """Kept results of one stage, and what is still to be written.
 
     Args:
         folder: for its files; None: nothing is kept.
         identity: what the files must belong to; asked for when the first is written or read.
+        ranks: the processes that take the passes together; the first one writes and reads for all.
     """
 
-    def __init__(self, folder: str | Path | None, identity: Callable[[], dict[str, Any]] = dict) -> None:
-        self._folder, self._identity = None if folder is None else Path(folder), identity
+    def __init__(
+        self,
+        folder: str | Path | None,
+        identity: Callable[[], dict[str, Any]] = dict,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._folder, self._identity, self._ranks = None if folder is None else Path(folder), identity, ranks
         self._stage: int | None = None
         self._files = 0
-        self._known: list[tuple[dict[str, Any], list[Tensor]]] = []
-        self._waiting: list[tuple[dict[str, Any], list[Tensor]]] = []
+        self._known: list[Entry] = []
+        self._waiting: list[Entry] = []
         self._began = self._last = monotonic()
         self._spent, self._written = 0.0, 0
         self._full = False
@@ -57,17 +68,26 @@ class Journal:
             return
         self._stage, self._files, self._known, self._waiting = stage, 0, [], []
         self._last, self._full = monotonic(), False
-        for path in self._all():
-            found = self._read(path) if path.name == self._path.name else []
-            self._known += found
-            self._files += bool(found)
-            if not found:
-                path.unlink()
+        if self._writes:
+            for path in self._all():
+                found = self._read(path) if path.name == self._path.name else []
+                self._known += found
+                self._files += bool(found)
+                if not found:
+                    path.unlink()
+        if self._ranks is not None:
+            known = self._ranks.of_first("kept passes", lambda: _packed(self._known))
+            self._known = [] if known is None else _unpacked(*known)
 
     @property
     def keeps(self) -> bool:
         """Whether a stage has begun, so that passes are told apart."""
         return self._stage is not None
+
+    @property
+    def _writes(self) -> bool:
+        """Whether the files are this process's to write and remove."""
+        return self._ranks is None or self._ranks.rank == 0
 
     @property
     def _path(self) -> Path:
@@ -84,11 +104,11 @@ class Journal:
 
     @contextmanager
     def saved_on_failure(self) -> Iterator[None]:
-        """Inside, an error of the machine's first has what still waits written, so that no pass is taken again."""
+        """Inside, an error of the machine's, or of another process, first has what still waits written."""
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            if self._waiting and is_of_the_machine(error):
+            if self._waiting and (is_of_the_machine(error) or isinstance(error, RankError)):
                 self._write(self._waiting)
                 self._waiting = []
             raise
@@ -98,7 +118,7 @@ class Journal:
         if self._folder is None:
             return
         self._stage, self._known, self._waiting = None, [], []
-        for path in self._all():
+        for path in self._all() if self._writes else []:
             path.unlink()
 
     def once(
@@ -120,7 +140,10 @@ class Journal:
             return list(compute())
         sizes = [float(given.sum()), *(float(vector_norm(given, order)) for order in (1, 2))]
         asked = {"name": name, "shape": list(given.shape), "sizes": sizes}
-        if self._known and all(self._known[0][0][each] == asked[each] for each in asked):
+        same = bool(self._known) and all(self._known[0][0][each] == asked[each] for each in asked)
+        if self._known and self._ranks is not None:
+            same = all(self._ranks.gathered("kept pass", same))
+        if same:
             facts, found = self._known.pop(0)
             counters(facts["products"], facts["sweeps"])
             return [t.to(given.device) if there else t for t, there in zip(found, facts["there"], strict=True)]
@@ -134,7 +157,7 @@ class Journal:
         return results
 
     def _keep(self, facts: dict[str, Any], results: list[Tensor]) -> None:
-        if self._full:
+        if self._full or not self._writes:
             return
         size = sum(t.nbytes for _, parts in self._waiting for t in parts) + sum(t.nbytes for t in results)
         now = monotonic()
@@ -148,12 +171,11 @@ class Journal:
         else:
             self._full, self._waiting = True, []
 
-    def _write(self, entries: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+    def _write(self, entries: list[Entry]) -> None:
         start = monotonic()
-        tensors = {f"{n}.{part}": t for n, (_, parts) in enumerate(entries) for part, t in enumerate(parts)}
-        rows = [facts | {"parts": len(parts)} for facts, parts in entries]
+        tensors, facts = _packed(entries)
         try:
-            checkpoint.save(self._path, tensors, {"identity": self._identity(), "entries": rows})
+            checkpoint.save(self._path, tensors, {"identity": self._identity(), **facts})
         except OSError as error:
             self._full = True
             warn(f"the passes of this fit are kept no longer: {error}", stacklevel=2)
@@ -163,7 +185,7 @@ class Journal:
         self._spent += self._last - start
         self._written += sum(t.nbytes for t in tensors.values())
 
-    def _read(self, path: Path) -> list[tuple[dict[str, Any], list[Tensor]]]:
+    def _read(self, path: Path) -> list[Entry]:
         """What a file holds; nothing where it is damaged or another fit's: the passes are then taken again."""
         try:
             tensors, facts = checkpoint.load(path)
@@ -171,7 +193,17 @@ class Journal:
             return []
         if facts["identity"] != checkpoint.plain(self._identity(), "identity"):
             return []
-        return [
-            (row, [tensors[f"{number}.{part}"] for part in range(row["parts"])])
-            for number, row in enumerate(facts["entries"])
-        ]
+        return _unpacked(tensors, facts)
+
+
+def _packed(entries: list[Entry]) -> Held:
+    """Entries as a file holds them."""
+    tensors = {f"{n}.{part}": t for n, (_, parts) in enumerate(entries) for part, t in enumerate(parts)}
+    return tensors, {"entries": [facts | {"parts": len(parts)} for facts, parts in entries]}
+
+
+def _unpacked(tensors: dict[str, Tensor], facts: dict[str, Any]) -> list[Entry]:
+    return [
+        (row, [tensors[f"{number}.{part}"] for part in range(row["parts"])])
+        for number, row in enumerate(facts["entries"])
+    ]

@@ -21,6 +21,7 @@ from sampla.core import checkpoint
 from sampla.core.checks import require
 from sampla.core.chunks import Chunks
 from sampla.core.stack import Stack
+from sampla.distributed import Held, Ranks
 from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import LogError
 from sampla.inference.state import EMState
@@ -43,9 +44,13 @@ _ERRORS = ("precision_error", "noise_error")
 
 
 def save_state(folder: str | Path | None, state: EMState, identity: dict[str, Any]) -> None:
-    """Write the state after an EM step, which begins another stage of the journal; does nothing without a folder."""
+    """Write the state after an EM step, which begins another stage of the journal; does nothing without a folder.
+
+    Of several processes the first one writes; all must call it.
+    """
     if folder is None:
         return
+    ranks = state.model.data.ranks
     tensors = {"precision": state.prior.precision, **_tensors_of(state)}
     noise = state.model.likelihood.noise_precision
     if noise is not None:
@@ -63,18 +68,42 @@ def save_state(folder: str | Path | None, state: EMState, identity: dict[str, An
         "noise_unknown": state.noise_unknown,
         "noise_factor": state.noise_factor,
         "errors": {name: getattr(state, name) and asdict(getattr(state, name)) for name in _ERRORS},
-        "chunks": state.model.chunks.facts(),
+        **_chunks_of_all(state.model.chunks, ranks),
         "widths": None if state.space is None else state.space.widths,
         "exact": 0 if state.space is None else state.space.exact,
         "full_precision": state.model.exact,
     }
-    checkpoint.save(Path(folder) / _FILE, tensors, facts)
+    _write(Path(folder) / _FILE, tensors, facts, ranks)
     state.model.journal.begin(len(state.trace))
 
 
+def _chunks_of_all(chunks: Chunks, ranks: Ranks | None) -> dict[str, Any]:
+    """The chunks of this process, and where there are several those of each."""
+    own = chunks.facts()
+    return {"chunks": own} if ranks is None else {"chunks": own, "chunks of ranks": ranks.gathered("chunks", own)}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], ranks: Ranks | None) -> None:
+    if ranks is None or ranks.rank == 0:
+        checkpoint.save(path, tensors, facts)
+
+
+def _read(path: Path, ranks: Ranks | None) -> Held | None:
+    """What the file holds, as the first of several processes finds it; None: there is no such file."""
+
+    def read() -> Held | None:
+        return checkpoint.load(path) if path.exists() else None
+
+    return read() if ranks is None else ranks.of_first(path.name, read)
+
+
 @contextmanager
-def held(folder: str | Path | None) -> Iterator[None]:
+def held(folder: str | Path | None, ranks: Ranks | None = None) -> Iterator[None]:
     """Have a checkpoint's folder for one fit alone, and know before any work that it can be written to.
+
+    Args:
+        folder: of the checkpoint.
+        ranks: the processes of the fit, of which the first one has the folder.
 
     Raises:
         TypeError: if it is no folder's path.
@@ -83,7 +112,7 @@ def held(folder: str | Path | None) -> Iterator[None]:
     """
     if not isinstance(folder, (str, PathLike, NoneType)):
         raise TypeError(f"expected checkpoint as the path of a folder, or None, got {folder!r}.")
-    if folder is None:
+    if folder is None or (ranks is not None and ranks.rank > 0):
         yield
         return
     try:
@@ -134,18 +163,21 @@ def saved_noise(
     """
     if folder is None:
         return draw()
-    path = Path(folder) / _NOISE
-    if path.exists():
-        tensors, facts = checkpoint.load(path)
+    path, ranks = Path(folder) / _NOISE, model.data.ranks
+    kept = _read(path, ranks)
+    if kept is not None:
+        tensors, facts = kept
         _require_same(folder, facts, identity)
-        if not (Path(folder) / _FILE).exists():  # the state counts it otherwise
+        counted = (Path(folder) / _FILE).exists()  # by the state
+        if not (counted if ranks is None else ranks.gathered("state", counted)[0]):
             model.ledger.products += facts.get("products", 0)
         return NoiseDraw(tensors["data_part"], tensors["diagonal"])
     before = model.ledger.products
     drawn = draw()
     products = model.ledger.products - before
-    facts = {"identity": identity, "version": _VERSION, "chunks": model.chunks.facts(), "products": products}
-    checkpoint.save(path, {"data_part": drawn.data_part, "diagonal": drawn.diagonal}, facts)
+    chunks = _chunks_of_all(model.chunks, ranks)
+    facts = {"identity": identity, "version": _VERSION, **chunks, "products": products}
+    _write(path, {"data_part": drawn.data_part, "diagonal": drawn.diagonal}, facts, ranks)
     return drawn
 
 
@@ -162,13 +194,24 @@ def _require_same(folder: str | Path, facts: dict[str, Any], identity: dict[str,
     )
 
 
-def restore_chunks(folder: str | Path | None, chunks: Chunks) -> None:
+def restore_chunks(folder: str | Path | None, chunks: Chunks, ranks: Ranks | None = None) -> None:
     """Go on with the chunks of the stored state, else of the noise, if the folder knows: the same sums to the last bit.
 
-    Whether the state belongs to this fit at all is checked when it is restored.
+    As many processes as had written it take their own each, others those of the first. Whether the state belongs to
+    this fit at all is checked when it is restored.
     """
-    path = next((p for p in (Path(folder or "") / name for name in (_FILE, _NOISE)) if folder and p.exists()), None)
-    kept = None if path is None else checkpoint.load(path)[1].get("chunks")
+    if folder is None:
+        return
+
+    def read() -> Held | None:
+        path = next((p for p in (Path(folder) / name for name in (_FILE, _NOISE)) if p.exists()), None)
+        return None if path is None else ({}, checkpoint.load(path)[1])
+
+    found = read() if ranks is None else ranks.of_first("chunks", read)
+    facts: dict[str, Any] = {} if found is None else found[1]
+    kept, each = facts.get("chunks"), facts.get("chunks of ranks", [])
+    if ranks is not None and len(each) == ranks.size:
+        kept = each[ranks.rank]
     if kept is not None:
         chunks.prefer(kept["entries"], kept["columns"], "restored")
         chunks.way = kept.get("way", "")
@@ -181,10 +224,11 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
         ValueError: if the stored state belongs to another network, prior, seed or number of samples, or was written
             by an earlier version.
     """
-    if folder is None or not (Path(folder) / _FILE).exists():
+    kept = None if folder is None else _read(Path(folder) / _FILE, state.model.data.ranks)
+    if folder is None or kept is None:
         state.model.journal.begin(0)
         return state
-    tensors, facts = checkpoint.load(Path(folder) / _FILE)
+    tensors, facts = kept
     _require_same(folder, facts, identity)
     state.model.journal.begin(len(facts["trace"]))
     settled = facts["settled"] and facts["identity"][_HARMLESS] <= identity[_HARMLESS]

@@ -121,6 +121,10 @@ def influence(
     model = LinearModel(model.features, model.likelihood, model.data, Ledger(), model.chunks, exact=True)
     asked = _Asked(features, model, *test, measure)
     shape = asked.shape()
+    if train.ranks is not None:
+        asks = input_tensors(test[0]) if test[1] is None else (*input_tensors(test[0]), test[1])
+        asks_of = [[*each.shape, float(each.double().sum())] for each in asks]
+        train.ranks.agree("influence", {"test data": asks_of, "at": at, "measure": measure is not None})
     say("checking the training data")
     _check_train(train, model)
     with one_of_each(stacklevel=5), model.data.kept_meanwhile():
@@ -200,7 +204,8 @@ class _Asked:
                 pushed = [here.jvp(solved[part.start : part.stop]) for part in chunks.ranges(len(solved))]
                 found.append((torch.cat(pushed) * slope).reshape(len(solved), len(slope), -1).sum(2))
         self.model.ledger.products += len(solved) / 2
-        return torch.cat(found, dim=1)
+        columns = torch.cat([solved.new_zeros(len(solved), 0), *found], dim=1)
+        return columns if train.ranks is None else train.ranks.joined("influence", columns.T).T
 
     def _rows(self) -> Iterator[Tensor]:
         """J' dq / df of one test datum after the other, or of all where they cannot be told apart."""

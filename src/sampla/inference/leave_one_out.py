@@ -158,7 +158,11 @@ def leave_one_out(
         data.fixed_order, "a loader that gives its data in the same order every time", "another order the second time",
         "Answers are told by the place of a datum in its loader: give one that does not shuffle.",
     )  # fmt: skip
-    log_prob, leverage, counted = (torch.cat(each) for each in zip(*parts, strict=True))
+    nothing = torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+    columns = [torch.cat(each) for each in zip(*(parts or [nothing]), strict=True)]
+    if data.ranks is not None:
+        columns = [data.ranks.joined("left out", each) for each in columns]
+    log_prob, leverage, counted = columns
     return LeaveOneOut(log_prob, leverage, counted, width.marginal)
 
 

@@ -1,12 +1,12 @@
 """What a fit will need of memory, before it starts: vectors of all parameters, and the activations of a product."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from sampla.core.batch import Batch
 from sampla.core.blocks import CHUNK
-from sampla.core.checks import require
 from sampla.core.memory import free_bytes
 from sampla.inference.final import SEEN_PASSES
 from sampla.inference.route import SEARCH, Route, choose_route
@@ -97,6 +97,10 @@ class MemoryPlan:
     """Bytes of all data."""
     data_stay: bool = False
     """Whether a fit keeps them where the network is, which is then no CPU."""
+    processes: int = 1
+    """How many processes the data are spread over, each of which holds all this, and of the data its part."""
+    beside: int = 1
+    """How many of these share the memory of this machine."""
 
     @property
     def vector(self) -> int:
@@ -145,9 +149,19 @@ class MemoryPlan:
     @property
     def _places(self) -> list["_Place"]:
         if self.nearby is None:
-            return [_Place("", self.total, self.chunk_bytes, self.free)]
+            return [_Place("", self._here, self.chunk_bytes * self._sharing, self.free)]
         near = _Place(f" on {self.nearby.device}", self.nearby_total, self.chunk_bytes, self.nearby.free)
-        return [near, _Place("", self.total, 0, self.free)]
+        return [near, _Place("", self._here, 0, self.free)]
+
+    @property
+    def _sharing(self) -> int:
+        """How many processes share the memory in which vectors are; accelerators are taken to have one each."""
+        return self.beside if self.device.type == "cpu" else 1
+
+    @property
+    def _here(self) -> int:
+        """Bytes at the peak of all processes that share it."""
+        return self.total * self._sharing
 
     @property
     def _short(self) -> "_Place | None":
@@ -165,11 +179,18 @@ class MemoryPlan:
             f"Gram matrices: {_size(self.scratch)}",
             *self._data(),
             f"at the peak  {_size(self.total)}" + self._more(),
+            *self._spread(),
             f"free         {_known(self.free)}",
             *self._there(),
             f"so           {self._verdict()}",
         ]
         return "\n".join(lines)
+
+    def _spread(self) -> list[str]:
+        if self.processes == 1:
+            return []
+        where = f", {self.beside} of them on this machine: {_size(self._here)}" if self._sharing > 1 else ""
+        return [f"processes    {self.processes}, each of which holds all vectors{where}"]
 
     def _data(self) -> list[str]:
         place = self.device if self.nearby is None else self.nearby.device
@@ -198,9 +219,9 @@ class MemoryPlan:
             return f"it does NOT fit{self._short.where}: {self._remedy(self._short)}"
         if self.free is None or self.fits is None:
             return "compare the peak with what the machine has"
-        if self.at_most <= self.free:
+        if self.at_most * self._sharing <= self.free:
             return "it fits"
-        rows = self.krylov_rows + (self.free - self.total) // (self.spaces * self.vector)
+        rows = self.krylov_rows + (self.free - self._here) // (self.spaces * self.vector * self._sharing)
         return f"it fits as a rule; em=EM(max_rows={rows}) makes sure"
 
     def _remedy(self, place: "_Place") -> str:
@@ -253,11 +274,8 @@ def plan_memory(
     first = None
     for batch in model.data:
         first = batch if first is None else first
-    require(first is not None, "data on this process, to measure a product on", "none", "Plan on another one.")
-    assert first is not None
-    num_data = model.data.num_data
-    one = next(first.minibatches(1))
-    outputs = model.features.linearise(one.inputs).outputs[0].numel()
+    num_data, ranks = model.data.num_data, model.data.ranks
+    outputs, most_rows, chunk = _measured(model, first)
     model.chunks.allow_for(outputs)
     size, like, likelihood = model.num_parameters, model.features.like, model.likelihood
     bound = prior.bind(model.features.layout, torch.ones(size).to(like))
@@ -278,16 +296,29 @@ def plan_memory(
     parts, at_most = (_largest(num_samples, few, means, each, searches, beside, spaces, seen) for each in (usual, most))
     carried = [(few, _CARRIED if searches[0] else 0), (num_samples + means, _CARRIED if searches[1] else 0)]
     columns = max(len(part) for each in carried for part in model.chunks.ranges(*each))
-    rows = min(model.chunks.rows(num_samples + means), first.size)
+    rows = min(model.chunks.rows(num_samples + means), most_rows)
     home, near = like.device, model.features.device
     passing = max(_DRAWING * num_samples, _PASSING * (num_samples + means))
     return MemoryPlan(
         num_data, outputs, size, num_samples, like.dtype, home, parts, usual, most,
-        rows, columns, chunk_memory(model.features, first), 8 * min(CHUNK, size * (usual + num_samples)),
+        rows, columns, chunk, 8 * min(CHUNK, size * (usual + num_samples)),
         free_bytes(home), None if near == home else Nearby(near, passing + _WEIGHTS, free_bytes(near)),
         isinstance(solver, BlockCG), spaces, sum(p.vectors for p in at_most) - sum(p.vectors for p in parts),
-        model.data.nbytes, model.data.stays,
+        model.data.nbytes, model.data.stays, *((1, 1) if ranks is None else (ranks.size, ranks.beside)),
     )  # fmt: skip
+
+
+def _measured(model: LinearModel, first: Batch | None) -> tuple[int, int, ChunkMemory]:
+    """Outputs of a datum, data of a batch, what a product holds; where there are no data, as another process says."""
+    own: Any = None
+    if first is not None:
+        outputs = model.features.linearise(next(first.minibatches(1)).inputs).outputs[0].numel()
+        own = [outputs, first.size, asdict(chunk_memory(model.features, first))]
+    if model.data.ranks is not None:
+        said = model.data.ranks.gathered("plan", own)
+        own = next(each for each in said if each is not None) if own is None else own
+    assert own is not None, "data have been read"
+    return own[0], own[1], ChunkMemory(**own[2])
 
 
 def _space_rows(route: Route, reachable: int, size: int, learns_noise: bool) -> tuple[int, int]:

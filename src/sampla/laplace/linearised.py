@@ -197,14 +197,14 @@ class LinearisedLaplace(TakesNewData):
             ValueError: for data that do not fit, NaN, an empty loader, a loader whose data change, or a network in
                 train mode, with active dropout or with wrong derivatives. The network and earlier results stay.
         """
-        start, asked, ranks = perf_counter(), self._settings(), ranks_of(loader)
+        start, asked, ranks = perf_counter(), self._settings(), ranks_of(loader, told=True)
         with (
             deferred_interrupts(), together(ranks, "fit"), apart(self.model, said=True) as ambient,
-            freed_memory_kept(), machine_explained(REMEDY, kept_in(checkpoint)), held(None if ranks else checkpoint),
+            freed_memory_kept(), machine_explained(REMEDY, kept_in(checkpoint)), held(checkpoint, ranks),
         ):  # fmt: skip
-            features, data, adjoint = self._opened(loader, unpacking(labels, unpack), ranks, checkpoint)
+            features, data, adjoint = self._opened(loader, unpacking(labels, unpack), ranks, checkpoint is not None)
             identity = cache(lambda: self._identity(features, data))  # once a fit: it hashes the whole network
-            chunks, journal = self._chunks_for(checkpoint), Journal(checkpoint, identity)
+            chunks, journal = self._chunks_for(checkpoint, ranks), Journal(checkpoint, identity, ranks)
             model = LinearModel(features, self.likelihood, data, chunks=chunks, journal=journal)
             with journal.saved_on_failure(), data.kept_meanwhile(), not_finite_explained(features, data):
                 inference = infer(
@@ -221,7 +221,7 @@ class LinearisedLaplace(TakesNewData):
             words = self._describe_products(features, inference.model) + (
                 "; torch.autocast around the fit put aside" if ambient else ""
             )
-            words += "" if ranks is None else f"; data spread over {ranks.size} processes"
+            words += "" if ranks is None else f"; data spread over {ranks.size} processes, each with all vectors"
             spent = perf_counter() - start
             report = build_report(inference, data, self.excluded, adjoint, spent, self.tolerance, words, width)
             posterior = Posterior(
@@ -241,13 +241,13 @@ class LinearisedLaplace(TakesNewData):
 
         Args: as for ``fit``.
         """
-        ranks = ranks_of(loader)
+        ranks = ranks_of(loader, told=True)
         with (
             deferred_interrupts(), together(ranks, "plan"), apart(self.model, said=True), freed_memory_kept(),
             machine_explained(REMEDY, kept_in(None)),
         ):  # fmt: skip
             features, data, _ = self._opened(loader, unpacking(labels, unpack), ranks)
-            model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for(None))
+            model = LinearModel(features, self.likelihood, data, chunks=self._chunks_for())
             return plan_memory(
                 model, self.prior, self.solver, self.em, self.num_samples,
                 curvature_at=self.curvature_at, log_evidence=self.log_evidence,
@@ -287,7 +287,7 @@ class LinearisedLaplace(TakesNewData):
         return loaded
 
     def _opened(
-        self, loader: Loader, unpack: Unpack | None, ranks: Ranks | None, checkpoint: str | Path | None = None
+        self, loader: Loader, unpack: Unpack | None, ranks: Ranks | None, keeps: bool = False
     ) -> tuple[NetworkFeatures, CheckedLoader, float | None]:
         """The network as features and its data, both checked on the first batch, and the adjoint error."""
         check_evaluation_mode(self.model)
@@ -297,8 +297,9 @@ class LinearisedLaplace(TakesNewData):
             tangent=self.linear_model == "tangent", call=self.call,
         )  # fmt: skip
         if ranks is not None:
-            check_spread(self.solver, self.precision, checkpoint)
-            check_together(ranks, {**self._chosen(features), **self._rest})
+            check_spread(self.solver, self.precision)
+            both = {"checkpoint": keeps, "chunks given": self.chunks is not None}
+            check_together(ranks, {**self._chosen(features), **self._rest, **both})
         data = CheckedLoader(loader, device, self._progress, unpack, self.likelihood.counted, ranks)
         first = data.first()
         adjoint = checked_on_all(features, first, ranks)
@@ -325,12 +326,12 @@ class LinearisedLaplace(TakesNewData):
         reduced = ("; EM's with M in bfloat16" if model.reduced else put_aside) if features.reduced else ""
         return features.products.description + reduced
 
-    def _chunks_for(self, checkpoint: str | Path | None) -> Chunks:
+    def _chunks_for(self, checkpoint: str | Path | None = None, ranks: Ranks | None = None) -> Chunks:
         chunks = Chunks(say=self._progress.say)
         if self.chunks is not None:
             chunks.prefer(self.chunks[0] * self.chunks[1], self.chunks[1], "given")
         else:
-            restore_chunks(checkpoint, chunks)
+            restore_chunks(checkpoint, chunks, ranks)
         return chunks
 
     def _identity(self, features: NetworkFeatures, data: CheckedLoader) -> dict[str, Any]:

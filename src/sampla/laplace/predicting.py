@@ -14,7 +14,7 @@ from sampla.core.checks import device_here, require
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.memory import machine_explained
 from sampla.core.unpacking import Unpack
-from sampla.distributed import refuse_spread
+from sampla.distributed import together
 from sampla.inference.certificate import error_sample
 from sampla.laplace.guards import apart, check_evaluation_mode, check_weights
 from sampla.laplace.training_data import SAVED, TOO_MANY_SAMPLES, AboutTrainingData
@@ -138,11 +138,12 @@ class Predicts(AboutTrainingData):
         return self
 
     def _predicted(self, x: Any, method: str, num_draws: int, certificate: bool) -> Predictive:
-        posterior, error, asked = self._fitted(), None, self._asked
+        posterior, asked = self._fitted(), self._asked
         with self._asking() as traced:
-            if certificate:
-                refuse_spread(self._ranks, "the error of the final solve")
-                error = self._error = error_sample(self._inference, asked.seed) if self._error is None else self._error
+            if certificate and self._error is None:
+                with together(self._ranks, "certificate"):
+                    self._error = error_sample(self._inference, asked.seed)
+            error = self._error if certificate else None
             return posterior.predict(x, method, num_draws, error, traced)
 
     def _pushed(self, push: Any, x: Any, vectors: Tensor) -> tuple[Tensor, Tensor]:

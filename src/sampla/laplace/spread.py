@@ -1,6 +1,6 @@
 """A fit to data spread over processes: what must be the same on all of them, and what does not sum over them."""
 
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from sampla.laplace.guards import check_network
 from sampla.solvers import BlockCG, Dense, Solver
 
 
-def check_spread(solver: Solver[Any], precision: str, checkpoint: str | Path | None) -> None:
+def check_spread(solver: Solver[Any], precision: str) -> None:
     """Refuse settings of which the parts of a fit would not follow from sums over all data.
 
     Raises:
@@ -27,10 +27,6 @@ def check_spread(solver: Solver[Any], precision: str, checkpoint: str | Path | N
         precision != "auto", 'precision="full" or "bfloat16" for data spread over processes', '"auto"',
         "Each process would measure for itself, and they might choose differently.",
     )  # fmt: skip
-    require(
-        checkpoint is None, "no checkpoint for data spread over processes", repr(str(checkpoint)),
-        "What a fit keeps is of one process so far.",
-    )  # fmt: skip
 
 
 def check_together(ranks: Ranks, settings: dict[str, Any]) -> None:
@@ -43,7 +39,14 @@ def check_together(ranks: Ranks, settings: dict[str, Any]) -> None:
     Raises:
         RankError: on every process, naming what differs.
     """
-    ranks.agree("settings", {**settings, "torch": torch.__version__})
+    ranks.agree("settings", {**settings, "torch": torch.__version__, "sampla": _installed()})
+
+
+def _installed() -> str:
+    try:
+        return version("sampla")
+    except PackageNotFoundError:  # a checkout on the path
+        return "not installed"
 
 
 def checked_on_all(features: NetworkFeatures, first: Batch | None, ranks: Ranks | None) -> float | None:

@@ -8,13 +8,14 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from sampla.core.allocator import freed_memory_kept
+from sampla.core.checks import require
 from sampla.core.data import CheckedLoader, asked_about
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.memory import machine_explained
 from sampla.core.progress import Progress
 from sampla.core.typing import Loader
 from sampla.core.unpacking import Unpack, unpacking
-from sampla.distributed import refuse_parts, refuse_spread
+from sampla.distributed import Ranks, ranks_of, together
 from sampla.inference.influence import At, Influence, Measure, influence
 from sampla.inference.leave_one_out import LeaveOneOut, leave_one_out
 from sampla.inference.mode import mode_of
@@ -98,12 +99,26 @@ class AboutTrainingData(Fitted):
         super().__init__()
         self._mode: Tensor | None = None
 
+    def _ranks_with(self, loader: Loader) -> Ranks | None:
+        """The processes of the fit, which answer together; the loader must be of this one's part, as the fit's was.
+
+        Raises:
+            ValueError: for all the data where the fit has had a part, or the other way round.
+        """
+        words = "all the data on this process", "this process's part of the data"
+        given, had = (words[ranks is not None] for ranks in (ranks_of(loader), self._ranks))
+        fix = "Give the loader of the fit, on every process that has fitted with it."
+        require(self._inference is None or given == had, f"{had}, as in the fit", given, fix)
+        return self._ranks
+
     def leave_one_out(self, loader: Loader, *, labels: str | None = None, unpack: Unpack | None = None) -> LeaveOneOut:
         """How the posterior predicts each training observation without it (docs/method.md, section 9).
 
         One pass of K + 1 jvps, no new fit. A score to compare models by, and a list of labels that may be wrong. As the
         features have learnt from all the data, those left out too, it is better than on new data, the more so the more
         the network has memorised.
+
+        Of data spread over processes each gives its part, and gets the answer about all, process after process.
 
         Args:
             loader: the data of the fit, in an order that stays.
@@ -114,16 +129,16 @@ class AboutTrainingData(Fitted):
             RuntimeError: before fit.
             ValueError: for a posterior from a file, for other data, or for a shuffled loader.
         """
-        refuse_parts(loader, "leave_one_out")
-        refuse_spread(self._ranks, "leave_one_out")
         posterior, unpacked, asked = self._fitted(), unpacking(labels, unpack), self._asked
+        ranks = self._ranks_with(loader)
         with (
-            deferred_interrupts(), apart(asked.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
+            deferred_interrupts(), together(ranks, "leave-one-out"), apart(asked.model, said=True), freed_memory_kept(),
+            machine_explained(REMEDY, SAVED),
         ):  # fmt: skip
             check_evaluation_mode(asked.model)
             check_weights(posterior.features)
             likelihood, device = posterior.likelihood, posterior.features.device
-            data = CheckedLoader(loader, device, self._progress, unpacked, likelihood.counted)
+            data = CheckedLoader(loader, device, self._progress, unpacked, likelihood.counted, ranks)
             return leave_one_out(
                 self._inference, posterior, data, self._mode, at_mode=asked.at_mode(likelihood), seed=asked.seed,
                 tolerance=asked.em.mode_tolerance, say=self._progress.enter,
@@ -136,10 +151,11 @@ class AboutTrainingData(Fitted):
         """By how much test losses, outputs or anything else would change without each of the training data.
 
         To first order: (dq / df)' J_test H^-1 J_n' g_n, g_n the gradient of datum n's loss, for each quantity q
-        (``Influence``; docs/method.md, section 10).
+        (``Influence``; docs/method.md, section 10). Of data spread over processes each gives its part and the same test
+        data, and gets the answer about all, process after process.
 
         Args:
-            train: data of the fit, all or some, not shuffled.
+            train: data of the fit, all or some (on each process of its part), not shuffled.
             test: one batch of test data as the loader has them: (x, y), of whose losses -log p(y | f) the change is
                 told, or (x, None), of whose outputs. Each number asked about costs about as much as one sample.
             measure: of outputs and targets, (n,) numbers to be told of in their place, such as margins.
@@ -155,16 +171,16 @@ class AboutTrainingData(Fitted):
             ValueError: for a posterior from a file, training data that the fit has not had or that are shuffled, test
                 data that do not fit.
         """
-        refuse_parts(train, "influence")
-        refuse_spread(self._ranks, "influence")
         posterior, unpacked, asked = self._fitted(), unpacking(labels, unpack), self._asked
+        ranks = self._ranks_with(train)
         with (
-            deferred_interrupts(), apart(asked.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
+            deferred_interrupts(), together(ranks, "influence"), apart(asked.model, said=True), freed_memory_kept(),
+            machine_explained(REMEDY, SAVED),
         ):  # fmt: skip
             check_evaluation_mode(asked.model)
             check_weights(posterior.features)
             features, device = posterior.features, posterior.features.device
-            data = CheckedLoader(train, device, self._progress, unpacked, posterior.likelihood.counted)
+            data = CheckedLoader(train, device, self._progress, unpacked, posterior.likelihood.counted, ranks)
             return influence(
                 self._inference, features, data, asked_about(test, device, unpacked), measure=measure, at=at,
                 tolerance=asked.tolerance, max_passes=asked.max_passes, seed=asked.seed, say=self._progress.enter,

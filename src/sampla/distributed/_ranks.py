@@ -1,4 +1,4 @@
-"""Sums over processes, each of which holds a part of the data; the only user of torch.distributed.
+"""Sums over processes, each of which holds a part of the data, and words on what keeps them from going on.
 
 Every process computes all that lies between passes for itself, on the same numbers: only sums over data are shared, by
 an all-reduce each. Before it the processes tell one another where they are, in a few hundred bytes. So one that has
@@ -6,26 +6,30 @@ failed is named by all, and processes that have come apart say so, where a bare 
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from time import monotonic, sleep
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.utils.data import Dataset
-from torch.utils.data.distributed import DistributedSampler
+from torch import Tensor
 
 from sampla.core.checks import require
+from sampla.core.processes import runs
+
+Held: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors by name, and facts as JSON knows them: what a file holds."""
 
 _SLOT = 512
 """Bytes of what a process says before a sum, as long as that is enough."""
 _LENGTH = 8
 """Bytes of them that say how many of the others count."""
 _FAILED = "failed"
-_WHOLE = 512
-"""Parts begin at multiples of this where that leaves them within a tenth of one another: blocks of noise and
-minibatches then lie in one part each, and are summed in the order that they have on one process."""
+_PATIENCE = 5.0
+"""Seconds in which those that have lost somebody tell one another that it was not them."""
 _OVER = (
     "Take sampla.shard(dataset), which splits by number (and so allows equal data); a DistributedSampler repeats data "
     "to make parts equal unless drop_last=True."
@@ -36,133 +40,6 @@ class RankError(RuntimeError):
     """The processes of a group cannot go on together: one has failed, is gone or does something else."""
 
 
-class Shard(Dataset[Any]):
-    """This process's part of a data set, which has its data by number; made by ``shard``.
-
-    Args:
-        dataset: with ``len`` and ``[]``.
-        rank: number of the process.
-        size: how many processes there are.
-    """
-
-    def __init__(self, dataset: Any, rank: int, size: int) -> None:
-        self.dataset, self.rank, self.size = dataset, rank, size
-        number = len(dataset)
-        whole = _WHOLE if number >= 10 * _WHOLE * size else 1
-        self.start, stop = (number // whole * part // size * whole for part in (rank, rank + 1))
-        self.stop = stop if rank + 1 < size else number
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, index: int) -> Any:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"expected a number below {len(self)}, got {index}")
-        return self.dataset[self.start + index % len(self)]
-
-
-class ShardedLoader:
-    """A loader that yields this process's part of the data; made by ``as_shard``."""
-
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
-
-
-def shard(dataset: Any) -> Shard:
-    """This process's part of a data set: consecutive data, in the order of the processes.
-
-    A fit to a ``DataLoader`` of it goes over the parts of all processes, and gives every one of them the samples of one
-    process with all the data, up to rounding. Without a process group, or in one of a single process, it is all of it.
-
-    Args:
-        dataset: with ``len`` and ``[]``, the same on every process. Call it after
-            ``torch.distributed.init_process_group``.
-
-    Raises:
-        TypeError: for a data set that has no length or no ``[]``.
-    """
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise TypeError(
-            f"expected a data set with len() and [], got {type(dataset).__name__}. For a loader that yields this "
-            "process's part by itself use sampla.as_shard(loader)."
-        )
-    return Shard(dataset, *_place())
-
-
-def as_shard(loader: Iterable[Any]) -> ShardedLoader:
-    """Say of a loader that it yields this process's part of the data, which may be empty.
-
-    The data are numbered by process, and within one as its loader yields them.
-
-    Args:
-        loader: re-iterable of batches, as for ``fit``.
-    """
-    return ShardedLoader(loader)
-
-
-def _place() -> tuple[int, int]:
-    """Number of this process, and how many there are."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
-
-
-def is_first() -> bool:
-    """Whether this is the process that speaks for all."""
-    return _place()[0] == 0
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, without DistributedDataParallel around it."""
-    while isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    return model
-
-
-def ranks_of(loader: Any) -> "Ranks | None":
-    """The processes over which the data of a loader are spread; None where the loader has them all.
-
-    Raises:
-        ValueError: for a part that was made for another number of processes.
-    """
-    here, made = _place(), _part_of(loader)
-    if made is None:
-        return None
-    if isinstance(made, tuple):
-        require(
-            made == here,
-            f"a part made for process {here[0]} of {here[1]}",
-            f"one made for process {made[0]} of {made[1]}",
-            "Call sampla.shard(dataset) after torch.distributed.init_process_group, on each process.",
-        )
-    return Ranks(*here, by_number=isinstance(made, tuple)) if here[1] > 1 else None
-
-
-def _part_of(loader: Any) -> tuple[int, int] | str | None:
-    """Which process's part ``shard`` has made it of; how else it says that it is a part; None: it does not."""
-    if isinstance(loader, ShardedLoader):
-        return "as_shard"
-    inner = loader
-    for _ in range(8):  # a Subset of a Shard, and the like
-        if isinstance(inner, Shard):
-            return inner.rank, inner.size
-        inner = getattr(inner, "dataset", None)
-    samplers = [getattr(each, "sampler", None) for each in (loader, getattr(loader, "batch_sampler", None))]
-    return "DistributedSampler" if any(isinstance(each, DistributedSampler) for each in samplers) else None
-
-
-def refuse_parts(loader: Any, what: str) -> None:
-    """Refuse a loader of a part of the data, where every process would go its own way with it.
-
-    Raises:
-        ValueError: if there is more than one process and the loader says that it is a part.
-    """
-    refuse_spread(ranks_of(loader), what)
-
-
 def refuse_spread(ranks: "Ranks | None", what: str) -> None:
     """Refuse what does not sum over processes.
 
@@ -171,7 +48,7 @@ def refuse_spread(ranks: "Ranks | None", what: str) -> None:
     """
     require(
         ranks is None, f"all the data on this process for {what}", "data spread over processes",
-        'What sums over processes: LinearisedLaplace.fit and more, with solver="block-cg" or "dense".',
+        'What sums over processes is LinearisedLaplace, with solver="block-cg" or "dense".',
     )  # fmt: skip
 
 
@@ -212,6 +89,13 @@ class Ranks:
         self._on_gpu = kinds.get("cuda") == "nccl"
         self._device = torch.device("cpu") if "cpu" in kinds else torch.device("cuda", torch.cuda.current_device())
         self._spoken = 0
+        self._at = ""
+        self._places: list[tuple[str, int]] = []  # host and number of each process, after ``agree``
+
+    @property
+    def beside(self) -> int:
+        """How many of them are on this machine, this one included."""
+        return max(1, sum(host == socket.gethostname() for host, _ in self._places))
 
     def fail(self, error: BaseException) -> None:
         """Have the others learn of an error of this process where they wait for it next."""
@@ -247,7 +131,9 @@ class Ranks:
         Raises:
             RankError: on every process, naming what differs, if they were not.
         """
-        said = self.gathered(at, {name: repr(value) for name, value in settings.items()})
+        here = [socket.gethostname(), os.getpid()]
+        told = self.gathered(at, [here, {name: repr(value) for name, value in settings.items()}])
+        self._places, said = [(host, number) for (host, number), _ in told], [each for _, each in told]
         for name, value in said[0].items():
             for rank, other in enumerate(said):
                 if other.get(name) != value:
@@ -256,6 +142,35 @@ class Ranks:
                         f"{_short(other.get(name))}, against {_short(value)} on rank 0. Make model, settings and seed "
                         "the same on all: load the same weights, or broadcast them."
                     )
+
+    def of_first(self, at: str, make: Callable[[], Held | None]) -> Held | None:
+        """What the first process makes, such as what a file holds, on all of them, on the CPU.
+
+        Args:
+            at: where this process is.
+            make: called on the first process; None is None on all.
+        """
+        made = make() if self.rank == 0 else None
+        told = None if made is None else [[[n, *_kind(t)] for n, t in made[0].items()], made[1]]
+        told = self.gathered(at, told)[0]
+        if told is None:
+            return None
+        kinds, facts = told
+        return {n: self._of(0, None if made is None else made[0][n], kind) for n, *kind in kinds}, facts
+
+    def joined(self, at: str, tensor: Tensor) -> Tensor:
+        """The tensors of all processes behind one another along the first axis, where this one's is."""
+        kinds = self.gathered(at, _kind(tensor))
+        return torch.cat([self._of(rank, tensor, kind) for rank, kind in enumerate(kinds)]).to(tensor.device)
+
+    def _of(self, rank: int, tensor: Tensor | None, kind: list[Any]) -> Tensor:
+        """The tensor of one process, of that type and shape, on the CPU of all."""
+        if rank != self.rank or tensor is None:
+            tensor = torch.empty(kind[1:], dtype=getattr(torch, kind[0].removeprefix("torch.")))
+        there = tensor.cpu().contiguous().view(-1).view(torch.uint8).to(self._device)
+        if len(there):
+            self._do(lambda: dist.broadcast(there, rank))
+        return there.cpu().view(tensor.dtype).view(tensor.shape)
 
     def summed(self, name: str, tensors: Sequence[Tensor | None], empty: bool) -> list[Tensor]:
         """Each of the tensors summed over all processes.
@@ -268,7 +183,7 @@ class Ranks:
         Raises:
             RankError: if a process has failed, is gone or sums something else.
         """
-        own = [None if empty or each is None else [str(each.dtype), *each.shape] for each in tensors]
+        own = [None if empty or each is None else _kind(each) for each in tensors]
         said = self.gathered(name, own)
         kinds = [next((row[i] for row in said if row[i] is not None), None) for i in range(len(tensors))]
         if any(kind not in (None, kinds[i]) for row in said for i, kind in enumerate(row)):
@@ -288,10 +203,8 @@ class Ranks:
         """How many of the sorted int64 hashes of this process are those of a process with a lower number, of all."""
         twice, sizes = 0, self.gathered(at, len(hashes))
         for rank, size in enumerate(sizes):
-            there = (hashes if rank == self.rank else hashes.new_empty(size)).to(self._device)
-            self._do(lambda there=there, rank=rank: dist.broadcast(there, rank))  # type: ignore[misc]
+            found = self._of(rank, hashes, [str(hashes.dtype), size])
             if rank < self.rank and size:
-                found = there.cpu()
                 places = torch.searchsorted(found, hashes).clamp_max(size - 1)
                 twice += int((found[places] == hashes).sum())
         return sum(self.gathered(f"{at}, counted", twice))
@@ -305,7 +218,7 @@ class Ranks:
         require(twice == 0, "each datum on one process", f"{twice} that are also on another one", _OVER)
 
     def _said(self, at: str, fact: Any) -> list[Any]:
-        self._spoken += 1
+        self._spoken, self._at = self._spoken + 1, at
         return [json.loads(row) for row in self._exchanged(json.dumps([self._spoken, at, fact]).encode())]
 
     def _exchanged(self, words: bytes) -> list[bytes]:
@@ -326,11 +239,49 @@ class Ranks:
         try:
             collective()
         except RuntimeError as error:
+            where = f"{self._at!r} (exchange {self._spoken})"
             raise RankError(
-                f"rank {self.rank} of {self.size} has lost the others: one of them has ended, or did not answer within "
-                "the timeout of init_process_group(timeout=...). Its own messages say why; a process that was killed "
-                f"leaves none. ({error})"
+                f"rank {self.rank} of {self.size} has lost others at {where}: {self._lost()} ({error})"
             ) from error
+
+    def _lost(self) -> str:
+        """Which of the others have ended, or else have not come, in words."""
+        ended, silent = self._roll_call()
+        if ended:
+            return (
+                f"{self._named(ended)} ended before its time. Its own messages say why; one that was killed leaves "
+                "none. With fit(loader, checkpoint=...) the same command goes on from where this fit was."
+            )
+        if silent:
+            return (
+                f"no answer from {self._named(silent)}: hanging, busy for longer than the timeout of "
+                "init_process_group(timeout=...), not making the same calls, or, on another machine, ended."
+            )
+        return "all of them answer: the connection between them broke."
+
+    def _roll_call(self) -> tuple[list[int], list[int]]:
+        """The others that have ended on this machine, and those that do not say that they have lost somebody too."""
+        host, until = socket.gethostname(), monotonic() + _PATIENCE
+        here = {rank: process for rank, (at, process) in enumerate(self._places) if at == host}
+        silent = [rank for rank in range(self.size) if rank != self.rank]
+        with suppress(RuntimeError):  # the group's store is gone with the process that held it
+            store = dist.distributed_c10d._get_default_store()
+            store.set(f"sampla/lost/{self.rank}", str(self._spoken))
+            while silent and monotonic() < until and all(map(runs, here.values())):
+                sleep(0.05)
+                silent = [rank for rank in silent if not store.check([f"sampla/lost/{rank}"])]
+        return [rank for rank, process in here.items() if not runs(process)], silent
+
+    def _named(self, ranks: list[int]) -> str:
+        def name(rank: int) -> str:
+            host, process = self._places[rank] if self._places else ("", 0)
+            return f"rank {rank}" + (f" (process {process} on {host})" if process else "")
+
+        return " and ".join(map(name, ranks))
+
+
+def _kind(tensor: Tensor) -> list[Any]:
+    return [str(tensor.dtype), *tensor.shape]
 
 
 def _short(text: Any) -> str:
