@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures docs docs-check release-check benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence projection extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures docs docs-check release-check benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence benchmark-scale projection extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -72,6 +72,10 @@ benchmark-engine: $(INSTALLED)
 # benchmarks/evidence.md: seven minutes on one core.
 benchmark-evidence: $(INSTALLED)
 	$(BIN)/python -m benchmarks.evidence
+
+# benchmarks/scale.md: two free cores wanted; MOST ends it at so many rows.
+benchmark-scale: $(INSTALLED)
+	$(BIN)/python -m benchmarks.scale --anew $(if $(MOST),--most $(MOST))
 
 # docs/scaling.md: a second.
 projection: $(INSTALLED)

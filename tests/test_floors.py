@@ -38,7 +38,7 @@ FLOORS = (
     ("Gaussian noise, of which that of each target is a kind", "likelihoods.gaussian"),
     ("nouns", "features likelihoods priors"),
     ("what a likelihood says of itself, tried on data; what outputs look like", "likelihoods.checks likelihoods.watch"),
-    ("a few data of the linear model; the first look at all of them", "linear_batch survey"),
+    ("a few data of the linear model; the first look at all of them; passes elsewhere", "linear_batch survey parts"),
     ("averages over functions; densities with Gaussian noise", "posterior.averages posterior.density"),
     (
         "what samples say about new outputs; batches to be predicted",
@@ -72,7 +72,8 @@ FLOORS = (
         "inference.more",
     ),
     ("what would be without a datum", "inference.influence inference.leave_one_out"),
-    ("linear models: the user's rows", "linear.sources"),
+    ("linear models: the user's rows; graphs over Dask's", "linear.sources linear.dask_parts"),
+    ("linear models: rows that Dask holds", "linear.dask_source"),
     ("linear models: what a first pass says of the columns, and what is taken off them", "linear.columns"),
     ("linear models: regression in closed form", "linear.closed_form"),
     ("linear models: the other ways to answer", "linear.coefficients linear.newton linear.iterative"),

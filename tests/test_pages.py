@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from benchmarks import projection
+from benchmarks import projection, scale
 from benchmarks.engine import __main__ as engine
 from benchmarks.linear import page as linear
 from benchmarks.solvers import page as solvers
@@ -79,6 +79,25 @@ def test_a_ring_of_two_sends_everything_once():
     assert pair.ring(32.0) == 32.0 / 8 + 2 * 0.25
     assert pair.on(1).ring(32.0) == 0
     assert pair.on(4).ring(32.0) == 1.5 * 32 / 8 + 6 * 0.25
+
+
+def test_designs_by_chunk_are_the_same_in_each_way(tmp_path):
+    """benchmarks.scale at its tiny size, without the processes."""
+    pytest.importorskip("dask.array")
+    store = Store(tmp_path / "scale.json", {"quick": True})
+    sizes = scale.DESIGNS[True]
+    for rows in sizes["rows"]:
+        for way in scale.WAYS:
+            case = {"rows": rows, "columns": sizes["columns"], "chunk": sizes["chunk"], "way": way}
+            store.once(f"designs/{rows}/{way}", lambda case=case: scale.fitted(case))
+    evidence = [row["evidence"] for row in store.rows.values()]
+    assert evidence[0] == pytest.approx(evidence[1], rel=1e-12)
+    assert evidence[0] == pytest.approx(evidence[2], rel=1e-12)
+    ranks = scale.RANKS[True] | {"one": [2.0], "all": [1.0], "apart": 1e-7, "passes": 3.0, "ranks": 2}
+    store.put("ranks", ranks)
+    text = render("benchmarks/scale.md.j2", **scale.page(store))
+    assert "- **met** two processes at least 1.7 times as fast as one: 2.00 times" in text
+    assert text.count("| Dask, two threads |") == len(sizes["rows"])
 
 
 @pytest.mark.parametrize("module", MODULES)

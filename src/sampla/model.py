@@ -20,6 +20,7 @@ from sampla.distributed import refuse_spread
 from sampla.features import Chunked, Features, displaced, predicted
 from sampla.likelihoods import Likelihood
 from sampla.linear_batch import Companion, LinearBatch
+from sampla.parts import where_data_lie
 from sampla.survey import FirstLook, Survey
 
 _NOISE_BLOCK = 32
@@ -183,21 +184,36 @@ class LinearModel:
         Raises:
             ValueError: for NaN in inputs, outputs or targets, or targets that do not fit the outputs.
         """
+        if self.data.in_parts:
+            outputs, numbers, *moments = self._survey_sums()
+            residual, target = moments or (None, None)
+            entries, count = float(outputs) - self.features.absorbed, self.data.count_outputs(int(numbers))
+            return Survey(self.data.num_data, float(outputs), entries, residual, target, count)
+        return self._first_look().survey(self.data)
+
+    def _first_look(self) -> FirstLook:
         first_look = FirstLook(self.features, self.likelihood, self.chunks, unchecked=self.data.cut)
         for batch in self.data:
             for minibatch in batch.minibatches(self.chunks.rows(1)) if self.data.cut else [batch]:
                 first_look.see(minibatch)
-        return first_look.survey(self.data)
+        return first_look
+
+    @where_data_lie
+    def _survey_sums(self) -> list[Tensor]:
+        """What of a survey sums over data: outputs, with and without weights, and the residuals' moments if any."""
+        found = self._first_look().survey(self.data, whole=False)
+        counts = [torch.tensor(each, dtype=torch.float64) for each in (found.outputs, found.numbers)]
+        return counts + [each for each in (found.residual, found.target) if each is not None]
 
     def draw_noise(self, seed: int, num_samples: int) -> NoiseDraw:
         """One pass of K vjps: the right-hand sides' data part and diag M (docs/method.md, sections 2 and 5).
 
         Both are exactly zero for a parameter tensor of which the pass gives rounding only (``Rounding``).
         """
+        if self.features.squares_data:
+            return NoiseDraw(*self._draw_by_datum(seed, num_samples))
         total = self._to_device(self.features.like).new_zeros(num_samples, self.num_parameters)
         diagonal = total.new_zeros(self.num_parameters)
-        if self.features.squares_data:
-            return self._draw_by_datum(seed, total, diagonal)
         block, rounding = torch.zeros_like(total), Rounding(total, self.features.layout.sizes, self.features.rounding)
         split = sorted({border // _NOISE_BLOCK for border in self.data.borders if border % _NOISE_BLOCK})
         parts: dict[int, Tensor] = {}  # of blocks of which another process has a part as well
@@ -225,8 +241,11 @@ class LinearModel:
         self.ledger.products += (num_samples + rounding.columns) / 2
         return NoiseDraw(self._to_vectors(total), self._to_vectors(diagonal))
 
-    def _draw_by_datum(self, seed: int, total: Tensor, diagonal: Tensor) -> NoiseDraw:
+    @where_data_lie
+    def _draw_by_datum(self, seed: int, num_samples: int) -> list[Tensor]:
         """The same where the features square the gradient of each datum for little."""
+        total = self._to_device(self.features.like).new_zeros(num_samples, self.num_parameters)
+        diagonal = total.new_zeros(self.num_parameters)
         for batch in self._minibatches(self.chunks.rows(len(total))):
             for samples in self.chunks.ranges(len(total)):
                 noise = batch.noise(seed, samples)
@@ -234,7 +253,7 @@ class LinearModel:
                 diagonal += batch.features.squared_vjp(noise) * (len(samples) / len(total))
         total, diagonal = self.data.summed("noise", total, diagonal)
         self.ledger.products += len(total) / 2
-        return NoiseDraw(self._to_vectors(total), self._to_vectors(diagonal))
+        return [self._to_vectors(total), self._to_vectors(diagonal)]
 
     def curvature_product(self, vectors: Tensor, stride: int = 1) -> Tensor:
         """M v for K vectors in one pass: (K, P) -> (K, P).
@@ -251,6 +270,7 @@ class LinearModel:
         companion.told(float(loss), product[-1:], more)
         return product[:-1]
 
+    @where_data_lie
     def _curvature_product(self, vectors: Tensor, stride: int, asked: int = 0) -> list[Tensor]:
         """M times the vectors; the last of them may be what is asked: their answer is then behind it, and the loss."""
         count, seen = len(vectors) - asked, 0
@@ -285,6 +305,7 @@ class LinearModel:
         loss, gradient = self.once("loss", theta, lambda: self._loss_gradient(theta))
         return float(loss), gradient
 
+    @where_data_lie
     def _loss_gradient(self, theta: Tensor) -> list[Tensor]:
         features, scale = self.features.unscaled()
         theta = self._to_device(theta if scale is None else features.rescaled(theta, scale))
@@ -304,9 +325,10 @@ class LinearModel:
         (1, P), (1, P) -> (1, P); the same data in every call, as long as the loader's order is fixed.
         """
         both = torch.cat([theta, vector])
-        return self.once(f"Newton, {stride}", both, lambda: [self._newton_product(theta, vector, stride)])[0]
+        return self.once(f"Newton, {stride}", both, lambda: self._newton_product(theta, vector, stride))[0]
 
-    def _newton_product(self, theta: Tensor, vector: Tensor, stride: int) -> Tensor:
+    @where_data_lie
+    def _newton_product(self, theta: Tensor, vector: Tensor, stride: int) -> list[Tensor]:
         theta, vector = self._to_device(theta), self._to_device(vector)
         total, seen = torch.zeros_like(vector), 0
         for batch in self.batches(2, stride, summed=True):
@@ -314,7 +336,7 @@ class LinearModel:
             seen += batch.stop - batch.start
         (total,), seen = self._all(f"Newton, {stride}", seen, total)
         self.ledger.products += 1.5 * seen / self.data.num_data
-        return self._to_vectors(total) * (self.data.num_data / seen)
+        return [self._to_vectors(total) * (self.data.num_data / seen)]
 
     @property
     def hessian_stride(self) -> int:
@@ -327,7 +349,8 @@ class LinearModel:
         residual, function = self.once(name, samples, lambda: self._noise_moments(mean, samples))
         return self._to_device(residual), self._to_device(function)  # kept ones come from a file, on the CPU
 
-    def _noise_moments(self, mean: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+    @where_data_lie
+    def _noise_moments(self, mean: Tensor, samples: Tensor) -> list[Tensor]:
         origin = self.features.origin
         columns = self._to_device(torch.cat([displaced(mean, origin), samples]))
         residual = function = torch.zeros((), dtype=torch.float64, device=columns.device)
@@ -341,7 +364,7 @@ class LinearModel:
             function = function + self.likelihood.second_moment(batch.weighted(pushed[1:], 0.5))
         self.ledger.products += len(columns) / 2
         residual, function = self.data.summed("noise moments", residual, function)
-        return residual, function / max(len(samples), 1)
+        return [residual, function / max(len(samples), 1)]
 
     def _all(self, name: str, seen: int, *sums: Tensor) -> tuple[list[Tensor], int]:
         """The sums over all processes, and how many data they have seen."""

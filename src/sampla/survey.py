@@ -89,14 +89,16 @@ class FirstLook:
             parts = [self._moment(batch, each) for each in (left, at_zero)]
             self._moments = [a + b for a, b in zip(self._moments, parts, strict=True)] if self._moments else parts
 
-    def survey(self, data: Data) -> Survey:
+    def survey(self, data: Data, whole: bool = True) -> Survey:
         """What all of them have told; warns of outputs that look like something else.
 
         Args:
             data: whose minibatches these were.
+            whole: whether these are all data; what the outputs of a few of them look like says nothing.
         """
-        self._watch.warn()
-        self._copies.warn()
+        if whole:
+            self._watch.warn()
+            self._copies.warn()
         numbers = data.count_outputs(self._numbers)
         (outputs,) = data.summed("outputs, weighted", torch.tensor(self._outputs, dtype=torch.float64))
         self._outputs = float(outputs)

@@ -6,7 +6,7 @@ random augmentation, or shuffling with drop_last, is noticed and explained.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -104,6 +104,8 @@ class Data(ABC):
     """Number of the first output on this process among those of all, known after ``count_outputs``."""
     num_outputs = 0
     """N C, where that is more than a process can tell from its own data."""
+    in_parts = False
+    """Whether they lie in parts elsewhere, where sums over them are made (``over_parts``)."""
 
     @property
     @abstractmethod
@@ -131,6 +133,14 @@ class Data(ABC):
             return self.ranks.summed(name, tensors, empty=self.start == self.stop)
         assert all(each is not None for each in tensors), "a sum over no data"
         return [each for each in tensors if each is not None]
+
+    def over_parts(self, each: Callable[["Data"], list[Tensor]]) -> list[Tensor]:
+        """Sums over all data; of data in parts, those of each part, made where it lies, are added up.
+
+        Args:
+            each: the sums over some data; for data in parts it must be possible to pickle it.
+        """
+        return each(self)
 
     def count_outputs(self, numbers: int) -> int:
         """N C of all data, from that of the data on this process; the first output's number is known from then on."""

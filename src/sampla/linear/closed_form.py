@@ -12,6 +12,7 @@ spectrum of its own, and in its coordinates A is the identity.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf, log, pi
 from typing import Literal
 from warnings import warn
@@ -77,23 +78,37 @@ def primal_spectrum(source: Source, columns: Columns, full: bool, progress: Prog
         full: whether the rest is needed with its correlations, (C, C).
         progress: shown while the rows are read.
     """
-    size, read = source.num_columns, 0
-    upper: Tensor | None = None
     progress.enter("QR of the rows")
-    for rows, y in progress.sweep(prepared(source, columns, max(2 * size, 1024)), None):
-        both = torch.cat([rows, y], dim=1)
-        stacked = both if upper is None else torch.cat([upper, both])
-        upper = torch.linalg.qr(stacked, mode="r").R  # of [X, Y]: it holds Q' Y, and Q would cost as much again
-        read += len(rows)
-    assert upper is not None, "the moments have refused data without rows"
+    shown = Progress(False) if source.in_parts else progress
+    found = source.reduced(partial(_triangle, columns=columns, progress=shown), _one_triangle)
+    assert found is not None, "the moments have refused data without rows"
+    (upper, read), size = found, source.num_columns
     reached, beyond = upper[:size, size:], upper[size:, size:]
     rest = beyond.mT @ beyond if full else beyond.square().sum(0)
     left, singular, basis = torch.linalg.svd(upper[:size, :size], full_matrices=False)
     return _truncated(singular.square(), basis, left.mT @ reached, rest, 1, read)
 
 
+def _triangle(source: Source, columns: Columns, progress: Progress) -> tuple[Tensor, int] | None:
+    """R of the rows [X, Y] = Q R, and how many they are: it holds Q' Y, and Q would cost as much again."""
+    upper, read = None, 0
+    for rows, y in progress.sweep(prepared(source, columns, max(2 * source.num_columns, 1024)), None):
+        both = torch.cat([rows, y], dim=1)
+        stacked = both if upper is None else torch.cat([upper, both])
+        upper, read = torch.linalg.qr(stacked, mode="r").R, read + len(rows)
+    return None if upper is None else (upper, read)
+
+
+def _one_triangle(first: tuple[Tensor, int], second: tuple[Tensor, int]) -> tuple[Tensor, int]:
+    return torch.linalg.qr(torch.cat([first[0], second[0]]), mode="r").R, first[1] + second[1]
+
+
 def dual_spectrum(source: Source, columns: Columns, full: bool, progress: Progress) -> Spectrum:
-    """X X' (N, N) from pairs of chunks, its eigenvectors, and one more pass for V = diag(s)^-1 U' X."""
+    """X X' (N, N) from pairs of chunks, its eigenvectors, and one more pass for V = diag(s)^-1 U' X.
+
+    Rows that lie in parts elsewhere are gathered: V, of their size, is kept here anyway.
+    """
+    far, source = source.in_parts, source.gathered()
     step = max(1, _BLOCK // source.num_columns)
     targets = torch.cat([y for _, y in prepared(source, columns, step)])
     strips = []
@@ -113,7 +128,7 @@ def dual_spectrum(source: Source, columns: Columns, full: bool, progress: Progre
     coordinates = left.mT @ targets
     lost = targets - left @ coordinates
     rest = lost.mT @ lost if full else lost.square().sum(0)
-    return Spectrum(values, basis, coordinates, rest, 3 + len(strips))
+    return Spectrum(values, basis, coordinates, rest, 1 if far else 3 + len(strips))
 
 
 def prepared(source: Source, columns: Columns, rows: int | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -57,27 +57,39 @@ class _PartialMoments:
         return _PartialMoments(total, mean, spread)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What some chunks say."""
+
+    rows: int
+    """Whose weight is not zero."""
+    columns: _PartialMoments
+    targets: _PartialMoments | None
+    largest: Tensor
+    """(D,) |x|."""
+
+    def joined(self, other: "_Seen") -> "_Seen":
+        """These chunks and others."""
+        targets = None
+        if self.targets is not None and other.targets is not None:
+            targets = self.targets.joined(other.targets)
+        return _Seen(
+            self.rows + other.rows, self.columns.joined(other.columns), targets,
+            torch.maximum(self.largest, other.largest),
+        )  # fmt: skip
+
+
 def measure(source: Source) -> Moments:
     """Compute the weighted moments of columns and targets in one pass.
 
     Raises:
         ValueError: for NaN or infinity, negative weights, weights that are all zero, or no rows.
     """
-    columns: _PartialMoments | None = None
-    targets: _PartialMoments | None = None
-    rows, largest = 0, torch.zeros(source.num_columns, dtype=torch.float64, device=source.device)
-    for chunk in source.chunks():
-        _check(chunk)
-        weights = _weights(chunk)
-        rows += int((weights > 0).sum())
-        part, most = _of_rows(chunk[0], weights)
-        columns = part if columns is None else columns.joined(part)
-        largest = torch.maximum(largest, most)
-        if chunk[1] is not None:
-            part = _of_dense(chunk[1], weights)
-            targets = part if targets is None else targets.joined(part)
+    seen = source.reduced(_seen_in, _Seen.joined)
+    rows = 0 if seen is None else seen.rows
     require(rows > 0, "at least one row with a positive weight", "none", "Give data, or other weights.")
-    assert columns is not None
+    assert seen is not None
+    columns, targets, largest = seen.columns, seen.targets, seen.largest
     _check_range(largest, source.dtype)
     variance = columns.spread / columns.total
     variance[variance.sqrt() <= _CONSTANT * torch.finfo(source.dtype).eps * largest] = 0
@@ -92,6 +104,18 @@ def measure(source: Source) -> Moments:
         None if targets is None else targets.spread / targets.total,
         None if targets is None else targets.spread / targets.total + targets.mean.square(),
     )  # fmt: skip
+
+
+def _seen_in(source: Source) -> _Seen | None:
+    seen: _Seen | None = None
+    for chunk in source.chunks():
+        _check(chunk)
+        weights = _weights(chunk)
+        columns, largest = _of_rows(chunk[0], weights)
+        targets = None if chunk[1] is None else _of_dense(chunk[1], weights)
+        here = _Seen(int((weights > 0).sum()), columns, targets, largest)
+        seen = here if seen is None else seen.joined(here)
+    return seen
 
 
 def _weights(chunk: Chunk) -> Tensor:
@@ -228,6 +252,8 @@ class RowData(Data):
         self._source, self._targets, self.progress = source, targets, progress
         self._count: int | None = source.num_rows
         self._chunks: int | None = None
+        self.in_parts, self.start = source.in_parts, source.start
+        self.fixed_order = not source.in_parts  # a pass over some of the parts has no companions, and saves no reading
 
     @property
     def num_data(self) -> int:
@@ -235,7 +261,7 @@ class RowData(Data):
         return self._count
 
     def __iter__(self) -> Iterator[Batch]:
-        position = 0
+        position = self.start
         for rows, targets, weights in self.chunks():
             yield Batch((rows,), targets, position, rows.shape[0], weights)
             position += rows.shape[0]
@@ -248,6 +274,37 @@ class RowData(Data):
             yield rows, self._targets(targets), weights
             count, number = count + rows.shape[0], number + 1
         self._count, self._chunks, self.sweeps = count, number, self.sweeps + 1
+
+    def over_parts(self, each: Callable[[Data], list[Tensor]]) -> list[Tensor]:
+        outputs = self.num_outputs // self.num_data if self.num_outputs else 0
+        sums = _SumsOverRows(each, self._targets, outputs) if self.in_parts else lambda _: each(self)
+        found = self._source.reduced(sums, _added)
+        assert found is not None, "the moments have refused data without rows"
+        self.sweeps += self.in_parts
+        return found
+
+    def count_outputs(self, numbers: int) -> int:
+        self.num_outputs = numbers if self.in_parts else 0
+        return numbers
+
+
+@dataclass(frozen=True)
+class _SumsOverRows:
+    """Sums over the rows of a part, made where it lies."""
+
+    each: Callable[[Data], list[Tensor]]
+    targets: Callable[[Tensor], Tensor]
+    outputs: int
+    """C, by which noise is numbered; zero before it is known."""
+
+    def __call__(self, source: Source) -> list[Tensor]:
+        data = RowData(source, self.targets, Progress(False))
+        data.first_output = source.start * self.outputs
+        return self.each(data)
+
+
+def _added(some: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+    return [one + other for one, other in zip(some, others, strict=True)]
 
 
 def centred(columns: Columns) -> Callable[[Tensor], Tensor]:

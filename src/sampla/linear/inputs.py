@@ -1,6 +1,6 @@
 """Checks what is passed to fit and predict, with scikit-learn's own functions, and makes sources of rows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from sampla.core.checks import require
 from sampla.distributed import refuse_parts
-from sampla.linear.sources import ChunkSource, Source, as_scipy, as_tensor, open_source
+from sampla.linear.dask_parts import frame_of, is_dask
+from sampla.linear.dask_source import DaskSource
+from sampla.linear.sources import ChunkSource, Source, as_matrix, as_scipy, as_tensor, open_source
 
 
 def is_chunks(rows: Any, targets: Any) -> bool:
@@ -34,8 +36,28 @@ def chunk_source(estimator: BaseEstimator, chunks: Iterable[Any], weights: Any) 
     return source
 
 
+def dask_source(
+    estimator: BaseEstimator, rows: Any, targets: Any, weights: Any, convert: Callable[[Any], Tensor] = as_matrix
+) -> DaskSource:
+    """The source of rows that Dask holds; what can be seen without reading them is checked.
+
+    Args:
+        estimator: learns of the columns.
+        rows: X, of Dask.
+        targets: y, of Dask or an array.
+        weights: the same; None: none.
+        convert: a part's y as (n, C) numbers.
+    """
+    _require_targets(estimator, targets)
+    require(rows.ndim == 2, "X of shape (N, D)", f"{rows.ndim} axes. Reshape your data", "Give 2-D data.")
+    validate_data(estimator, frame_of(rows), reset=True, skip_check_array=True)
+    return DaskSource(rows, targets, weights, convert)
+
+
 def checked_rows(estimator: BaseEstimator, rows: Any, reset: bool) -> Any:
     """X as it is, checked as scikit-learn does; memmaps and torch tensors without reading them."""
+    fix = "Give X.compute() if it is small; predict(X) with return_std takes Dask's part by part."
+    require(not is_dask(rows), "rows in memory here", "Dask's", fix)
     rows = as_scipy(rows)
     if isinstance(rows, np.ma.MaskedArray):
         as_tensor(rows, "X")  # refuses masked entries, which scikit-learn's checks do not see

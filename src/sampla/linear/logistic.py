@@ -1,6 +1,6 @@
 """Bayesian logistic regression, binary and multi-class, as a scikit-learn estimator."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import log, pi
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,17 @@ from sampla.inference.report import build_report
 from sampla.inference.settings import EM
 from sampla.likelihoods import Bernoulli, Categorical, Likelihood
 from sampla.linear.columns import RowData, columns_of, measure
-from sampla.linear.inputs import array_source, checked_rows, chunk_source, class_targets, is_chunks, seed_of
+from sampla.linear.dask_parts import is_dask
+from sampla.linear.dask_source import CodesOf, labels_of, predicted_by_part
+from sampla.linear.inputs import (
+    array_source,
+    checked_rows,
+    chunk_source,
+    class_targets,
+    dask_source,
+    is_chunks,
+    seed_of,
+)
 from sampla.linear.newton import closed_laplace
 from sampla.linear.settings import LinearReport, Settings, SolverChoice, in_users_units
 from sampla.linear.sources import Source
@@ -37,6 +47,18 @@ _INTERCEPT = 1e-6
 """Prior precision of the constants: next to none."""
 _WIDE = 3.0
 """Standard deviation of a logit from which its average is taken over levels instead of deviations."""
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """(n, 1) labels as the likelihood wants them: (n, 1) zeros and ones, or (n,) class numbers."""
+
+    codes: Tensor
+    """(C,) the labels, sorted."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        codes = torch.searchsorted(self.codes.to(values), values.contiguous())
+        return codes.to(values) if len(self.codes) == 2 else codes[:, 0]
 
 
 class WithIntercept(Prior):
@@ -173,7 +195,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             standardize = self.standardize or self.prior == "g-prior"
             group = settings.group(source.num_columns).to(source.device)
             columns = replace(columns_of(moments, self.fit_intercept, standardize, group), target_unit=1.0)
-            data = RowData(source, self._targets, progress)
+            data = RowData(source, _Targets(self._codes), progress)
             constants = _constants(outputs) if self.fit_intercept else None
             self._columns, self._design = columns, columns.design(source, outputs, constants)
             self._likelihood: Likelihood = Bernoulli() if outputs == 1 else Categorical()
@@ -191,6 +213,9 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, C) class probabilities, averaged over the posterior."""
         check_is_fitted(self)
+        if is_dask(X):
+            whole: np.ndarray = predicted_by_part(self, "predict_proba", X)
+            return whole
         probabilities = np.concatenate([self._averaged(p).double().cpu().numpy() for p in self._predictives(X)])
         return np.hstack([1 - probabilities, probabilities]) if len(self.classes_) == 2 else probabilities
 
@@ -208,7 +233,11 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
     def predict(self, X: Any) -> np.ndarray:
         """(n,) the most probable class of each row."""
         check_is_fitted(self)
-        labels: np.ndarray = self.classes_[self.predict_proba(X).argmax(1)]
+        labels: np.ndarray
+        if is_dask(X):
+            labels = predicted_by_part(self, "predict", X)
+            return labels
+        labels = self.classes_[self.predict_proba(X).argmax(1)]
         return labels
 
     def sample_coef(self, n_samples: int = 1, random_state: Any = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -236,15 +265,14 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
             self.classes_ = labels.astype(int) if (labels == labels.astype(int)).all() else labels
             self._codes = torch.tensor(labels)
             return chunks
+        if is_dask(X):
+            self.classes_ = labels_of(y) if is_dask(y) else np.unique(class_targets(self, y))
+            self._codes = torch.arange(len(self.classes_), dtype=torch.float64)
+            return dask_source(self, X, y, sample_weight, CodesOf(self.classes_))
         rows = checked_rows(self, X, reset=True)
         self.classes_, codes = np.unique(class_targets(self, y), return_inverse=True)
         self._codes = torch.arange(len(self.classes_), dtype=torch.float64)
         return array_source(rows, torch.from_numpy(codes.reshape(-1, 1)), sample_weight)
-
-    def _targets(self, values: Tensor) -> Tensor:
-        """(n, 1) labels as the likelihood wants them: (n, 1) zeros and ones, or (n,) class numbers."""
-        codes = torch.searchsorted(self._codes.to(values), values.contiguous())
-        return codes.to(values) if len(self.classes_) == 2 else codes[:, 0]
 
     def _exactly(self, data: RowData, settings: Settings) -> LinearReport:
         outputs = self._design.shape[1]

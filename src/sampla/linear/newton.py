@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sampla.core.checks import require
+from sampla.core.data import Data
 from sampla.core.noise import PRIOR, standard_normal
 from sampla.inference.evidence import updated_precision
 from sampla.inference.mackay import accelerated, change_that_matters
@@ -64,6 +65,56 @@ class _Point:
         return self.loss + 0.5 * float(precision @ self.theta.square())
 
 
+@dataclass(frozen=True)
+class _Derivatives:
+    """-sum_n w_n log p(y_n) over rows with its first and second derivatives by (D, C) coefficients."""
+
+    matrix: Tensor
+    """(D, C), or (D + 1, C) with a row of constants."""
+    columns: Columns
+    likelihood: Likelihood
+    constant: bool
+    """Whether a column of ones stands behind the others."""
+
+    def __call__(self, data: Data) -> list[Tensor]:
+        """One reading of the rows: (), (D, C), (D, C, D, C)."""
+        assert isinstance(data, RowData)
+        matrix = self.matrix
+        loss, gradient = torch.zeros((), dtype=torch.float64), torch.zeros_like(matrix)
+        hessian = matrix.new_zeros(*matrix.shape, *matrix.shape)
+        for rows, targets, weights in self._chunks(data):
+            logits = rows @ matrix
+            missed, slope = self._slope(logits, targets, weights)
+            loss += missed
+            gradient += rows.mT @ slope
+            for one in range(matrix.shape[1]):
+                along = torch.zeros_like(logits)
+                along[:, one] = weights
+                curvature = self.likelihood.curvature_product(logits, along[None])[0]  # (n, C): a column of each B_n
+                for other in range(one + 1):
+                    block = rows.mT @ (curvature[:, other, None] * rows)
+                    hessian[:, one, :, other] += block
+                    if other < one:
+                        hessian[:, other, :, one] += block
+        return [loss, gradient, hessian]
+
+    def _slope(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, Tensor]:
+        """-sum_n w_n log p(y_n | f_n), and (n, C) its derivative by the logits."""
+        with torch.enable_grad():
+            free = logits.detach().requires_grad_()
+            missed = -(weights * self.likelihood.log_prob(free, targets)).sum()
+            (slope,) = torch.autograd.grad(missed, free)
+        return float(missed.detach()), slope
+
+    def _chunks(self, data: RowData) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Standardised rows with a column of ones, targets, weights; float64."""
+        for stored, targets, weights in data.chunks():
+            rows = standardised(dense(stored), self.columns)
+            if self.constant:
+                rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+            yield rows, targets, torch.ones_like(rows[:, 0]) if weights is None else weights.double()
+
+
 class _Objective:
     """-sum_n w_n log p(y_n) over all rows; ``passes`` counts the readings."""
 
@@ -75,32 +126,12 @@ class _Objective:
 
     def at(self, theta: Tensor) -> _Point:
         """One reading of the rows."""
-        matrix, outputs, loss = self._matrix(theta), self._outputs, 0.0
-        gradient, hessian = torch.zeros_like(matrix), theta.new_zeros(*matrix.shape, *matrix.shape)
-        for rows, targets, weights in self._chunks():
-            logits = rows @ matrix
-            missed, slope = self._slope(logits, targets, weights)
-            loss += missed
-            gradient += rows.mT @ slope
-            for one in range(outputs):
-                along = torch.zeros_like(logits)
-                along[:, one] = weights
-                curvature = self._likelihood.curvature_product(logits, along[None])[0]  # (n, C): a column of each B_n
-                for other in range(one + 1):
-                    block = rows.mT @ (curvature[:, other, None] * rows)
-                    hessian[:, one, :, other] += block
-                    if other < one:
-                        hessian[:, other, :, one] += block
+        self.passes += 1
+        matrix = self._matrix(theta)
+        sums = _Derivatives(matrix, self._columns, self._likelihood, len(self._constants) > 0)
+        loss, gradient, hessian = self._data.over_parts(sums)
         inner = self._parameters(self._parameters(hessian.reshape(-1, matrix.numel())).mT)
-        return _Point(theta, loss, self._parameters(gradient.flatten()), inner)
-
-    def _slope(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, Tensor]:
-        """-sum_n w_n log p(y_n | f_n), and (n, C) its derivative by the logits."""
-        with torch.enable_grad():
-            free = logits.detach().requires_grad_()
-            missed = -(weights * self._likelihood.log_prob(free, targets)).sum()
-            (slope,) = torch.autograd.grad(missed, free)
-        return float(missed.detach()), slope
+        return _Point(theta, float(loss), self._parameters(gradient.flatten()), inner)
 
     def _matrix(self, theta: Tensor) -> Tensor:
         """(D, C) coefficients, with the outputs' constants as one row more."""
@@ -115,15 +146,6 @@ class _Objective:
             return values
         coefficients, last = values.split([values.shape[-1] - self._outputs, self._outputs], dim=-1)
         return torch.cat([coefficients, last @ self._constants.mT], dim=-1)
-
-    def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Standardised rows with a column of ones, targets, weights; float64."""
-        self.passes += 1
-        for stored, targets, weights in self._data.chunks():
-            rows = standardised(dense(stored), self._columns)
-            if len(self._constants):
-                rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
-            yield rows, targets, torch.ones_like(rows[:, 0]) if weights is None else weights.double()
 
 
 def closed_laplace(

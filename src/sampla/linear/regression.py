@@ -20,7 +20,17 @@ from sampla.likelihoods.gaussian import Structure
 from sampla.linear.closed_form import Learn, Noise, dual_spectrum, exact_em, primal_spectrum
 from sampla.linear.coefficients import ClosedForm, CoefficientPosterior, Sampled
 from sampla.linear.columns import Columns, columns_of, measure
-from sampla.linear.inputs import array_source, checked_rows, chunk_source, is_chunks, numeric_targets, seed_of
+from sampla.linear.dask_parts import is_dask
+from sampla.linear.dask_source import predicted_by_part
+from sampla.linear.inputs import (
+    array_source,
+    checked_rows,
+    chunk_source,
+    dask_source,
+    is_chunks,
+    numeric_targets,
+    seed_of,
+)
 from sampla.linear.iterative import ColumnGroups, iterative_fit
 from sampla.linear.settings import LinearReport, Settings, SolverChoice, choose_solver, in_users_units
 from sampla.linear.sources import Source, as_matrix
@@ -169,6 +179,8 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         check_is_fitted(self)
         if return_std and return_cov:
             raise ValueError("expected return_std or return_cov, got both. At most one of them can be returned.")
+        if is_dask(X) and not return_cov:
+            return predicted_by_part(self, "predict", X, return_std=return_std)
         source = array_source(checked_rows(self, X, reset=False), device=self._columns.power.device)
         means, spreads, progress = [], [], Progress(self.progress)
         progress.enter("predictions")
@@ -234,6 +246,8 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
         if is_chunks(X, y):
             chunks = chunk_source(self, X, sample_weight)
             return chunks, chunks.single
+        if is_dask(X):
+            return dask_source(self, X, y, sample_weight), np.ndim(y) == 1
         rows = checked_rows(self, X, reset=True)
         targets = numeric_targets(self, y)
         return array_source(rows, as_matrix(targets), sample_weight), targets.ndim == 1

@@ -6,10 +6,10 @@ in one floating-point dtype and on one device.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from mmap import mmap
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from weakref import finalize
 
 import numpy as np
@@ -23,11 +23,13 @@ from sampla.core.interrupts import Interruptible, raise_deferred
 from sampla.features import Rows
 
 Chunk: TypeAlias = tuple[Rows, Tensor | None, Tensor | None]
+Found = TypeVar("Found")
 
 _ENTRIES = 2**22
 """Stored entries of a chunk: 32 MiB in float64."""
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 """Relative difference of the sum of all entries that another order of the chunks explains."""
+REPEATED = "A posterior is about fixed data: no augmentation, no subsampling, no generator."
 _MAPS = Path("/proc/self/maps")
 """Linux's list of what is mapped into memory, with device and inode of each file."""
 
@@ -40,10 +42,31 @@ class Source(ABC):
     num_columns: int
     num_rows: int | None
     """None if only a pass can tell."""
+    in_parts = False
+    """Whether the rows lie in parts elsewhere, where passes over them are made (``reduced``)."""
+    start = 0
+    """Number of the first row among those of all parts."""
 
     @abstractmethod
     def chunks(self, rows: int | None = None) -> Iterator[Chunk]:
         """One pass; ``rows`` a chunk, where that is the source's to choose."""
+
+    def reduced(self, each: Callable[["Source"], Found | None], join: Callable[[Found, Found], Found]) -> Found | None:
+        """What a pass finds: of a source in parts, what it finds of each part where that lies, joined two by two.
+
+        Args:
+            each: a pass over a source; it must be possible to pickle it.
+            join: what two parts that follow one another say together.
+
+        Returns:
+            None if there are no rows in any part.
+        """
+        del join
+        return each(self)
+
+    def gathered(self) -> "Source":
+        """The same with all rows here."""
+        return self
 
 
 class ArraySource(Source):
@@ -66,7 +89,7 @@ class ArraySource(Source):
         device: torch.device | None = None,
     ) -> None:
         self.num_rows, self.num_columns = rows.shape
-        self.dtype = _compute_dtype(rows.dtype)
+        self.dtype = compute_dtype(rows.dtype)
         self.device = device or (rows.device if isinstance(rows, Tensor) else torch.device("cpu"))
         self._rows = rows.tocsr() if sparse.issparse(rows) else rows
         stored = self._rows.nnz if sparse.issparse(rows) else rows.shape[0] * rows.shape[1]
@@ -120,7 +143,7 @@ class FileSource(Source):
 
     def __init__(self, rows: np.memmap, file: int, targets: Tensor | None, weights: Tensor | None) -> None:
         self.num_rows, self.num_columns = rows.shape
-        self.dtype, self.device = _compute_dtype(rows.dtype), torch.device("cpu")
+        self.dtype, self.device = compute_dtype(rows.dtype), torch.device("cpu")
         self._path, self._offset, self._stride = str(rows.filename), _offset_of(rows), rows.strides[0]
         self._numpy_dtype, self._targets, self._weights = rows.dtype, targets, weights
         self._file = file
@@ -196,7 +219,7 @@ class ChunkSource(Source):
         assert first is not None
         rows = first[0]
         self.num_columns = rows.shape[1]
-        self.dtype = rows.dtype if isinstance(rows, Tensor) else _compute_dtype(rows.dtype)
+        self.dtype = rows.dtype if isinstance(rows, Tensor) else compute_dtype(rows.dtype)
         self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
 
     def chunks(self, rows: int | None = None) -> Iterator[Chunk]:  # noqa: ARG002  (the user has cut them)
@@ -207,12 +230,12 @@ class ChunkSource(Source):
             yield chunk
         if self._seen is None:
             self._seen, self.num_rows = (count, total), count
-        same = total == self._seen[1] or total != total or abs(total - self._seen[1]) <= _ROUNDING * abs(total)
+        same = total == self._seen[1] or total != total or abs(total - self._seen[1]) <= ROUNDING * abs(total)
         require(
             same and count == self._seen[0],
             f"the same {self._seen[0]:,} rows on every pass over the chunks",
             f"{count:,} rows that sum to {total:g} instead of {self._seen[1]:g}",
-            "A posterior is about fixed data: no augmentation, no subsampling, no generator.",
+            REPEATED,
         )
 
     def _converted(self, columns: int | None) -> Iterator[Chunk]:
@@ -225,7 +248,7 @@ class ChunkSource(Source):
             expected = f"X of shape (n, {columns or 'D'})"
             fits = len(shape) == 2 and shape[0] > 0 and columns in (None, shape[1])
             require(fits, f"{expected} in chunk {index}", f"{shape}", "All chunks have the same columns.")
-            dtype = self.dtype if columns else _compute_dtype(rows.dtype)
+            dtype = self.dtype if columns else compute_dtype(rows.dtype)
             device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
             self.single = np.ndim(targets) == 1
             target = as_matrix(targets).to(device, dtype)
@@ -274,12 +297,12 @@ def as_tensor(array: Any, what: str) -> Tensor:
     if isinstance(array, Tensor):
         fix = f"Give {what} as a dense tensor (tensor.to_dense())."
         require(array.layout == torch.strided, f"a dense tensor as {what}", f"layout {array.layout}", fix)
-        _compute_dtype(array.dtype, what)
+        compute_dtype(array.dtype, what)
         return array.detach()
     masked = int(np.ma.getmaskarray(array).sum()) if isinstance(array, np.ma.MaskedArray) else 0
     require(masked == 0, f"known numbers in {what}", f"{masked} masked entries", "Remove or impute them.")
     array = np.asarray(array)
-    _compute_dtype(array.dtype, what)
+    compute_dtype(array.dtype, what)
     if array.dtype.kind == "O" or array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     return dense_tensor(array, what)
@@ -303,7 +326,7 @@ def as_scipy(rows: Any) -> Any:
     got = f"{rows.layout} on {rows.device}"
     known = rows.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_coo) and rows.device.type == "cpu"
     require(known, "X dense, or a sparse tensor on the CPU by rows, columns or places", got, "Convert it.")
-    _compute_dtype(rows.dtype, "X")
+    compute_dtype(rows.dtype, "X")
     rows, shape = rows.detach(), tuple(rows.shape)
     if rows.layout == torch.sparse_coo:
         rows = rows.coalesce()
@@ -321,7 +344,7 @@ def without_repeats(sliced: Any) -> Any:
     return copied
 
 
-def _compute_dtype(dtype: Any, what: str = "X") -> torch.dtype:
+def compute_dtype(dtype: Any, what: str = "X") -> torch.dtype:
     """In which type products are made.
 
     Raises:

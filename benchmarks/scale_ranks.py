@@ -1,0 +1,66 @@
+"""One process against all of them, in turns, on the ResNet-20 of CIFAR-10; started by torchrun from benchmarks.scale.
+
+    torchrun --standalone --nproc-per-node 2 -m benchmarks.scale_ranks CASE FILE
+
+The first process fits to all data while the others wait at a barrier, then all fit to their parts, and so on.
+"""
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from experiments.common.networks import cifar10_network
+from torch.utils.data import DataLoader, TensorDataset
+
+import sampla
+
+
+def fitted(images: TensorDataset, samples: int, batch: int, part: bool) -> sampla.LinearisedLaplace:
+    """A fit at a fixed precision to this process's part of the images, or to all of them."""
+    torch.manual_seed(0)
+    network = cifar10_network().eval()
+    loader = DataLoader(sampla.shard(images) if part else images, batch_size=batch)
+    prior = sampla.Isotropic(300.0, learn=False)
+    laplace = sampla.LinearisedLaplace(network, "categorical", prior, num_samples=samples, solver="block-cg")
+    return laplace.fit(loader)
+
+
+def timed(case: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of each turn, and how far the samples of all processes are from those of one."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(case["images"], 3, 32, 32, generator=generator)
+    data = TensorDataset(images, torch.randint(10, (case["images"],), generator=generator))
+    found: dict[str, Any] = {"one": [], "all": [], "ranks": dist.get_world_size()}
+    for turn in range(case["turns"] + 1):
+        kept = {}
+        for name in ("one", "all"):
+            dist.barrier()
+            start = perf_counter()
+            if name == "all" or dist.get_rank() == 0:
+                kept[name] = fitted(data, case["samples"], case["batch"], name == "all")
+            dist.barrier()
+            if turn:  # the first turn is to warm up
+                found[name].append(perf_counter() - start)
+    if dist.get_rank() == 0:
+        one, all_ = (torch.cat([each.flatten(1) for each in kept[n].samples_.values()], 1) for n in ("one", "all"))
+        found |= {"apart": float((one - all_).norm() / one.norm()), "passes": kept["one"].report_.passes}
+    return found
+
+
+def main() -> None:
+    """In each process of the group."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(hours=1))
+    found = timed(json.loads(sys.argv[1]))
+    if dist.get_rank() == 0:
+        Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
