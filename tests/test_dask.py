@@ -1,6 +1,7 @@
 """Designs that Dask holds: the answers of the same numbers in memory, by threads and by a cluster; what is refused."""
 
 import re
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,10 +114,11 @@ def test_classes_are_those_of_arrays(problem, solver, classes):
     expected = sampla.BayesianLogisticRegression(solver=solver, **SETTINGS).fit(problem.x, labels)
     found = sampla.BayesianLogisticRegression(solver=solver, **SETTINGS).fit(cut(problem.x), cut(labels))
     np.testing.assert_array_equal(found.classes_, expected.classes_)
+    near = 1e-10 if solver == "exact" else 1e-8  # the search for the mode makes more of rounding
     for name in ("coef_", "intercept_", "prior_precision_", "log_marginal_likelihood_"):
-        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), 1e-10, 1e-10, err_msg=name)
-    np.testing.assert_allclose(found.predict_proba(problem.x), expected.predict_proba(problem.x), atol=1e-10)
-    np.testing.assert_allclose(found.sample_coef(3)[0], expected.sample_coef(3)[0], atol=1e-9)
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), near, near, err_msg=name)
+    np.testing.assert_allclose(found.predict_proba(problem.x), expected.predict_proba(problem.x), atol=near)
+    np.testing.assert_allclose(found.sample_coef(3)[0], expected.sample_coef(3)[0], atol=10 * near)
 
 
 def test_float32_stays_float32(problem):
@@ -140,6 +142,7 @@ def test_predictions_stay_with_dask(problem):
     np.testing.assert_allclose(clf.predict_log_proba(rows).compute(), clf.predict_log_proba(problem.x))
 
 
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.set_index:DeprecationWarning")  # Dask's own
 def test_the_page_on_files(problem, tmp_path, monkeypatch):
     """Parquet as docs/linear-models.md shows it; names of columns are kept."""
     monkeypatch.chdir(tmp_path)
@@ -244,23 +247,35 @@ def cluster():
         yield made
 
 
+ASKED = []
+"""Rows of the parts that ``slowly`` was asked for, by workers in this process."""
+
+
+def slowly(block):
+    ASKED.append(len(block))
+    time.sleep(0.01)
+    return block
+
+
 def test_a_cluster_and_one_that_loses_a_worker(problem, cluster):
     expected = regression("block-cg", problem.x, problem.y[:, 0])
     x, y = cut(problem.x).persist(), cut(problem.y[:, 0])
     assert_same(regression("block-cg", x, y), expected, problem.x[:5])
     with pytest.raises(ValueError, match=r"part 0 of X .* expected finite entries"):
         regression("block-cg", x * np.nan, y)
-    asked, lost = [], next(iter(cluster.workers.values()))
+    ASKED.clear()
+    lost = next(iter(cluster.workers.values()))
 
-    def slowly(block):
-        asked.append(len(block))
-        if len(asked) == 12:
-            cluster.loop.add_callback(lambda: lost.close(executor_wait=False))
-        time.sleep(0.01)
-        return block
+    def lose():
+        while len(ASKED) < 12:
+            time.sleep(0.005)
+        cluster.loop.add_callback(lambda: lost.close(executor_wait=False))
 
+    losing = threading.Thread(target=lose, daemon=True)
+    losing.start()
     assert_same(regression("block-cg", x.map_blocks(slowly, meta=problem.x[:0]), y), expected, problem.x[:5])
-    assert len(asked) > 12
+    losing.join()
+    assert len(ASKED) > 12
     assert len(distributed.default_client().nthreads()) == 1
 
 

@@ -54,17 +54,14 @@ def in_row_chunks(given: Any) -> Any:
 def parts_of(*given: Any) -> list[list[Any] | None]:
     """A delayed object for each part of each: the row chunks of an array, the partitions of a data frame or series.
 
-    What several arrays are made of is made once for all of them: X and y may be columns of one file.
+    Graphs of arrays are not optimised, each for itself: X and y may be columns of one array, which is then made once.
     """
-    import dask
     import dask.array as da
 
-    places = [place for place, each in enumerate(given) if isinstance(each, da.Array)]
-    best = dict(zip(places, dask.optimize(*(given[place] for place in places)), strict=True))
     found: list[list[Any] | None] = []
-    for place, each in enumerate(given):
-        if place in best:
-            found.append(list(best[place].to_delayed(optimize_graph=False).reshape(-1)))
+    for each in given:
+        if isinstance(each, da.Array):
+            found.append(list(each.to_delayed(optimize_graph=False).reshape(-1)))
         else:
             found.append(None if each is None else list(each.to_delayed()))
     return found
