@@ -131,13 +131,7 @@ class DaskSource(Source):
             given = in_row_chunks(given).rechunk({0: lengths})
         own = lengths_of(given)
         self._require_length(sum(own), what)
-        require(
-            own == lengths,
-            f"{what} in parts of the same lengths as those of X",
-            f"{_differ(lengths, own)}",
-            "Take both from the same data frame, or call compute_chunk_sizes() on both: they can then be cut alike.",
-        )
-        return given
+        return given if own == lengths else _known(given, own).rechunk({0: lengths})
 
     def _require_length(self, got: int, what: str) -> None:
         require(
@@ -262,6 +256,20 @@ def _union(labels: Sequence[np.ndarray]) -> np.ndarray:
     return np.unique(np.concatenate(known))
 
 
+def _known(given: Any, lengths: tuple[int, ...]) -> Any:
+    """A Dask array of what has parts of these lengths: Dask reads small files of few columns together, say."""
+    import dask.array as da
+    from dask import delayed
+
+    if isinstance(given, da.Array):
+        return da.Array(given.dask, given.name, (lengths, *given.chunks[1:]), given.dtype)
+    (parts,), like, numbers = parts_of(given), np.asarray(given._meta), delayed(np.asarray, pure=False)
+    shapes = [(length, *like.shape[1:]) for length in lengths]
+    return da.concatenate(
+        [da.from_delayed(numbers(part), shape, like.dtype) for part, shape in zip(parts or [], shapes, strict=True)]
+    )
+
+
 def predicted_by_part(estimator: Any, method: str, rows: Any, **settings: Any) -> Any:
     """What an estimator's method says of each part of Dask's rows: Dask arrays, nothing of which is computed yet.
 
@@ -279,8 +287,8 @@ def predicted_by_part(estimator: Any, method: str, rows: Any, **settings: Any) -
     like = getattr(estimator, method)(few, **settings)
     call = delayed(_predicted, pure=False, traverse=False)
     there = delayed(copy(estimator), traverse=False, pure=False)
-    known = rows.chunks[0] if isinstance(rows, da.Array) else [float("nan")] * rows.npartitions
     parts = [call(there, method, part, settings, like) for part in parts_of(in_row_chunks(rows))[0] or []]
+    known = rows.chunks[0] if isinstance(rows, da.Array) else [float("nan")] * len(parts)
 
     def whole(place: int | None) -> Any:
         kind = like if place is None else like[place]
@@ -298,13 +306,3 @@ def _predicted(estimator: Any, method: str, rows: Any, settings: dict[str, Any],
     if len(rows):
         return getattr(estimator, method)(rows, **settings)
     return tuple(each[:0] for each in like) if isinstance(like, tuple) else like[:0]
-
-
-def _differ(ours: Sequence[int], theirs: Sequence[int]) -> str:
-    """Where two lists of lengths first differ."""
-    if len(ours) != len(theirs):
-        return f"{len(theirs)} parts against {len(ours)} of X"
-    first = next((i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other), None)
-    if first is None:
-        return "the same"
-    return f"{theirs[first]:,} rows in part {first}, where X has {ours[first]:,}"
