@@ -25,6 +25,7 @@ def fitted(images: TensorDataset, samples: int, batch: int, part: bool) -> sampl
     torch.manual_seed(0)
     network = cifar10_network().eval()
     loader = DataLoader(sampla.shard(images) if part else images, batch_size=batch)
+    loader = loader if part else sampla.as_whole(loader)
     prior = sampla.Isotropic(300.0, learn=False)
     laplace = sampla.LinearisedLaplace(network, "categorical", prior, num_samples=samples, solver="block-cg")
     return laplace.fit(loader)
