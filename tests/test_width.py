@@ -299,7 +299,7 @@ def test_a_fit_that_goes_on_has_the_same_width_to_the_bit(solver, tmp_path, monk
 
     whole = fit(None).report_.width
     with monkeypatch.context() as patch:
-        patch.setattr("sampla.laplace.linearised.leave_one_out_width", killed)
+        patch.setattr("sampla.laplace.training_data.leave_one_out_width", killed)
         with pytest.raises(KeyboardInterrupt):
             fit(tmp_path)
     assert fit(tmp_path).report_.width == whole

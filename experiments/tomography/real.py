@@ -110,6 +110,7 @@ def page(store: Store) -> dict[str, Any]:
     return {
         "cases": table(found, columns, left=len(columns)), "density": table(found, densities, left=len(densities)),
         "names": {case: row["name"] for case, row in found.items()}, "factor": store.settings["factor"],
+        "samples": ", ".join(sorted({str(row["beside"]["fit"]["num_samples"]) for row in found.values()})),
     }  # fmt: skip
 
 
