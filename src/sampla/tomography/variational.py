@@ -219,14 +219,14 @@ class VariationalTV:
             text = f"The weights of total variation have not settled in {len(steps)} steps. {fix}"
             complain("variational total variation", steps[-1].change, text)
         adjoint = check_adjoint(features.linearise(scan.datum), features.layout.total, features.rounding)
-        self.report_ = build_report(
-            inference, inference.model.data, {}, adjoint, perf_counter() - begun, self.tolerance
-        )
+        seconds = perf_counter() - begun
+        report = build_report(inference, inference.model.data, {}, adjoint, seconds, self.tolerance)
         _, deviations = _images(features, inference)
         scale, like = prepared.scale, self.operator.like
         missed = scan.operator.forward(state.image[None].to(scan.operator.like))[0] - scan.measurements
         self.misfit_ = float(missed.square().mean().sqrt()) / prepared.noise_std
         self.noise_std_, self.strength_ = state.noise_std * scale, state.strength / scale
+        self.report_ = replace(report, noise_precision=self.noise_std_**-2)  # in the sinogram's units
         pixel_noise = self.noise_std_ * pixel_share(prepared.operator)
         self.posterior_ = PixelPosterior((state.image * scale).to(like), (deviations * scale).to(like), pixel_noise)
         self.steps_, self.settled_ = steps, settled
