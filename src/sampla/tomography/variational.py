@@ -288,8 +288,9 @@ class VariationalTV:
     def _reweighted(self, scan: "_Scan", state: _State, strength: float | None, kept: float, seed: int) -> _State:
         """Weights and noise from samples at those of the state; without a strength that from which the ladder rises."""
         at = state if strength is None else replace(state, strength=strength)
-        first = state.score == inf
-        at = self._towards_mode(scan, at, _LAST_MODE_STEPS if first else _MODE_STEPS, self.tolerance)
+        first = state.score == inf  # far from any mode, and with weights of no image
+        steps, tolerance = (_LAST_MODE_STEPS, _ROUGH) if first else (_MODE_STEPS, self.tolerance)
+        at = self._towards_mode(scan, at, steps, tolerance)
         features, inference = self._solved(scan, at, seed, _DRAWS, _ROUGH)
         image, (_, deviations) = at.image, _images(features, inference)
         fresh = torch.stack([gradient(one).square() for one in deviations]).mean(0)
