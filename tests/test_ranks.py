@@ -352,6 +352,7 @@ def test_a_restart_goes_on_from_the_checkpoint(folder: Path, alone: Any) -> None
     here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": here})
     assert done.returncode == 0, done.stderr
+    assert (place / "killed").read_text() == str(killed_at)
     found = workers.samples(place)
     for name, value in found.items():
         expected = alone["g-prior, noise learnt"][f"samples {name}"]

@@ -66,6 +66,7 @@ def test_noise_and_mode_are_those_of_the_fixed_point(fitted, dense):
     found, scale = dense
     assert fitted.settled_
     assert fitted.report_.noise_precision == pytest.approx(fitted.noise_std_**-2)
+    assert "linear model's mean" not in str(fitted.report_)
     assert fitted.noise_std_ / scale == pytest.approx(found.noise_std, rel=0.01)
     wrong = fitted.reconstruction_.flatten() / scale - found.mode
     assert float(wrong.norm() / found.mode.norm()) < 0.005

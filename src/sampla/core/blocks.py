@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sampla.core.stack import Stack
 
-CHUNK = 2**22
-"""Entries of a block that are in float64 at once: 32 MiB."""
+CHUNK = 2**21
+"""Entries of a block that are in float64 at once: 16 MiB."""
 _ROUNDING = 4.0
 """Directions shorter than so many rounding errors are noise."""
 _VISIBLE = 3e-7

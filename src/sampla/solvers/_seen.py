@@ -73,4 +73,6 @@ def _orthonormalised(rows: Stack, core: Tensor, most: int) -> Sketch:
     values = values.clamp_min(0)
     tail = float(values.quantile(_TAIL))
     values, vectors = values[-most:], vectors[:, -most:]
-    return Sketch(Stack([rows.combined((turn @ vectors).mT)]), values.diag(), tail)
+    few = max(map(len, rows.parts))  # at a time: the sketch is never one tensor
+    basis = Stack([rows.combined(each) for each in (turn @ vectors).mT.split(few)])
+    return Sketch(basis, values.diag(), tail)

@@ -118,10 +118,10 @@ class _State:
 
 @dataclass(frozen=True)
 class PixelPosterior:
-    """The posterior of a fit, ready to predict."""
+    """The posterior of a fit, ready to predict: a Gaussian around the mode."""
 
     mean: Tensor
-    """(H, W)."""
+    """(H, W) the mode, around which the Gaussian lies."""
     deviations: Tensor
     """(K, H, W) zero-mean joint samples."""
     pixel_noise: float
@@ -221,12 +221,13 @@ class VariationalTV:
         adjoint = check_adjoint(features.linearise(scan.datum), features.layout.total, features.rounding)
         seconds = perf_counter() - begun
         report = build_report(inference, inference.model.data, {}, adjoint, seconds, self.tolerance)
-        _, deviations = _images(features, inference)
+        deviations = features.prior.root_product(inference.samples)
         scale, like = prepared.scale, self.operator.like
         missed = scan.operator.forward(state.image[None].to(scan.operator.like))[0] - scan.measurements
         self.misfit_ = float(missed.square().mean().sqrt()) / prepared.noise_std
         self.noise_std_, self.strength_ = state.noise_std * scale, state.strength / scale
-        self.report_ = replace(report, noise_precision=self.noise_std_**-2)  # in the sinogram's units
+        # the noise in the sinogram's units; the Gaussian's own mean is not the image
+        self.report_ = replace(report, noise_precision=self.noise_std_**-2, mean_error=None)
         pixel_noise = self.noise_std_ * pixel_share(prepared.operator)
         self.posterior_ = PixelPosterior((state.image * scale).to(like), (deviations * scale).to(like), pixel_noise)
         self.steps_, self.settled_ = steps, settled
@@ -260,11 +261,8 @@ class VariationalTV:
         state = self._ladder(state, step, steps)
         averaged = 0
         while len(steps) < self.max_steps and (averaged < _LAST or _moves(state, before)):
-            before, state, averaged = (
-                state,
-                step(state, state.strength, _KEPT if averaged >= _FRESH else 0.0),
-                averaged + 1,
-            )
+            kept = _KEPT if averaged >= _FRESH else 0.0
+            before, state, averaged = state, step(state, state.strength, kept), averaged + 1
         return state, steps, averaged >= _LAST and not _moves(state, before) and state.solved
 
     def _ladder(self, state: _State, step: Callable[..., _State], steps: list[ReweightingStep]) -> _State:
@@ -292,7 +290,7 @@ class VariationalTV:
         steps, tolerance = (_LAST_MODE_STEPS, _ROUGH) if first else (_MODE_STEPS, self.tolerance)
         at = self._towards_mode(scan, at, steps, tolerance)
         features, inference = self._solved(scan, at, seed, _DRAWS, _ROUGH)
-        image, (_, deviations) = at.image, _images(features, inference)
+        image, deviations = at.image, features.prior.root_product(inference.samples)
         fresh = torch.stack([gradient(one).square() for one in deviations]).mean(0)
         variance = kept * state.variance + (1 - kept) * fresh
         like, count = scan.operator.like, len(scan.measurements)
@@ -355,13 +353,6 @@ def _first(prepared: Prepared, scan: _Scan) -> _State:
 
 def _prior(state: _State, widths: Tensor) -> DifferencePrior:
     return DifferencePrior(state.strength / widths.clamp_min(torch.finfo(torch.float64).tiny), _ANCHOR)
-
-
-def _images(features: DifferenceFeatures, inference: Inference) -> tuple[Tensor, Tensor]:
-    """(H, W) mean and (K, H, W) zero-mean samples."""
-    assert inference.mean is not None, "the posterior of a Gaussian likelihood has a mean"
-    found = features.prior.root_product(torch.cat([inference.mean[None], inference.samples]))
-    return found[0], found[1:]
 
 
 def _change(now: float, before: float) -> float:
