@@ -49,7 +49,7 @@ from sampla.priors import Isotropic
 from sampla.solvers import KrylovDual, Solver, Status
 from sampla.tomography.differences import DifferenceFeatures, DifferencePrior
 from sampla.tomography.image import ImagePredictive
-from sampla.tomography.mode import corrected
+from sampla.tomography.mode import RoundedTV, towards_mode
 from sampla.tomography.operators import Operator, check_operator
 from sampla.tomography.prepared import Prepared, pixel_share, prepare
 from sampla.tomography.tv import gradient
@@ -60,8 +60,10 @@ _DRAWS, _ROUGH = 16, 0.1
 """Samples of a step, and their error, while the weights are still looked for."""
 _SMOOTHING = 0.01
 """epsilon: a tenth of the deviation."""
-_MODE_STEPS, _LAST_MODE_STEPS = 2, 12
-"""Towards the mode, at each step of the weights and after the last one."""
+_FIRST_MODE_STEPS, _MODE_STEPS, _LAST_MODE_STEPS = 12, 2, 100
+"""Towards the mode, at the first step of the weights, at each other and, at most, after the last one."""
+_FLAT = 0.1
+"""Deviation of the differences, at first, for an image of about one."""
 _RESTING = 0.1
 """Relative change of lambda at which the ladder begins."""
 _RUNG, _STEPS = 2**0.5, 3
@@ -109,11 +111,6 @@ class _State:
     def widths(self) -> Tensor:
         """(2, H, W) w."""
         return (gradient(self.image).square() + self.variance).sqrt()
-
-    @property
-    def rounded(self) -> Tensor:
-        """(2, H, W) the weights whose Gaussian has the mode for its mean."""
-        return (gradient(self.image).square() + _SMOOTHING * self.variance).sqrt()
 
 
 @dataclass(frozen=True)
@@ -211,11 +208,11 @@ class VariationalTV:
         scan = _Scan(prepared.operator.widened(), prepared.measurements.double())
         with deferred_interrupts(), one_of_each(stacklevel=4):
             state, steps, settled = self._learnt(scan, _first(prepared, scan))
-            state = self._towards_mode(scan, state, _LAST_MODE_STEPS, self.tolerance / 10)
+            state = self._towards_mode(scan, state, _LAST_MODE_STEPS)
             features, inference = self._solved(scan, state, self.seed, self.num_samples, self.tolerance)
         if not (settled and state.solved):
-            accurate = steps[-1].solved and state.solved
-            fix = "Give max_steps more." if accurate else "Samples were inaccurate: is the noise far too small?"
+            fix = "Give max_steps more." if state.solved else "The image is not at its mode yet: give max_passes more."
+            fix = fix if steps[-1].solved else "Samples were inaccurate: is the noise far too small?"
             text = f"The weights of total variation have not settled in {len(steps)} steps. {fix}"
             complain("variational total variation", steps[-1].change, text)
         adjoint = check_adjoint(features.linearise(scan.datum), features.layout.total, features.rounding)
@@ -286,9 +283,7 @@ class VariationalTV:
     def _reweighted(self, scan: "_Scan", state: _State, strength: float | None, kept: float, seed: int) -> _State:
         """Weights and noise from samples at those of the state; without a strength that from which the ladder rises."""
         at = state if strength is None else replace(state, strength=strength)
-        first = state.score == inf  # far from any mode, and with weights of no image
-        steps, tolerance = (_LAST_MODE_STEPS, _ROUGH) if first else (_MODE_STEPS, self.tolerance)
-        at = self._towards_mode(scan, at, steps, tolerance)
+        at = self._towards_mode(scan, at, _FIRST_MODE_STEPS if state.score == inf else _MODE_STEPS)
         features, inference = self._solved(scan, at, seed, _DRAWS, _ROUGH)
         image, deviations = at.image, features.prior.root_product(inference.samples)
         fresh = torch.stack([gradient(one).square() for one in deviations]).mean(0)
@@ -299,23 +294,17 @@ class VariationalTV:
         free = max(1 - spread / at.noise_std**2 / count, 1 / count)
         score = missed / count / at.noise_std**2 / free + 2 * log(at.noise_std) - log(free)
         noise = (missed / count / free) ** 0.5 if self.learn_noise else at.noise_std
-        solved = at.solved and inference.solution.status is Status.CONVERGED
+        solved = inference.solution.status is Status.CONVERGED
         after = _State(variance, image, at.strength, noise, score, solved)
         return after if strength is not None else replace(after, strength=image.numel() / float(after.widths.sum()))
 
-    def _towards_mode(self, scan: "_Scan", state: _State, steps: int, tolerance: float) -> _State:
-        """The mode at the state's strength, noise and variances, or nearer to it; unsolved if a step was inaccurate.
-
-        A step moves the image by a small part of what is missing, and must be right to less than that.
-        """
-        error, solved = tolerance * len(scan.measurements) ** 0.5, True
-        for _ in range(steps):
-            prior = _prior(state, state.rounded)
-            image, accurate = corrected(
-                scan.operator, prior, scan.measurements, state.noise_std, state.image, error, self.max_passes
-            )
-            state, solved = replace(state, image=image), solved and accurate
-        return replace(state, solved=solved)
+    def _towards_mode(self, scan: "_Scan", state: _State, steps: int) -> _State:
+        """The mode at the state's strength, noise and variances, or nearer to it; unsolved if it is not reached."""
+        density = RoundedTV(
+            scan.operator, scan.measurements, state.noise_std, state.strength, _SMOOTHING * state.variance, _ANCHOR
+        )
+        image, reached = towards_mode(density, state.image, steps, self.tolerance, self.max_passes)
+        return replace(state, image=image, solved=reached)
 
     def _solved(
         self, scan: "_Scan", state: _State, seed: int, num_samples: int, tolerance: float
@@ -345,10 +334,10 @@ class _Scan:
 
 
 def _first(prepared: Prepared, scan: _Scan) -> _State:
-    """A flat image, as rough as an image of about one may be."""
-    variance = torch.ones(2, *scan.operator.image_shape, dtype=torch.float64)
+    """A flat image of one, whose differences have about a tenth of it as their deviation, and the strength of that."""
+    variance = torch.full((2, *scan.operator.image_shape), _FLAT**2, dtype=torch.float64)
     image = torch.ones(scan.operator.image_shape, dtype=torch.float64)
-    return _State(variance, image, 0.5, prepared.noise_std)
+    return _State(variance, image, 1 / (2 * _FLAT), prepared.noise_std)
 
 
 def _prior(state: _State, widths: Tensor) -> DifferencePrior:
