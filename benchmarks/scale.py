@@ -31,7 +31,7 @@ FASTER, FLAT, OVERHEAD = 1.7, 1.25, 1.25
 PARTS = ("ranks", "designs")
 WAYS = ("chunks, one process", "Dask, one thread", "Dask, two threads")
 RANKS = {
-    False: {"images": 64, "samples": 8, "batch": 32, "turns": 3},
+    False: {"images": 256, "samples": 8, "batch": 32, "turns": 3},
     True: {"images": 8, "samples": 2, "batch": 4, "turns": 1},
 }
 DESIGNS = {
@@ -138,14 +138,14 @@ def page(store: Store) -> dict[str, Any]:
     return {
         "provenance": provenance(store, "benchmarks.scale" + " --quick" * quick, "sampla torch numpy"),
         "facts": store.environment, "quick": quick, "ranks": ranks, "targets": targets(ranks, designs),
-        "ratios": [] if ranks is None else ratios(ranks), "designs": table(designs, columns, left=0), "ways": WAYS,
+        "ratios": {} if ranks is None else {way: ratios(ranks, way) for way in ("alone", "all")}, "designs": table(designs, columns, left=0), "ways": WAYS,
         "largest": max((row["rows"] for row in designs), default=0), "columns": designs[0]["columns"] if designs else 0,
     }  # fmt: skip
 
 
-def ratios(ranks: Case) -> list[float]:
-    """One process's seconds over all processes', turn by turn."""
-    return [one / both for one, both in zip(ranks["one"], ranks["all"], strict=True)]
+def ratios(ranks: Case, way: str = "all") -> list[float]:
+    """One process's seconds over those of all processes, turn by turn."""
+    return [one / both for one, both in zip(ranks["one"], ranks[way], strict=True)]
 
 
 def targets(ranks: Case | None, designs: list[Any]) -> list[Target]:

@@ -2,7 +2,8 @@
 
     torchrun --standalone --nproc-per-node 2 -m benchmarks.scale_ranks CASE FILE
 
-The first process fits to all data while the others wait at a barrier, then all fit to their parts, and so on.
+The first process fits to all data while the others wait at a barrier; then each fits to its part on its own, all at
+once, which is what the machine allows; then all fit to their parts together; and so on.
 """
 
 import json
@@ -20,12 +21,18 @@ from torch.utils.data import DataLoader, TensorDataset
 import sampla
 
 
-def fitted(images: TensorDataset, samples: int, batch: int, part: bool) -> sampla.LinearisedLaplace:
-    """A fit at a fixed precision to this process's part of the images, or to all of them."""
+WAYS = ("one", "alone", "all")
+"""All images on the first process; each process's part on it, all at once; the same as one fit."""
+
+
+def fitted(images: TensorDataset, samples: int, batch: int, way: str) -> sampla.LinearisedLaplace:
+    """A fit at a fixed precision in one of the ways."""
     torch.manual_seed(0)
     network = cifar10_network().eval()
-    loader = DataLoader(sampla.shard(images) if part else images, batch_size=batch)
-    loader = loader if part else sampla.as_whole(loader)
+    loader: Any = DataLoader(images if way == "one" else sampla.shard(images), batch_size=batch)
+    if way == "alone":
+        loader = DataLoader(TensorDataset(*images[loader.dataset.start : loader.dataset.stop]), batch_size=batch)
+    loader = loader if way == "all" else sampla.as_whole(loader)
     prior = sampla.Isotropic(300.0, learn=False)
     laplace = sampla.LinearisedLaplace(network, "categorical", prior, num_samples=samples, solver="block-cg")
     return laplace.fit(loader)
@@ -36,19 +43,20 @@ def timed(case: dict[str, Any]) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(case["images"], 3, 32, 32, generator=generator)
     data = TensorDataset(images, torch.randint(10, (case["images"],), generator=generator))
-    found: dict[str, Any] = {"one": [], "all": [], "ranks": dist.get_world_size()}
+    few = TensorDataset(*data[: 2 * case["batch"]])
+    found: dict[str, Any] = {way: [] for way in WAYS} | {"ranks": dist.get_world_size()}
     for turn in range(case["turns"] + 1):
         kept = {}
-        for name in ("one", "all"):
+        for way in WAYS:
             dist.barrier()
             start = perf_counter()
-            if name == "all" or dist.get_rank() == 0:
-                kept[name] = fitted(data, case["samples"], case["batch"], name == "all")
+            if way != "one" or dist.get_rank() == 0:
+                kept[way] = fitted(data if turn else few, case["samples"], case["batch"], way)
             dist.barrier()
             if turn:  # the first turn is to warm up
-                found[name].append(perf_counter() - start)
+                found[way].append(perf_counter() - start)
     if dist.get_rank() == 0:
-        one, all_ = (torch.cat([each.flatten(1) for each in kept[n].samples_.values()], 1) for n in ("one", "all"))
+        one, all_ = (torch.cat([each.flatten(1) for each in kept[n].samples_.values()], 1) for n in WAYS[::2])
         found |= {"apart": float((one - all_).norm() / one.norm()), "passes": kept["one"].report_.passes}
     return found
 
