@@ -138,14 +138,22 @@ def page(store: Store) -> dict[str, Any]:
     return {
         "provenance": provenance(store, "benchmarks.scale" + " --quick" * quick, "sampla torch numpy"),
         "facts": store.environment, "quick": quick, "ranks": ranks, "targets": targets(ranks, designs),
-        "ratios": {} if ranks is None else {way: ratios(ranks, way) for way in ("alone", "all")}, "designs": table(designs, columns, left=0), "ways": WAYS,
+        "designs": table(designs, columns, left=0), "ways": WAYS,
+        "ratios": None if ranks is None else told(ranks),
         "largest": max((row["rows"] for row in designs), default=0), "columns": designs[0]["columns"] if designs else 0,
     }  # fmt: skip
 
 
-def ratios(ranks: Case, way: str = "all") -> list[float]:
+def ratios(ranks: Case) -> list[float]:
     """One process's seconds over those of all processes, turn by turn."""
-    return [one / both for one, both in zip(ranks["one"], ranks[way], strict=True)]
+    return [one / both for one, both in zip(ranks["one"], ranks["all"], strict=True)]
+
+
+def told(ranks: Case) -> dict[str, list[float]]:
+    """The ratios, what the machine allows, and what CPU seconds tell, of the busiest process."""
+    cpu = ranks["cpu"]
+    allowed = [ranks["ranks"] * one / alone for one, alone in zip(ranks["one"], ranks["alone"], strict=True)]
+    return {"all": ratios(ranks), "allowed": allowed, "cpu": ratios(cpu)}
 
 
 def targets(ranks: Case | None, designs: list[Any]) -> list[Target]:
