@@ -1,6 +1,8 @@
 """Designs that Dask holds: the answers of the same numbers in memory, by threads and by a cluster; what is refused."""
 
+import os
 import re
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -292,3 +294,44 @@ def test_a_cluster_without_workers_is_not_waited_for(problem, cluster, monkeypat
         cluster.sync(worker.close, executor_wait=False)
     with pytest.raises(dask_parts.PartsLostError, match=r"has been without workers for 0\.2 s"):
         regression("block-cg", cut(problem.x), cut(problem.y[:, 0]))
+
+
+def dying(folder, kills):
+    """What kills the process of its worker: at the twelfth part that it is asked for, or at every one."""
+
+    def asked(block):
+        (folder / str(time.perf_counter_ns())).touch()
+        if kills == "always" or (len(list(folder.iterdir())) >= 12 and not folder.with_name("killed").exists()):
+            folder.with_name("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block
+
+    folder.mkdir()
+    return asked
+
+
+def test_worker_processes_that_are_killed(problem, tmp_path, monkeypatch):
+    """One with a nanny, which starts another; one of which every next one dies; and one after which none comes."""
+    monkeypatch.setattr(dask_parts, "_LOOK", 0.1)
+    expected = regression("block-cg", problem.x, problem.y[:, 0])
+    settings = {"dashboard_address": None, "silence_logs": 60, "memory_limit": 0}
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, **settings) as made,
+        distributed.Client(made) as client,
+    ):
+        first = client.run(os.getpid)
+        x = cut(problem.x).persist()
+        once = x.map_blocks(dying(tmp_path / "once", "once"), meta=problem.x[:0])
+        assert_same(regression("block-cg", once, problem.y[:, 0]), expected, problem.x[:5])
+        assert (tmp_path / "killed").exists()
+        assert client.run(os.getpid).values() != first.values()
+        made.scheduler.allowed_failures = 0
+        always = x.map_blocks(dying(tmp_path / "always", "always"), meta=problem.x[:0])
+        with pytest.raises(dask_parts.PartsLostError, match=r"could not compute a part of X.*more memory"):
+            regression("block-cg", always, problem.y[:, 0])
+        monkeypatch.setattr(dask_parts, "_ALONE", 0.2)
+        made.scheduler.allowed_failures = 3
+        for nanny in made.workers.values():
+            nanny.close_gracefully()  # it starts no other
+        with pytest.raises(dask_parts.PartsLostError, match=r"has been without workers for 0\.2 s"):
+            regression("block-cg", always, problem.y[:, 0])
