@@ -135,7 +135,8 @@ def run(work: Work, size: int, folder: Path, seconds: float = 120.0) -> list[dic
         seconds: for which one waits for another.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sampla", "torch.distributed", "tests.test_ranks", "test_ranks"])
+    # torch's compiler too, which any fit imports: two seconds of every process
+    context.set_forkserver_preload(["sampla", "torch._dynamo", "torch.distributed", "tests.test_ranks", "test_ranks"])
     processes, ends = [], []
     for rank in range(size):
         ours, theirs = context.Pipe(duplex=False)

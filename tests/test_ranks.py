@@ -102,6 +102,8 @@ def answers(rank: int, size: int, folder: str) -> Iterator[tuple[str, Any]]:
             if rank == 1:
                 la.save(Path(folder) / "posterior.safetensors")
             yield "report", str(la.report_)
+            yield "update", error_of(lambda la=la: la.update(part(data("gaussian"), rank, size)))
+            yield "update by all", error_of(lambda la=la: la.update(sampla.as_whole([whole[:5]])))
             yield "all left out", error_of(lambda la=la, whole=whole: la.leave_one_out(DataLoader(whole)))
             other = (whole[rank : rank + 1][0], None)
             yield "other test", error_of(lambda la=la, whole=whole, o=other: la.influence(part(whole, rank, size), o))
@@ -297,6 +299,8 @@ REFUSED = {
     "plain loader to plan": "sampla.as_whole(loader)",
     "stale part": "one made for process 0 of 1",
     "linear model": "data spread over processes",
+    "update": "all the data on this process for update, got data spread over processes",
+    "update by all": "all the data on this process for update, got data spread over processes",
     "all left out": "expected this process's part of the data, as in the fit, got all the data on this process",
     "other test": "another test data on rank 1",
 }
@@ -346,11 +350,14 @@ def test_a_process_that_hangs_is_named(folder: Path) -> None:
 
 
 def test_a_restart_goes_on_from_the_checkpoint(folder: Path, alone: Any) -> None:
-    """By the agent that torchrun is, of two workers of which one is killed in the first run."""
+    """By torchrun as it is typed, of two workers of which one is killed in the first run."""
     place, killed_at = folder / "restarted", 8
-    command = [sys.executable, "-m", "reliability.workers", str(place), str(killed_at)]
+    place.mkdir()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": here})
+    environment = {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    command = [*torchrun, workers.__file__, str(place), str(killed_at)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert (place / "killed").read_text() == str(killed_at)
     found = workers.samples(place)

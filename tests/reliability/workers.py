@@ -1,10 +1,10 @@
 """SIGKILL of one of several workers under the agent that torchrun is: the same command goes on from the checkpoint.
 
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --nproc-per-node 3 --max-restarts 1 \\
-        -m reliability.workers FOLDER [READING]
+        tests/reliability/workers.py FOLDER [READING]
 
-Without torchrun it starts the same agent itself, with workers that are forked: they have imported everything. Given a
-reading of the data, the last worker kills itself at it in the first run.
+``launched`` starts the same agent, with workers that are forked: they have imported everything. Given a reading of the
+data, the last worker kills itself at it in the first run.
 """
 
 import os
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
@@ -65,14 +66,15 @@ def fit(folder: str, kill_at: int | None = None) -> None:
         la.save(place / "posterior.safetensors")
 
 
-def launched(folder: Path, workers: int, kill_at: int | None = None) -> None:
+def launched(folder: Path, workers: int) -> None:
     """Run the workers, once more if one ends."""
     folder.mkdir(parents=True, exist_ok=True)
+    import_module("torch._dynamo")  # which any fit imports: two seconds of every worker
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else a restart finds the last run's addresses
     config = LaunchConfig(
         1, 1, workers, max_restarts=1, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork"
     )
-    elastic_launch(config, fit)(str(folder), kill_at)
+    elastic_launch(config, fit)(str(folder))
 
 
 def readings(folder: Path) -> list[int]:
@@ -128,8 +130,4 @@ def _kill(path: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    at = int(sys.argv[2]) if len(sys.argv) > 2 else None
-    if "RANK" in os.environ:
-        fit(sys.argv[1], at)
-    else:
-        launched(Path(sys.argv[1]), 2, at)
+    fit(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)
