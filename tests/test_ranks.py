@@ -103,7 +103,7 @@ def answers(rank: int, size: int, folder: str) -> Iterator[tuple[str, Any]]:
                 la.save(Path(folder) / "posterior.safetensors")
             yield "report", str(la.report_)
             yield "update", error_of(lambda la=la: la.update(part(data("gaussian"), rank, size)))
-            yield "update by all", error_of(lambda la=la: la.update(sampla.as_whole([whole[:5]])))
+            yield "update by all", error_of(lambda la=la, whole=whole: la.update([whole[:5]]))
             yield "all left out", error_of(lambda la=la, whole=whole: la.leave_one_out(DataLoader(whole)))
             other = (whole[rank : rank + 1][0], None)
             yield "other test", error_of(lambda la=la, whole=whole, o=other: la.influence(part(whole, rank, size), o))
