@@ -144,20 +144,45 @@ def test_predictions_stay_with_dask(problem):
     np.testing.assert_allclose(clf.predict_log_proba(rows).compute(), clf.predict_log_proba(problem.x))
 
 
+def shown_on_the_page(file):
+    """What the page's snippet on such a file leaves behind, run where the files are."""
+    shown = {"sampla": sampla}
+    snippets = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (snippet,) = [each for each in snippets if file in each]
+    exec(compile(snippet, PAGE.name, "exec"), shown)
+    return shown
+
+
 @pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame:DeprecationWarning")  # Dask's own
-def test_the_page_on_files(problem, tmp_path, monkeypatch):
-    """Parquet as docs/linear-models.md shows it; names of columns are kept."""
+def test_the_page_on_parquet(problem, tmp_path, monkeypatch):
+    """As docs/linear-models.md shows it; names of columns are kept."""
     monkeypatch.chdir(tmp_path)
     rows, target, _ = frames(problem)
     rows.assign(y=target).to_parquet("rows")
-    shown = {"sampla": sampla}
-    (snippet,) = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    exec(compile(snippet, PAGE.name, "exec"), shown)
+    shown = shown_on_the_page("read_parquet")
     names = list(rows.columns)
     expected = sampla.BayesianLinearRegression().fit(pd.DataFrame(problem.x, columns=names), problem.y[:, 0])
     assert list(shown["reg"].feature_names_in_) == names
     assert_same(shown["reg"], expected, rows.head(5))
     np.testing.assert_allclose(shown["mean"].compute(), expected.predict(rows.compute()))
+
+
+def test_the_page_on_zarr(problem, tmp_path, monkeypatch):
+    pytest.importorskip("zarr")
+    monkeypatch.chdir(tmp_path)
+    da.from_array(problem.x, chunks=(128, 5)).to_zarr("X.zarr")
+    da.from_array(problem.y[:, 0], chunks=90).to_zarr("y.zarr")
+    shown = shown_on_the_page("from_zarr")
+    expected = sampla.BayesianLinearRegression().fit(problem.x, problem.y[:, 0])
+    assert_same(shown["reg"], expected, problem.x[:5])
+    np.testing.assert_allclose(shown["mean"].compute(), expected.predict(problem.x))
+
+
+@pytest.mark.parametrize("path", ["X.zarr", Path("rows")])
+def test_a_path_is_told_what_opens_it(problem, path):
+    for estimator in (sampla.BayesianLinearRegression(), sampla.BayesianLogisticRegression()):
+        with pytest.raises(ValueError, match=r"expected rows, got the path .*read_parquet.*from_zarr.*mmap_mode"):
+            estimator.fit(path, problem.y[:, 0] > 0)
 
 
 def test_what_is_cut_otherwise_is_cut_alike(problem):

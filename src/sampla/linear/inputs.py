@@ -1,6 +1,7 @@
 """Checks what is passed to fit and predict, with scikit-learn's own functions, and makes sources of rows."""
 
 from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,11 @@ from sampla.distributed import refuse_parts
 from sampla.linear.dask_parts import frame_of, is_dask
 from sampla.linear.dask_source import DaskSource
 from sampla.linear.sources import ChunkSource, Source, as_matrix, as_scipy, as_tensor, open_source
+
+_OPEN = (
+    "Open it and give what that returns: dask.dataframe.read_parquet(path), dask.array.from_zarr(path), or "
+    'np.load(path, mmap_mode="r").'
+)
 
 
 def is_chunks(rows: Any, targets: Any) -> bool:
@@ -56,6 +62,7 @@ def dask_source(
 
 def checked_rows(estimator: BaseEstimator, rows: Any, reset: bool) -> Any:
     """X as it is, checked as scikit-learn does; memmaps and torch tensors without reading them."""
+    require(not isinstance(rows, (str, PathLike)), "rows", f"the path {str(rows)!r}", _OPEN)
     fix = "Give X.compute() if it is small; predict(X) with return_std takes Dask's part by part."
     require(not is_dask(rows), "rows in memory here", "Dask's", fix)
     rows = as_scipy(rows)
