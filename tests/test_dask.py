@@ -272,7 +272,7 @@ def cluster():
     """Two workers in threads of this process."""
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, silence_logs=50
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0", silence_logs=50
         ) as made,
         distributed.Client(made),
     ):
@@ -339,7 +339,7 @@ def test_worker_processes_that_are_killed(problem, tmp_path, monkeypatch):
     """One with a nanny, which starts another; one of which every next one dies; and one after which none comes."""
     monkeypatch.setattr(dask_parts, "_LOOK", 0.1)
     expected = regression("block-cg", problem.x, problem.y[:, 0])
-    settings = {"dashboard_address": None, "silence_logs": 60, "memory_limit": 0}
+    settings = {"dashboard_address": ":0", "silence_logs": 60, "memory_limit": 0}
     with (
         distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, **settings) as made,
         distributed.Client(made) as client,
