@@ -4,7 +4,7 @@ A fork server that has imported everything makes the processes, so that a group 
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ import sampla
 _SECONDS = 300
 BORDERS = {2: [0, 45, 77], 4: [0, 20, 20, 29, 77]}
 """Of parts made by hand: uneven, within blocks of noise, one of them empty."""
+EARLIER = {1: [0, 60], 2: [0, 45, 60], 4: [0, 20, 20, 29, 60]}
+LATER = {1: [60, 71], 2: [60, 63, 71], 4: [60, 60, 68, 68, 71]}
+BEHIND = {1: [71, 77], 2: [71, 71, 77], 4: [71, 74, 74, 74, 77]}
+"""The same of the first data, and of two lots that come later."""
 Work = Callable[[int, int, str], Iterator[tuple[str, Any]]]
 """What one process of a group has to say, by name: of its number, how many there are, and a folder of theirs."""
 
@@ -82,8 +86,8 @@ def require_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray],
         np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance * np.abs(value).max(), err_msg=name)
 
 
-def part(whole: TensorDataset, rank: int, size: int) -> Any:
-    start, stop = BORDERS[size][rank : rank + 2]
+def part(whole: TensorDataset, rank: int, size: int, borders: Mapping[int, list[int]] = BORDERS) -> Any:
+    start, stop = borders[size][rank : rank + 2]
     return sampla.as_shard(DataLoader(Subset(whole, range(start, stop)), batch_size=11) if stop > start else [])
 
 

@@ -20,7 +20,21 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 import sampla
-from processes import Ending, data, error_of, laplace, network, part, require_equal, run, split, told
+from processes import (
+    BEHIND,
+    EARLIER,
+    LATER,
+    Ending,
+    data,
+    error_of,
+    laplace,
+    network,
+    part,
+    require_equal,
+    run,
+    split,
+    told,
+)
 from reliability import workers
 from sampla.core import journal
 from sampla.distributed import Shard, _ranks, ranks_of
@@ -102,8 +116,8 @@ def answers(rank: int, size: int, folder: str) -> Iterator[tuple[str, Any]]:
             if rank == 1:
                 la.save(Path(folder) / "posterior.safetensors")
             yield "report", str(la.report_)
-            yield "update", error_of(lambda la=la: la.update(part(data("gaussian"), rank, size)))
-            yield "update by all", error_of(lambda la=la, whole=whole: la.update([whole[:5]]))
+            yield "new data on all", error_of(lambda la=la, whole=whole: la.update([whole[:5]]))
+            yield "no new data", error_of(lambda la=la: la.update(part(data("gaussian"), size - 1 - rank, size)))
             yield "all left out", error_of(lambda la=la, whole=whole: la.leave_one_out(DataLoader(whole)))
             other = (whole[rank : rank + 1][0], None)
             yield "other test", error_of(lambda la=la, whole=whole, o=other: la.influence(part(whole, rank, size), o))
@@ -112,6 +126,7 @@ def answers(rank: int, size: int, folder: str) -> Iterator[tuple[str, Any]]:
             yield f"about data, {name}", about_data(la, loader, whole)
         if name == "dense":
             yield "more", told(la.more(2))
+    yield "updated", updated(rank, size)
     journal._EVERY, journal._SHARE = 0.0, 1e9  # every pass is kept, whatever that costs
     if size == 2:
         yield from stopped(rank, size, folder)
@@ -119,6 +134,15 @@ def answers(rank: int, size: int, folder: str) -> Iterator[tuple[str, Any]]:
     for name in STOPPED if size == 4 else ():
         la, whole = case(name)
         yield f"resumed {name}", told(la.fit(part(whole, rank, size), Path(folder) / f"{name} on 4"))
+
+
+def updated(rank: int, size: int) -> list[dict[str, np.ndarray]]:
+    """A fit to the first data, with those that come later in two lots, and two more samples of all."""
+    la, whole = case("g-prior, noise learnt")
+    found = [told(la.fit(part(whole, rank, size, EARLIER)))]
+    for borders in (LATER, BEHIND):
+        found.append(told(la.update(part(whole, rank, size, borders))))
+    return [*found, told(la.more(2))]
 
 
 def refusals(rank: int) -> Iterator[tuple[str, str]]:
@@ -239,6 +263,11 @@ def alone() -> Mapping[str, dict[str, np.ndarray]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def updated_alone() -> list[dict[str, np.ndarray]]:
+    return updated(0, 1)
+
+
 @pytest.mark.parametrize("name", ABOUT_DATA)
 def test_they_say_of_the_data_what_one_says(two: list[dict[str, Any]], alone: Any, name: str) -> None:
     for said in two:
@@ -252,9 +281,17 @@ def test_two_processes_find_what_one_finds(two: list[dict[str, Any]], alone: Any
         require_equal(said[name], alone[name], tolerance)
 
 
+def test_updates_of_two_processes_are_those_of_one(two: list[dict[str, Any]], updated_alone: Any) -> None:
+    for said in two:
+        for found, expected in zip(said["updated"], updated_alone, strict=True):
+            require_equal(found, expected, 1e-10)
+
+
 @pytest.mark.usefixtures("two")  # whose checkpoints they go on from
-def test_four_processes_find_what_one_finds(folder: Path, alone: Any) -> None:
+def test_four_processes_find_what_one_finds(folder: Path, alone: Any, updated_alone: Any) -> None:
     for said in run(answers, 4, folder):
+        for found, expected in zip(said["updated"], updated_alone, strict=True):
+            require_equal(found, expected, 1e-10)
         for name in ON_FOUR:
             require_equal(said[name], alone[name], 1e-10)
             require_equal(said[f"resumed {name}"], alone[name], 1e-10)
@@ -299,8 +336,8 @@ REFUSED = {
     "plain loader to plan": "sampla.as_whole(loader)",
     "stale part": "one made for process 0 of 1",
     "linear model": "data spread over processes",
-    "update": "all the data on this process for update, got data spread over processes",
-    "update by all": "all the data on this process for update, got data spread over processes",
+    "new data on all": "this process's part of the new data, as of those of the fit, got all the new data on this",
+    "no new data": "a loader of new data alone, got one in which 77 of 77 are data that the fit has had",
     "all left out": "expected this process's part of the data, as in the fit, got all the data on this process",
     "other test": "another test data on rank 1",
 }

@@ -164,6 +164,7 @@ class LinearModel:
                 if (number - offset) % stride:
                     continue
                 here = Chunked(phi, minibatch.inputs, self.chunks)
+                first_output = self.data.jumps.get(minibatch.position, first_output)
                 stop = minibatch.position + minibatch.size
                 yield LinearBatch(
                     here,
@@ -216,6 +217,7 @@ class LinearModel:
         diagonal = total.new_zeros(self.num_parameters)
         block, rounding = torch.zeros_like(total), Rounding(total, self.features.layout.sizes, self.features.rounding)
         split = sorted({border // _NOISE_BLOCK for border in self.data.borders if border % _NOISE_BLOCK})
+        ends = self.data.ends
         parts: dict[int, Tensor] = {}  # of blocks of which another process has a part as well
         for batch in self._minibatches(_noise_block_rows(self.chunks.rows(num_samples))):
             for samples in self.chunks.ranges(num_samples):
@@ -223,7 +225,7 @@ class LinearModel:
             if rounding.rows:
                 rounding.add(batch.noise(seed, rounding.rows), batch.features.rounded_otherwise().vjp)
             number = batch.start // _NOISE_BLOCK
-            if batch.stop // _NOISE_BLOCK > number or batch.stop == self.data.stop:
+            if batch.stop // _NOISE_BLOCK > number or batch.stop in ends:
                 total += block
                 if number in split:
                     parts[number] = parts[number] + block if number in parts else block.clone()

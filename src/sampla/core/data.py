@@ -6,7 +6,7 @@ random augmentation, or shuffling with drop_last, is noticed and explained.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -102,6 +102,10 @@ class Data(ABC):
     """Numbers of the data with which the parts of other processes than the first begin."""
     first_output = 0
     """Number of the first output on this process among those of all, known after ``count_outputs``."""
+    outputs_before = 0
+    """How many outputs data have that come before all of these."""
+    jumps: Mapping[int, int] = {}
+    """Numbers of the data on this process that do not follow the one before -> the numbers of their first outputs."""
     num_outputs = 0
     """N C, where that is more than a process can tell from its own data."""
     in_parts = False
@@ -117,9 +121,14 @@ class Data(ABC):
         """One pass, over the data on this process."""
 
     @property
-    def stop(self) -> int:
-        """Number of the datum behind the last one on this process."""
+    def num_here(self) -> int:
+        """How many are on this process, after the first pass."""
         return self.num_data
+
+    @property
+    def ends(self) -> Set[int]:
+        """Numbers behind those data on this process that the next one does not follow."""
+        return {self.num_data}
 
     def summed(self, name: str, *tensors: Tensor | None) -> list[Tensor]:
         """Sums over the data on this process made sums over all data; every pass ends with it.
@@ -130,7 +139,7 @@ class Data(ABC):
         """
         if self.ranks is not None:
             self.fixed_order = all(self.ranks.gathered("order", self.fixed_order))
-            return self.ranks.summed(name, tensors, empty=self.start == self.stop)
+            return self.ranks.summed(name, tensors, empty=not self.num_here)
         assert all(each is not None for each in tensors), "a sum over no data"
         return [each for each in tensors if each is not None]
 
@@ -147,7 +156,7 @@ class Data(ABC):
         if self.ranks is None:
             return numbers
         counts = self.ranks.gathered("outputs", numbers)
-        self.first_output, self.num_outputs = sum(counts[: self.ranks.rank]), sum(counts)
+        self.first_output, self.num_outputs = self.outputs_before + sum(counts[: self.ranks.rank]), sum(counts)
         return self.num_outputs
 
     @property
@@ -170,6 +179,13 @@ class _Joined:
 
     def __iter__(self) -> Iterator[Any]:
         return chain(self.first, self.second)
+
+
+def _total(first: tuple[int, int] | None, second: tuple[int, int] | None) -> tuple[int, int]:
+    """Number and hash of some data and of others."""
+    assert first is not None
+    assert second is not None
+    return first[0] + second[0], wrap(first[1] + second[1])
 
 
 class CheckedLoader(Data):
@@ -222,6 +238,7 @@ class CheckedLoader(Data):
         self._sides: dict[str, bool] | None = None
         self._there: list[Batch] = []
         self._keeping = False
+        self._later: tuple[tuple[int, int], ...] = ()  # where in the loader new data begin, with their first number
 
     @property
     def num_data(self) -> int:
@@ -230,9 +247,20 @@ class CheckedLoader(Data):
         return self._whole[0]
 
     @property
-    def stop(self) -> int:
-        """Number of the datum behind the last one on this process."""
-        return self.start + (0 if self._fingerprint is None else self._fingerprint[0])
+    def num_here(self) -> int:
+        """How many are on this process, after the first pass."""
+        return 0 if self._fingerprint is None else self._fingerprint[0]
+
+    @property
+    def ends(self) -> Set[int]:
+        """Numbers behind those data on this process that the next one does not follow."""
+        places = [*(place for place, _ in self._later), self.num_here]
+        return {self._number(place - 1) + 1 for place in places if place}
+
+    def _number(self, place: int) -> int:
+        """Of the datum at that place of the loader."""
+        first, number = max(((0, self.start), *(each for each in self._later if each[0] <= place)))
+        return number + place - first
 
     @property
     def fingerprint(self) -> str:
@@ -251,30 +279,45 @@ class CheckedLoader(Data):
         return batch.on(self._device)
 
     def behind(self, loader: Loader, first_output: int) -> "CheckedLoader":
-        """A loader of new data, numbered as those that come behind these, whose outputs are so many."""
-        new = CheckedLoader(loader, self._device, self._progress, self._unpack, self._counted)
-        new._sides, new.start, new.first_output = self._sides, self.num_data, first_output
+        """A loader of new data, numbered as those that come behind these, whose outputs are so many.
+
+        Raises:
+            ValueError: for a part of them where these are all the data, or the other way round.
+        """
+        words = "all the new data on this process", "this process's part of the new data"
+        ranks = ranks_of(loader)
+        had, given = (words[each is not None] for each in (self.ranks, ranks))
+        require(had == given, f"{had}, as of those of the fit", given, "Give them as the fit's data were given.")
+        ranks = ranks if ranks is None or self.ranks is None else self.ranks.taking(ranks.by_number)
+        new = CheckedLoader(loader, self._device, self._progress, self._unpack, self._counted, ranks)
+        new._sides, new.start = self._sides, self.num_data
+        new.first_output = new.outputs_before = first_output
         return new
 
     def joined(self, new: "CheckedLoader") -> "CheckedLoader":
         """These data and the new ones behind them, known without another pass. After a first pass of both."""
-        assert self._fingerprint is not None
-        assert new._fingerprint is not None
-        both = CheckedLoader(_Joined(self._loader, new._loader), self._device, self._progress, self._unpack)
-        both._counted, both._sides, both._shapes = self._counted, self._sides, self._shapes | new._shapes
-        both._fingerprint = both._whole = (
-            self._fingerprint[0] + new._fingerprint[0], wrap(self._fingerprint[1] + new._fingerprint[1]),
-        )  # fmt: skip
+        joined = _Joined(self._loader, new._loader)
+        both = CheckedLoader(joined, self._device, self._progress, self._unpack, self._counted, self.ranks)
+        both._sides, both._shapes = self._sides, self._shapes | new._shapes
+        both._fingerprint = _total(self._fingerprint, new._fingerprint)
+        both._whole = _total(self._whole, new._whole)
         both._known = torch.cat([self._known, new._known]).sort().values
         both._length = None if self._length is None or new._length is None else self._length + new._length
         both._objects, both.has_lists = self._objects, self.has_lists
         both.fixed_order, both.sweeps = self.fixed_order and new.fixed_order, self.sweeps
         both.nbytes = self.nbytes + new.nbytes
+        if self.ranks is not None:
+            both.start, both._later = self.start, (*self._later, (self.num_here, new.start))
+            both.borders = tuple(sorted({*self.borders, self.num_data, *new.borders}))
+            both.first_output, both.jumps = self.first_output, {**self.jumps, new.start: new.first_output}
+            both.num_outputs = self.num_outputs + new.num_outputs
         return both
 
     def require_new(self, new: "CheckedLoader") -> None:
         """Refuse a loader whose data are for the greater part among these. After a first pass of both."""
-        known = int(torch.isin(new._known, self._known).sum())
+        ranks, had = self.ranks, self._known
+        known = int(torch.isin(new._known, had if ranks is None else ranks.joined("data of the fit", had)).sum())
+        known = known if ranks is None else sum(ranks.gathered("known data", known))
         found = f"one in which {known} of {new.num_data} are data that the fit has had"
         fix = "Each would count twice: leave them out, or call fit(loader) where data are to count twice."
         require(2 * known <= new.num_data, "a loader of new data alone", found, fix)
@@ -282,6 +325,8 @@ class CheckedLoader(Data):
     def require_kind(self, batch: Batch) -> None:
         """Refuse a batch whose inputs or targets have other entries, axes or types than these."""
         item = next(iter(Interruptible(self._loader)), None)
+        if item is None and self.ranks is not None and not self.num_here:
+            return
         require(item is not None, "the loader of the fit to be readable still", "an empty one", _EMPTY)
         own, fix = _as_batch(item, 0, 0, self._unpack).kind, "Data of another kind need a fit of their own."
         require(own == batch.kind, f"new data like those of the fit, {own}", batch.kind, fix)
@@ -327,9 +372,9 @@ class CheckedLoader(Data):
                 self._require_known(hashes, position)
             content = wrap(content + int(mix(hashes).sum()))
             order = wrap(order + int(mix(hashes + mix(torch.arange(position, position + batch.size))).sum()))
-            position += batch.size
+            number, position = self._number(position), position + batch.size
             size += batch.nbytes
-            yield replace(batch, position=batch.position + self.start) if self.start else batch
+            yield replace(batch, position=number) if number != batch.position else batch
         self.nbytes = size
         self._finish(position, content, order, index + 1, found)
 
@@ -382,8 +427,8 @@ class CheckedLoader(Data):
         """N and the hash of the data of all processes; says where those of this one begin."""
         parts = ranks.gathered("data", [size, f"{content:x}", self.has_lists])
         self.has_lists = any(lists for _, _, lists in parts)
-        starts = [sum(count for count, _, _ in parts[:rank]) for rank in range(ranks.size)]
-        self.start, self.borders = starts[ranks.rank], tuple(sorted({*starts} - {0}))
+        starts = [self.start + sum(count for count, _, _ in parts[:rank]) for rank in range(ranks.size)]
+        self.start, self.borders = starts[ranks.rank], tuple(sorted({*starts} - {self.start}))
         if not ranks.by_number:
             ranks.require_apart(ranks.elsewhere("equal data", self._known))
         return sum(count for count, _, _ in parts), wrap(sum(int(each, 16) for _, each, _ in parts))

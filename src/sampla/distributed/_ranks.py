@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from time import monotonic, sleep
 from typing import Any, TypeAlias
 
@@ -96,6 +97,12 @@ class Ranks:
     def beside(self) -> int:
         """How many of them are on this machine, this one included."""
         return max(1, sum(host == socket.gethostname() for host, _ in self._places))
+
+    def taking(self, by_number: bool) -> "Ranks":
+        """The same processes for other data, which are numbers of one data set or not."""
+        other = copy(self)
+        other.by_number = by_number
+        return other
 
     def fail(self, error: BaseException) -> None:
         """Have the others learn of an error of this process where they wait for it next."""

@@ -214,7 +214,7 @@ class LinearisedLaplace(TakesNewData):
                     say=self._progress.enter, noise=lambda draw: saved_noise(checkpoint, draw, identity(), model),
                     restore=lambda state: restore_state(checkpoint, state, identity()),
                     keep=lambda state: save_state(checkpoint, state, identity()),
-                    updatable=ranks is None and goes_on(asked, self.likelihood),
+                    updatable=goes_on(asked, self.likelihood),
                 )  # fmt: skip
                 fitted = model.replaced(likelihood=inference.model.likelihood)
                 width, mode = found_width(asked, fitted, inference, self._progress.enter)
@@ -251,7 +251,7 @@ class LinearisedLaplace(TakesNewData):
             return plan_memory(
                 model, self.prior, self.solver, self.em, self.num_samples,
                 curvature_at=self.curvature_at, log_evidence=self.log_evidence,
-                updatable=ranks is None and goes_on(self._settings(), self.likelihood),
+                updatable=goes_on(self._settings(), self.likelihood),
             )  # fmt: skip
 
     @classmethod

@@ -12,7 +12,7 @@ from sampla.core.inputs import describe_inputs
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.memory import is_of_the_machine, machine_explained
 from sampla.core.typing import Loader
-from sampla.distributed import refuse_parts, refuse_spread
+from sampla.distributed import together
 from sampla.features import NetworkFeatures
 from sampla.inference.report import build_report
 from sampla.inference.update import kept_of, updated
@@ -34,6 +34,8 @@ class TakesNewData(DrawsMore):
         that it has found; the width is measured anew, and the report is about all data. A g-prior keeps its scales.
         The network's weights stay, so this is for new data of the kind it was trained on.
 
+        Of data spread over processes each gives its part of the new ones, as in the fit.
+
         The loader of the fit is read again, a few times (``report_.sweeps``): the posterior of all data cannot be had
         from the old samples and the new data alone, because K samples tell the old posterior's covariance to
         1 / sqrt(K) only. The evidence is estimated if the fit was asked for it by log_evidence=True.
@@ -43,16 +45,15 @@ class TakesNewData(DrawsMore):
 
         Raises:
             RuntimeError: before fit.
-            ValueError: for a posterior from a file, a fit spread over processes, with curvature_at="linear-mode" or by
-                a stochastic solver; data of another kind, or that the fit has had. The posterior stays as it was.
+            ValueError: for a posterior from a file, with curvature_at="linear-mode" or by a stochastic solver; data of
+                another kind, or that the fit has had. The posterior stays as it was.
         """
-        refuse_parts(loader, "update")
-        refuse_spread(self._ranks, "update")
         start, posterior, asked, before = perf_counter(), self._fitted(), self._asked, self.report_
         kept = kept_of(self._inference)
         assert self._inference is not None
         with (
-            deferred_interrupts(), apart(asked.model, said=True), freed_memory_kept(), machine_explained(REMEDY, SAVED),
+            deferred_interrupts(), together(self._ranks, "update"), apart(asked.model, said=True), freed_memory_kept(),
+            machine_explained(REMEDY, SAVED),
         ):  # fmt: skip
             check_evaluation_mode(asked.model)
             check_weights(posterior.features)
@@ -60,9 +61,9 @@ class TakesNewData(DrawsMore):
             assert isinstance(old, CheckedLoader)
             new = old.behind(loader, kept.survey.numbers)
             first = new.first()
-            assert first is not None
-            old.require_kind(first)
-            _require_taken(posterior.features, first)
+            if first is not None:
+                old.require_kind(first)
+                _require_taken(posterior.features, first)
             found = updated(
                 self._inference, new, asked.solver, seed=asked.seed, em=asked.em, tolerance=asked.tolerance,
                 max_passes=asked.max_passes, log_evidence=asked.log_evidence, mode=self._mode,
