@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 import sampla
 
 _SECONDS = 300
-BORDERS = {2: [0, 45, 77], 4: [0, 20, 20, 29, 77]}
+BORDERS = {1: [0, 77], 2: [0, 45, 77], 4: [0, 20, 20, 29, 77]}
 """Of parts made by hand: uneven, within blocks of noise, one of them empty."""
 EARLIER = {1: [0, 60], 2: [0, 45, 60], 4: [0, 20, 20, 29, 60]}
 LATER = {1: [60, 71], 2: [60, 63, 71], 4: [60, 60, 68, 68, 71]}

@@ -137,12 +137,16 @@ def answers(rank: int, size: int, folder: str) -> Iterator[tuple[str, Any]]:
 
 
 def updated(rank: int, size: int) -> list[dict[str, np.ndarray]]:
-    """A fit to the first data, with those that come later in two lots, and two more samples of all."""
-    la, whole = case("g-prior, noise learnt")
-    found = [told(la.fit(part(whole, rank, size, EARLIER)))]
-    for borders in (LATER, BEHIND):
-        found.append(told(la.update(part(whole, rank, size, borders))))
-    return [*found, told(la.more(2))]
+    """Fits to the first data, with those that come later in two lots; and more samples, whose noise is of all data."""
+    found = []
+    for name in ("g-prior, noise learnt", "dense"):
+        la, whole = case(name)
+        found.append(told(la.fit(part(whole, rank, size, EARLIER))))
+        for borders in (LATER, BEHIND):
+            found.append(told(la.update(part(whole, rank, size, borders))))
+    draw = la._inference.model.draw_noise(seed=5, num_samples=2)
+    noise = {"data part": draw.data_part.numpy(), "diagonal": draw.diagonal.numpy()}
+    return [*found, noise, told(la.more(2))]
 
 
 def refusals(rank: int) -> Iterator[tuple[str, str]]:
