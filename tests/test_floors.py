@@ -33,6 +33,7 @@ FLOORS = (
     ),
     ("core: the user's inputs", "core.inputs"),
     ("core: whether data are the same; data on their way", "core.hashes core.batch"),
+    ("core: batches of what a loader yields", "core.items"),
     ("core: the user's data", "core.data"),
     ("MacKay's updates, of numbers and tensors", "inference.mackay"),
     ("Gaussian noise, of which that of each target is a kind", "likelihoods.gaussian"),

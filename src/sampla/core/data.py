@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sampla.core.batch import Batch, arriving
 from sampla.core.checks import require
 from sampla.core.hashes import Counted, datum_hashes, mix, padding_sides, wrap
-from sampla.core.inputs import as_inputs, as_tensor, input_tensors, moved, num_inputs
+from sampla.core.inputs import input_tensors
 from sampla.core.interrupts import Interruptible
+from sampla.core.items import as_batch
 from sampla.core.memory import free_bytes
 from sampla.core.progress import Progress
-from sampla.core.typing import Inputs, Loader, Opaque
-from sampla.core.unpacking import Unpack, pair_of
+from sampla.core.typing import Loader, Opaque
+from sampla.core.unpacking import Unpack
 from sampla.distributed import Ranks, ToldLoader, ranks_of
 
 _CHANGED = (
@@ -43,42 +43,6 @@ _OBJECTS = (
 _EMPTY = "Check the data set, and that the loader can be read more than once (a list or DataLoader, no generator)."
 _OF_FREE = 8
 """Part of the free memory of a device that data may take which are kept there: one in so many."""
-
-
-def asked_about(item: Any, device: torch.device, unpack: Unpack | None) -> tuple[Inputs, Tensor | None]:
-    """Inputs and targets of one batch of test data, in the form that the loader of the fit gives them; targets or None.
-
-    Raises:
-        TypeError, ValueError: as for a batch of a loader.
-    """
-    inputs, targets = pair_of(item, "the test data", unpack)
-    if targets is None:
-        return moved(as_inputs(inputs, "the test data"), device), None
-    batch = _batch_of(inputs, targets, "the test data", 0).on(device)
-    return batch.inputs, batch.targets
-
-
-def _as_batch(item: Any, index: int, position: int, unpack: Unpack | None) -> Batch:
-    where = f"batch {index} of the loader"
-    return _batch_of(*pair_of(item, where, unpack), where, position)
-
-
-def _batch_of(inputs: Any, targets: Any, where: str, position: int) -> Batch:
-    inputs = as_inputs(inputs, where)
-    if isinstance(targets, (Tensor, np.ndarray)):
-        targets = as_tensor(targets, f"the targets of {where}")
-    number = num_inputs(inputs)
-    size = len(targets) if number is None and isinstance(targets, Tensor) and targets.ndim else number
-    require(
-        isinstance(targets, Tensor) and targets.ndim > 0 and targets.shape[0] == size and size > 0,
-        f"targets as a tensor with first axis {size or 'n > 0'}, like the inputs, in {where}",
-        f"{tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__,
-        "Give one target per datum.",
-    )
-    assert size is not None
-    if targets.is_floating_point() and targets.element_size() < 4:
-        targets = targets.float()  # the same numbers; what is computed from them is float32 at least
-    return Batch(inputs, targets, position, size)
 
 
 class Data(ABC):
@@ -181,13 +145,6 @@ class _Joined:
         return chain(self.first, self.second)
 
 
-def _total(first: tuple[int, int] | None, second: tuple[int, int] | None) -> tuple[int, int]:
-    """Number and hash of some data and of others."""
-    assert first is not None
-    assert second is not None
-    return first[0] + second[0], wrap(first[1] + second[1])
-
-
 class CheckedLoader(Data):
     """The user's loader, checked: the same data on every pass, in any order.
 
@@ -274,7 +231,7 @@ class CheckedLoader(Data):
         if item is None and self.ranks is not None:
             return None
         require(item is not None, "a loader with at least one batch", "an empty one", _EMPTY)
-        batch = _as_batch(item, 0, 0, self._unpack)
+        batch = as_batch(item, 0, 0, self._unpack)
         self._ahead = self._hashes(batch)
         return batch.on(self._device)
 
@@ -299,8 +256,11 @@ class CheckedLoader(Data):
         joined = _Joined(self._loader, new._loader)
         both = CheckedLoader(joined, self._device, self._progress, self._unpack, self._counted, self.ranks)
         both._sides, both._shapes = self._sides, self._shapes | new._shapes
-        both._fingerprint = _total(self._fingerprint, new._fingerprint)
-        both._whole = _total(self._whole, new._whole)
+        both._fingerprint, both._whole = (
+            (first[0] + second[0], wrap(first[1] + second[1]))
+            for first, second in ((self._fingerprint, new._fingerprint), (self._whole, new._whole))
+            if first is not None and second is not None
+        )  # each is known after a first pass
         both._known = torch.cat([self._known, new._known]).sort().values
         both._length = None if self._length is None or new._length is None else self._length + new._length
         both._objects, both.has_lists = self._objects, self.has_lists
@@ -328,7 +288,7 @@ class CheckedLoader(Data):
         if item is None and self.ranks is not None and not self.num_here:
             return
         require(item is not None, "the loader of the fit to be readable still", "an empty one", _EMPTY)
-        own, fix = _as_batch(item, 0, 0, self._unpack).kind, "Data of another kind need a fit of their own."
+        own, fix = as_batch(item, 0, 0, self._unpack).kind, "Data of another kind need a fit of their own."
         require(own == batch.kind, f"new data like those of the fit, {own}", batch.kind, fix)
 
     @property
@@ -364,7 +324,7 @@ class CheckedLoader(Data):
         position, content, order, index, size = 0, 0, 0, -1, 0  # the position is that in the loader
         found: list[Tensor] = []
         for index, item in enumerate(self._progress.sweep(self._loader, self._length)):
-            batch = _as_batch(item, index, position, self._unpack)
+            batch = as_batch(item, index, position, self._unpack)
             hashes = self._hashes(batch)
             if self._fingerprint is None:
                 found.append(hashes)

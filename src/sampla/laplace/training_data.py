@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from sampla.core.allocator import freed_memory_kept
 from sampla.core.checks import require
-from sampla.core.data import CheckedLoader, asked_about
+from sampla.core.data import CheckedLoader
 from sampla.core.interrupts import deferred_interrupts
+from sampla.core.items import asked_about
 from sampla.core.memory import machine_explained
 from sampla.core.progress import Progress
 from sampla.core.typing import Loader
