@@ -94,6 +94,7 @@ def test_designs_by_chunk_are_the_same_in_each_way(tmp_path):
     assert evidence[0] == pytest.approx(evidence[1], rel=1e-12)
     assert evidence[0] == pytest.approx(evidence[2], rel=1e-12)
     ranks = scale.RANKS[True] | {"one": [2.0], "all": [1.0], "apart": 1e-7, "passes": 3.0, "ranks": 2}
+    ranks |= {"alone": [2.5], "cpu": {"one": [1.9], "all": [1.0]}}
     store.put("ranks", ranks)
     text = render("benchmarks/scale.md.j2", **scale.page(store))
     assert "- **met** two processes at least 1.7 times as fast as one: 2.00 times" in text

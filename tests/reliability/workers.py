@@ -64,6 +64,7 @@ def fit(folder: str, kill_at: int | None = None) -> None:
     la = laplace("gaussian").fit(sampla.as_shard(loader), checkpoint=place / "kept")
     if rank == 0:
         la.save(place / "posterior.safetensors")
+    dist.destroy_process_group()
 
 
 def launched(folder: Path, workers: int) -> None:
