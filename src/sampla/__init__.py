@@ -3,6 +3,7 @@
 from sampla.core.checks import ConvergenceWarning
 from sampla.distributed import as_shard, as_whole, shard
 from sampla.features import DesignMatrix, NetworkFeatures
+from sampla.given_prior import Given
 from sampla.inference.infer import infer
 from sampla.inference.influence import Influence
 from sampla.inference.leave_one_out import LeaveOneOut
@@ -45,6 +46,7 @@ __all__ = [
     "FixedNoiseGaussian",
     "GPrior",
     "Gaussian",
+    "Given",
     "Heads",
     "HeteroscedasticGaussian",
     "Influence",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sampla.core.noise import DATA, standard_normal
-from sampla.features import Linearisation, displaced, predicted
+from sampla.features import Linearisation, Origin, displaced, predicted
 from sampla.likelihoods import Likelihood
 
 
@@ -55,7 +55,7 @@ class LinearBatch:
     stop: int
     first_output: int
     """Position of the first output among all outputs of the pass: the key of its noise."""
-    origin: Tensor | None = None
+    origin: Origin | None = None
     """``Features.origin``."""
     weights: Tensor | None = None
     """(n,) how often each datum counts; None: once."""

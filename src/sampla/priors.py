@@ -1,7 +1,8 @@
-"""Gaussian priors N(0, A^-1) with diagonal A = alpha_g(i) / s_i^2: isotropic, by layer, g-prior.
+"""Gaussian priors N(mu, A^-1) with diagonal A = alpha_g(i) / s_i^2: isotropic, by layer, g-prior.
 
 The scales s are put into the features (phi diag(s)), so every solver works in the coordinates psi = theta / s,
-in which the prior precision of parameter i is just alpha of its group.
+in which the prior precision of parameter i is just alpha of its group. A mean mu other than zero (given_prior.py) goes
+into them as well: they are then about theta - mu.
 """
 
 from abc import ABC, abstractmethod
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from sampla.core.by_parameter import flat_by_parameter
 from sampla.core.checks import require, require_known
 from sampla.core.params import ParameterLayout
 
@@ -40,6 +42,8 @@ class BoundPrior:
     they were before the data."""
     guessed: bool = False
     """Whether alpha is only a guess to start EM from, which may choose another."""
+    mean: Tensor | None = None
+    """(P,) mu in float64; None: zero."""
 
     @property
     def learnt(self) -> Tensor:
@@ -57,6 +61,10 @@ class BoundPrior:
         sums = torch.zeros(len(self.names), dtype=torch.float64, device=values.device)
         return sums.index_add(0, self.group, values.double())
 
+    def from_zero(self, theta: Tensor) -> Tensor:
+        """theta (P,), given it less mu."""
+        return theta if self.mean is None else (theta.double() + self.mean).to(theta)
+
     def with_precision(self, precision: Tensor) -> "BoundPrior":
         """The same prior with other alpha (G,)."""
         return replace(self, precision=precision, guessed=False)
@@ -68,6 +76,9 @@ _START = 30.0
 
 class Prior(ABC):
     """How the prior precision is tied together and scaled; ``bind`` fits it to given parameters."""
+
+    mean: Tensor | dict[str, Tensor] | None = None
+    """mu, as ``checked_by_parameter`` gives it; None: zero."""
 
     def __init__(self, precision: Precision = None, learn: bool = True) -> None:
         """Args: precision: alpha to start from, or to keep if not learn; None starts from what the data say.
@@ -83,6 +94,14 @@ class Prior(ABC):
     @abstractmethod
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         """The prior for these parameters; ``curvature_diagonal`` (P,) estimates the diagonal of M."""
+
+    def mean_of(self, layout: ParameterLayout) -> Tensor | None:
+        """(P,) mu of these parameters in float64, on the CPU; None: zero.
+
+        Raises:
+            ValueError: for names, shapes or lengths that are not those of the parameters.
+        """
+        return None if self.mean is None else flat_by_parameter(self.mean, layout, "prior mean", both=False)
 
     def starting(self, diagonal: Tensor, scale: Tensor, group: Tensor, names: tuple[str, ...]) -> BoundPrior:
         """The prior with these scales and groups, at the precision that it was given or at one to start EM from."""
@@ -104,7 +123,7 @@ class Isotropic(Prior):
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         ones = torch.ones_like(curvature_diagonal)
         bound = self.starting(curvature_diagonal, ones, _one_group(layout), ("all",))
-        return replace(bound, dead=_dead(layout, curvature_diagonal))
+        return replace(bound, dead=dead_tensors(layout, curvature_diagonal))
 
 
 class Layerwise(Prior):
@@ -135,7 +154,7 @@ class Layerwise(Prior):
         bound = self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, names)
         informed = bound.group_sum(curvature_diagonal) != 0
         unknown = tuple(name for name, known in zip(names, informed.tolist(), strict=True) if not known)
-        return replace(bound, dead=_dead(layout, curvature_diagonal), fixed=unknown)
+        return replace(bound, dead=dead_tensors(layout, curvature_diagonal), fixed=unknown)
 
     def _group_of(self, parameter: str) -> str:
         if self.groups is None:
@@ -172,7 +191,7 @@ class GPrior(Prior):
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         tensors = curvature_diagonal.split(list(layout.sizes))
         scale = torch.cat([self._scale(t) for t in tensors])
-        dead = _dead(layout, curvature_diagonal)
+        dead = dead_tensors(layout, curvature_diagonal)
         require(
             len(dead) < len(tensors),
             "data that inform at least one parameter",
@@ -193,7 +212,7 @@ def _one_group(layout: ParameterLayout) -> Tensor:
     return torch.zeros(layout.total, dtype=torch.int64)
 
 
-def _dead(layout: ParameterLayout, diagonal: Tensor) -> tuple[str, ...]:
+def dead_tensors(layout: ParameterLayout, diagonal: Tensor) -> tuple[str, ...]:
     """The parameter tensors whose whole diagonal is zero."""
     tensors = diagonal.split(list(layout.sizes))
     return tuple(name for name, part in zip(layout.names, tensors, strict=True) if not bool(part.any()))

@@ -29,7 +29,8 @@ class Survey:
     residual: Tensor | None
     """Second moment of the residuals of the network's outputs f, y - f for Gaussian noise; None if there are none."""
     target: Tensor | None = None
-    """The same where the linear model says nothing, at theta = 0: y, or y - f + J w for a tangent."""
+    """The same where the linear model says nothing, at theta = 0: y, or y - f + J w for a tangent; at the prior's mean
+    where theta counts from that."""
     numbers: int = 0
     """N C, every datum counted once: at least the rank of M."""
 
@@ -125,11 +126,11 @@ class FirstLook:
             check_observations(likelihood, outputs, targets)
 
     def _prior_mean(self, here: Linearisation) -> Tensor:
-        """What the linear model says at theta = 0: zero, or f - J w for a tangent."""
+        """What the linear model says at theta = 0: zero, or f - J w for a tangent, and J mu more about a mean mu."""
         origin = self._features.origin
         if origin is None:
             return torch.zeros_like(here.outputs)
-        return here.linear_outputs(torch.zeros_like(origin.to(self._features.device))[None], origin)[0]
+        return here.linear_outputs(torch.zeros_like(origin.point.to(self._features.device))[None], origin)[0]
 
     def _moment(self, batch: Batch, values: Tensor) -> Tensor:
         """Weighted second moment of (n, *out) values of a batch."""

@@ -1,7 +1,7 @@
 """Feature maps phi: anything that can say phi v (jvp) and phi' u (vjp) for one batch of inputs."""
 
 from sampla.features._arguments import NetworkCall
-from sampla.features._base import Features, Linearisation, adjoint_error, check_adjoint, displaced, predicted
+from sampla.features._base import Features, Linearisation, Origin, adjoint_error, check_adjoint, displaced, predicted
 from sampla.features._lock import NETWORK_LOCK, locked
 from sampla.features._names import (
     functional_state,
@@ -27,6 +27,7 @@ __all__ = [
     "Linearisation",
     "NetworkCall",
     "NetworkFeatures",
+    "Origin",
     "OutputName",
     "OutputsAt",
     "Products",

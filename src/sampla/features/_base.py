@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
 from typing import Self, TypeAlias
 
 import torch
@@ -31,7 +33,7 @@ class Linearisation(ABC):
     def vjp(self, cotangents: Tensor) -> Tensor:
         """phi' u for K cotangents, summed over the batch: (K, n, *out) -> (K, P)."""
 
-    def linear_outputs(self, theta: Tensor, origin: Tensor | None) -> Tensor:
+    def linear_outputs(self, theta: Tensor, origin: "Origin | None") -> Tensor:
         """Return the linear model's outputs at theta: (K, P) -> (K, n, *out); ``origin`` is that of the features."""
         return predicted(self.outputs, self.jvp(displaced(theta, origin)), origin)
 
@@ -53,14 +55,31 @@ class Linearisation(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not square the gradient of each datum")
 
 
-def displaced(theta: Tensor, origin: Tensor | None) -> Tensor:
-    """Return what the linear model pushes forward: theta, or for a tangent theta - w (docs/method.md, section 8)."""
-    return theta if origin is None else theta - origin.to(theta)
+@dataclass(frozen=True)
+class Origin:
+    """Where the linear model's parameters theta count from, if its outputs are not just phi theta.
+
+    With u = theta - point they are phi u, or for a tangent f + phi u (docs/method.md, section 8). The point is w for a
+    tangent, and -mu more where theta counts from the prior's mean mu.
+    """
+
+    point: Tensor
+    """(P,)."""
+    tangent: bool
+
+    def moved(self, point: Tensor) -> "Origin":
+        """The same kind of model with another point."""
+        return Origin(point, self.tangent)
 
 
-def predicted(outputs: Tensor, pushed: Tensor, origin: Tensor | None) -> Tensor:
+def displaced(theta: Tensor, origin: Origin | None) -> Tensor:
+    """Return what the linear model pushes forward: theta, or theta - point."""
+    return theta if origin is None else theta - origin.point.to(theta)
+
+
+def predicted(outputs: Tensor, pushed: Tensor, origin: Origin | None) -> Tensor:
     """Return its outputs (K, n, *out), given that: phi theta, or for a tangent f + phi (theta - w)."""
-    return pushed if origin is None else outputs + pushed
+    return outputs + pushed if origin is not None and origin.tangent else pushed
 
 
 class Features(ABC):
@@ -73,8 +92,10 @@ class Features(ABC):
 
     layout: ParameterLayout
     """Names and shapes of the P parameters."""
-    origin: Tensor | None = None
-    """(P,) w, where the linear model is a tangent: it is then outputs + phi (theta - w). None: it is phi theta."""
+    origin: Origin | None = None
+    """Of the linear model, where that is a tangent, or theta counts from the prior's mean. None: it is phi theta."""
+    from_prior = False
+    """Whether theta counts from the prior's mean."""
     like: Tensor
     """An empty tensor with the dtype of the products, on the device where vectors of P live."""
 
@@ -107,7 +128,20 @@ class Features(ABC):
     def rescaled(self, theta: Tensor, scale: Tensor) -> Tensor:
         """theta s, (K, P), for parameters of phi diag(s); what s = 0 takes out of a tangent stays at its origin."""
         scaled = theta * scale
-        return scaled if self.origin is None else torch.where(scale == 0, self.origin.to(scaled), scaled)
+        return scaled if self.origin is None else torch.where(scale == 0, self.origin.point.to(scaled), scaled)
+
+    def about(self, mean: Tensor | None) -> Self:
+        """The same linear model in parameters theta - mu, mu (P,), the prior's mean; as it is where it is so already.
+
+        Args:
+            mean: mu; None: zero.
+        """
+        if mean is None or self.from_prior:
+            return self
+        other, mean = copy(self), mean.to(self.like)
+        other.from_prior = True
+        other.origin = Origin(-mean, False) if self.origin is None else self.origin.moved(self.origin.point - mean)
+        return other
 
     @property
     def rounding(self) -> float:

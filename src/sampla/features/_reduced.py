@@ -15,7 +15,7 @@ from torch.func import jvp, vjp, vmap
 
 from sampla.core.params import ParameterLayout
 from sampla.core.typing import Inputs
-from sampla.features._base import Features, Linearisation, OutputCurvature
+from sampla.features._base import Features, Linearisation, Origin, OutputCurvature
 from sampla.features._coarse import Coarse
 from sampla.features._folding import Fold
 from sampla.features._forward import ForwardAt
@@ -32,7 +32,7 @@ class Network(Protocol):
 
     layout: ParameterLayout
     like: Tensor
-    origin: Tensor | None
+    origin: Origin | None
     products: Products
     folds: Sequence[Fold]
 

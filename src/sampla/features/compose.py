@@ -16,10 +16,10 @@ class ScaledFeatures(Features):
     def __init__(self, base: Features, scale: Tensor) -> None:
         self.layout, self.like = base.layout, base.like
         self.absorbed, self.squares_data = base.absorbed, base.squares_data
-        self._base, self._scale = base, scale
+        self._base, self._scale, self.from_prior = base, scale, base.from_prior
         self._on_device = scale.to(base.device)
         if base.origin is not None:
-            self.origin = torch.where(scale == 0, 0, base.origin / scale)
+            self.origin = base.origin.moved(torch.where(scale == 0, 0, base.origin.point / scale))
 
     @property
     def device(self) -> torch.device:
@@ -41,6 +41,10 @@ class ScaledFeatures(Features):
         base, inner = self._base.unscaled()
         return base, self._scale if inner is None else inner * self._scale
 
+    def about(self, mean: Tensor | None) -> "ScaledFeatures":
+        own = None if mean is None else mean.to(self._scale) * self._scale
+        return ScaledFeatures(self._base.about(own), self._scale)
+
 
 class OutputsAt(Features):
     """The same features phi, with the curvature taken where the linear model is at theta, not at the network's outputs.
@@ -56,7 +60,7 @@ class OutputsAt(Features):
         self.absorbed, self.squares_data = base.absorbed, base.squares_data
         self._base, self._theta = base, theta.to(base.device)
         self._products = products or base
-        self.origin = None if base.origin is None else theta[0]
+        self.origin = base.origin.moved(theta[0]) if base.origin is not None and base.origin.tangent else base.origin
 
     @property
     def device(self) -> torch.device:

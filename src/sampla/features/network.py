@@ -17,7 +17,7 @@ from sampla.core.memory import is_of_the_machine
 from sampla.core.rounding import nudged
 from sampla.core.typing import Inputs
 from sampla.features._arguments import NetworkCall, answered
-from sampla.features._base import Features, Linearisation
+from sampla.features._base import Features, Linearisation, Origin
 from sampla.features._differences import check_differences
 from sampla.features._explained import explained
 from sampla.features._finite import where_not_finite
@@ -108,7 +108,8 @@ class NetworkFeatures(Features):
         self.layout = self._types.layout(self._point)
         self.like = self._on_device.to(vectors_on or self.device)
         if tangent:
-            self.origin = self.layout.flatten({name: p[None] for name, p in self._point.items()})[0].to(self.like)
+            point = self.layout.flatten({name: p[None] for name, p in self._point.items()})[0].to(self.like)
+            self.origin = Origin(point, tangent=True)
         self._native_rnn = self.device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules())
 
     @property
@@ -127,7 +128,7 @@ class NetworkFeatures(Features):
         other._rest = {name: t.to(device) for name, t in self._rest.items()}
         other._padding = [(module, row.to(device)) for module, row in self._padding]
         other._kept_laid, other.like = None, self.like.to(vectors_on or device)
-        other.origin = None if self.origin is None else self.origin.to(other.like)
+        other.origin = None if self.origin is None else self.origin.moved(self.origin.point.to(other.like))
         other._native_rnn = device.type == "cuda" and any(
             isinstance(m, nn.RNNBase) for m in self._inside.model.modules()
         )

@@ -74,7 +74,7 @@ def inference(task: Task, problem: FinalProblem, solution: Solution, unsettled: 
         )
     return Inference(
         samples=solution.value[:count] * state.prior.scale,
-        mean=None if mean is None else mean * state.prior.scale,
+        mean=None if mean is None else state.prior.from_zero(mean * state.prior.scale),
         prior=state.prior,
         model=state.model,
         solution=solution,

@@ -63,7 +63,8 @@ def infer(
 
     Args:
         model: features, likelihood and data.
-        prior: bound to the features' parameters here, with the diagonal of M that the noise pass estimates.
+        prior: bound to the features' parameters here, with the diagonal of M that the noise pass estimates; its mean
+            goes into the features of the model that is returned.
         solver: for H Z = B.
         num_samples: K.
         seed: of all noise.
@@ -88,12 +89,15 @@ def infer(
             no noise or prior can be learnt: all zero, or all met by the network.
     """
     require_known(curvature_at, ("network", "linear-mode"), "curvature_at")
+    mean = prior.mean_of(model.features.layout)
+    mean = None if mean is None else mean.to(model.features.like.device)
+    model = model.replaced(features=model.features.about(mean))
     say("checking the data")
     task, state = prepared(
         model, model.survey(), prior, solver, num_samples=num_samples, seed=seed, em=em, curvature_at=curvature_at,
         tolerance=tolerance, max_passes=max_passes, log_evidence=log_evidence, say=say, noise=noise,
     )  # fmt: skip
-    task = replace(task, keeps=updatable)
+    task, state = replace(task, keeps=updatable), replace(state, prior=replace(state.prior, mean=mean))
     with one_of_each(stacklevel=5):
         return solved(task, *_learnt(task, state, restore, keep))
 

@@ -9,15 +9,16 @@ from sampla.solvers import Jacobi, linear_mode
 
 
 def mode_of(inference: Inference, tolerance: float, say: Callable[[str], None]) -> Tensor:
-    """(P,) the mode of the linear model at the fit's hyperparameters.
+    """(P,) the mode of the linear model at the fit's hyperparameters, less the prior's mean.
 
     Args:
         inference: what the fit has left behind.
         tolerance: relative error of a mode that has still to be found.
         say: called with one line before each step of that.
     """
-    if inference.mean is not None:
-        return inference.mean
+    known = inference.mean_from_prior
+    if known is not None:
+        return known
     precision = inference.prior.diagonal
     near = Jacobi(inference.posed.diagonal + precision)
     found = linear_mode(inference.model, precision, near, tolerance=tolerance, check=True, say=say)

@@ -5,6 +5,7 @@ from math import isfinite, nan
 from typing import Any
 
 from sampla.core.data import Data
+from sampla.given_prior import GIVEN
 from sampla.inference.evidence import LogEvidence, at_least_zero, dimension_by_layer
 from sampla.inference.quadrature import LogError
 from sampla.inference.state import Inference
@@ -222,7 +223,8 @@ class FitReport:
 
     def _describe_prior(self) -> str:
         precision = ", ".join(f"{a:.3g}" for a in self.prior_precision[:8]) + (" ..." * (len(self.prior_precision) > 8))
-        return f"precision {precision}{_known(self.precision_error)}; {self._describe_em()}"
+        times = f" times {self.prior_groups[0]}" if self.prior_groups[0].startswith(GIVEN) else ""
+        return f"precision {precision}{times}{_known(self.precision_error)}; {self._describe_em()}"
 
     def _describe_model(self) -> str:
         """Which linear model of a network it is that y is held against; nothing for other features."""
@@ -313,7 +315,7 @@ def build_report(
 ) -> FitReport:
     """Collect the report from what the fit left behind."""
     noise = inference.model.likelihood.noise_precision
-    count = len(inference.samples)
+    count, origin = len(inference.samples), inference.model.features.origin
     layers = at_least_zero(dimension_by_layer(inference.solution, count, inference.model.features.layout))
     return FitReport(
         num_data=data.num_data,
@@ -347,7 +349,7 @@ def build_report(
         noise_error=_pair(inference.noise_error),
         log_evidence=None if inference.log_evidence is None else inference.log_evidence.value,
         log_evidence_error=_pair(inference.log_evidence),
-        linear_model="surrogate" if inference.model.features.origin is None else "tangent",
+        linear_model="tangent" if origin is not None and origin.tangent else "surrogate",
         products=products,
         effective_dimension_by_layer={name: gamma for name, (gamma, _) in layers.items()},
         effective_dimension_by_layer_error={name: error for name, (_, error) in layers.items()},

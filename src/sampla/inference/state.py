@@ -142,7 +142,9 @@ class Kept:
 
 @dataclass(frozen=True)
 class Inference:
-    """The posterior of a linear model in the coordinates of its parameters theta."""
+    """The posterior of a linear model in the coordinates of its parameters theta.
+
+    Where the prior has a mean, the parameters of ``model.features`` are theta less that."""
 
     samples: Tensor
     """(K, P) zero-mean posterior samples of theta - mean."""
@@ -170,6 +172,12 @@ class Inference:
     """What keeps EM from having settled; empty if it has."""
     kept: Kept | None = None
     """For new data; None where it was not asked for."""
+
+    @property
+    def mean_from_prior(self) -> Tensor | None:
+        """(P,) the mean less the prior's, as the parameters of ``model.features`` have it."""
+        prior = self.prior.mean
+        return self.mean if self.mean is None or prior is None else (self.mean.double() - prior).to(self.mean)
 
 
 def complain_unsettled(task: Task, state: EMState) -> str:

@@ -67,7 +67,7 @@ def updated(
         new: the new data, made by ``CheckedLoader.behind``.
         solver, seed, em, tolerance, max_passes: of the fit.
         log_evidence: whether to estimate log p(y) of all data.
-        mode: (P,) the linear model's, if it is known and the inference does not have it.
+        mode: (P,) the linear model's less the prior's mean, if it is known and the inference does not have it.
         say: called with one line at every stage.
 
     Raises:
@@ -172,7 +172,7 @@ def _gamma_factor(inference: Inference) -> Tensor | None:
     The same samples' gamma of all data is off by the same factor, as a rule: it is made of the same noise. So alpha
     moves by what the new data say, and not from one estimate's error to another's.
     """
-    prior, mean = inference.prior, inference.mean
+    prior, mean = inference.prior, inference.mean_from_prior
     if mean is None or not prior.learn:
         return None
     found = effective_dimension(inference.solution, len(inference.samples), prior)[0]
@@ -205,7 +205,8 @@ def _mode(inference: Inference, fresh: LinearModel, known: Tensor | None, share:
         known: (P,) the mode, if it is not the inference's.
         share: of the new data in all.
     """
-    mean, kept = inference.mean if inference.mean is not None else known, inference.kept
+    own, kept = inference.mean_from_prior, inference.kept
+    mean = known if own is None else own
     if mean is None or inference.model.likelihood.is_quadratic:
         return None
     mode = None if kept is None else kept.mode

@@ -11,7 +11,7 @@ from torch import nn
 
 from sampla.core.allocator import freed_memory_kept
 from sampla.core.arguments import named
-from sampla.core.checkpoint import plain
+from sampla.core.checkpoint import plain, said_exactly
 from sampla.core.checks import device_here, require
 from sampla.core.chunks import Chunks
 from sampla.core.data import CheckedLoader
@@ -300,6 +300,7 @@ class LinearisedLaplace(TakesNewData):
             check_spread(self.solver, self.precision)
             both = {"checkpoint": keeps, "chunks given": self.chunks is not None}
             check_together(ranks, {**self._chosen(features), **self._rest, **both})
+        features = features.about(self.prior.mean_of(features.layout))
         data = CheckedLoader(loader, device, self._progress, unpack, self.likelihood.counted, ranks)
         first = data.first()
         adjoint = checked_on_all(features, first, ranks)
@@ -351,7 +352,7 @@ class LinearisedLaplace(TakesNewData):
             "parameters": self.names, "output": list(self.output) if isinstance(self.output, tuple) else self.output,
             **({} if self.call is None else {"call": call_name(self.call)}),
             "likelihood": plain(self.likelihood.config(), "likelihood"),
-            "prior": [type(self.prior).__name__, repr(sorted(vars(self.prior).items()))],
+            "prior": [type(self.prior).__name__, said_exactly(vars(self.prior))],
             "solver": repr(self.solver),
             "curvature_at": self.curvature_at, "linear_model": self.linear_model,
             "type": [str(features.like.dtype), self.precision, features.device.type],
