@@ -2,18 +2,22 @@
 
     python -m benchmarks.projection
 
-Writes docs/scaling.md in a second. Nothing is run: measured rates are those of engine.json and linear_models.json, and
-all else is stated here and on the page. All ranks compute a pass, then its sums of K x P numbers go round a ring.
+Writes docs/scaling.md in a second. Nothing is run: measured rates are those of engine.json, linear_models.json and
+scale.json, and all else is stated here and on the page. All ranks compute a pass, then its sums of K x P numbers go
+round a ring.
 """
 
 import json
 from dataclasses import dataclass
 from math import ceil, log
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from experiments.common.facts import GIB
 from experiments.common.page import BENCHMARKS, ROOT, table, write_page
+
+from benchmarks.scale import told
 
 RESNET18 = 1.11e9
 """Operations of one forward of engine.json's ResNet-18 on a 32 x 32 image, two for each multiply-add."""
@@ -91,16 +95,20 @@ class Measured:
     """Operations a second of one core in that forward and backward."""
     entry: float
     """Seconds of one core for one entry of a design and one pass with K = 16: the memmap of linear_models.md."""
+    ranks: dict[str, float]
+    """Of two processes on a ResNet-20, medians of scale.json: how many times as fast as one, by the clock and by CPU
+    seconds, and what two fits that share nothing allowed."""
 
     @classmethod
     def read(cls, folder: Path = BENCHMARKS) -> "Measured":
         """From the stores of the pages."""
-        engine, linear = (_rows(folder / name) for name in ("engine.json", "linear_models.json"))
+        engine, linear, scale = (_rows(folder / f"{name}.json") for name in ("engine", "linear_models", "scale"))
         row, file = engine["time/ResNet-18/32"], linear["file"]
         entries = file["data"] / 4
         return cls(
             min(row["sampla"], row["jvps, then vjps"]), 3 * RESNET18 * row["data"] / row["forward + backward"],
             file["seconds"] / (file["passes"] * entries),
+            {name: median(each) for name, each in told(scale["ranks"]).items()},
         )  # fmt: skip
 
 
