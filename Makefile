@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures docs docs-check release-check benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence benchmark-scale projection extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures docs docs-check release-check benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence benchmark-scale benchmark-predict projection extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -72,6 +72,10 @@ benchmark-engine: $(INSTALLED)
 # benchmarks/evidence.md: seven minutes on one core.
 benchmark-evidence: $(INSTALLED)
 	$(BIN)/python -m benchmarks.evidence
+
+# benchmarks/predict.md: ten minutes on one free core.
+benchmark-predict: $(INSTALLED)
+	$(BIN)/python -m benchmarks.predict --anew
 
 # benchmarks/scale.md: two free cores wanted; MOST ends it at so many rows.
 benchmark-scale: $(INSTALLED)

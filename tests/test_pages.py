@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from benchmarks import projection, scale
+from benchmarks import predict, projection, scale
 from benchmarks.engine import __main__ as engine
 from benchmarks.linear import page as linear
 from benchmarks.solvers import page as solvers
@@ -44,6 +44,7 @@ PAGES = {
     "docs/reliability": ("tests/reliability/reliability", reliability.page),
     "benchmarks/engine": ("benchmarks/engine/engine", engine.page),
     "benchmarks/linear_models": ("benchmarks/linear/linear_models", linear.page),
+    "benchmarks/predict": ("benchmarks/predict", predict.page),
     "benchmarks/solvers": ("benchmarks/solvers/solvers", solvers.page),
 }
 NEED_AN_EXTRA = {"curvlinops", "gpytorch", "linear_operator", "jax", "torchmetrics", "laplace"}
