@@ -124,7 +124,7 @@ def forwards(row: Any, name: str) -> float:
 
 def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
-    rows = list(store.rows.values())
+    rows = sorted(store.rows.values(), key=lambda row: (row["inputs"], row["samples"]))
     columns: dict[str, Any] = {"inputs": "{inputs:,}", "K": "{samples}"}
     for name in (FORWARD, CLASS, MOMENTS):
         columns[f"{name}, CPU ms"] = partial(_milliseconds, name=name)
