@@ -1,73 +1,51 @@
 """Real measurements: HTC2022 phantoms at 60, 30 and 15 views and a bell pepper at two doses, nothing set by hand.
 
-    python -m experiments.tomography.real --root DIR [--only ta-60] [--factor 8]
+    python -m experiments.tomography.real --root DIR [--only ta-60] [--factor 8] [--alone]
 
 DIR holds ct/htc2022_*.npz and ct/bell_pepper.npz. ``factor`` detector bins and pixels of the original become one. Each
-case is reconstructed by the linearised deep image prior and by total variation as the prior (VariationalTV), and kept
-in OUT/results.json, its pictures under OUT/cases, so that a run may be stopped; results.md is written anew from all
-cases that are there.
+case is reconstructed with total variation as the prior (VariationalTV) and, unless ``--alone`` is given, by the
+linearised deep image prior. Each is kept in OUT/results.json, its pictures under OUT/cases, so that a run may be
+stopped; results.md is written anew from all cases that are there.
 """
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from experiments.common.command import command, say
-from experiments.common.page import RESULTS, table, write_page
-from experiments.common.store import Store, save_arrays
+from experiments.common.page import RESULTS, states, table, write_page
+from experiments.common.store import Row, Store, save_arrays
 from experiments.tomography.scans import CASES, load
 from sampla.apps.ct import Settings, reconstruct
-from sampla.apps.ct.illustrate import images_figure
 from sampla.apps.ct.run import pictures, summarise
-from sampla.tomography import PATCH_SIZES, VariationalTV, ray_transform, score
+from sampla.tomography import PATCH_SIZES
 
-_PEERS = {"PSNR, dB: FBP": "filtered back-projection", "TV": "total variation", "DIP": "deep image prior"}
+_PEERS = {"PSNR, dB: FBP": "filtered back-projection", "TV": "total variation"}
 _BESIDE = "VariationalTV"
 
 
-def run_case(store: Store, root: Path, case: str, factor: int, steps: int | None, out: Path) -> dict[str, Any]:
-    """Reconstruct one case; its pictures and images are kept beside its summary."""
-    result = reconstruct(Settings(quiet=True, method="network", steps=steps), load(root, case, factor))
+def run_case(
+    store: Store, root: Path, case: str, factor: int, steps: int | None, out: Path, method: str
+) -> dict[str, Any]:
+    """Reconstruct one case by "network" or "variational"; its pictures and images are kept beside its summary."""
+    of_training = {"steps": steps} if method == "network" else {}
+    result = reconstruct(Settings(quiet=True, method=method, **of_training), load(root, case, factor))
+    name = case if method == "network" else f"{case}-{method}"
     out.mkdir(parents=True, exist_ok=True)
     for picture in pictures(result):
         if picture.name != "samples":
-            (out / f"{case}-{picture.name}.png").write_bytes(picture.png)
-    save_arrays(store.predictions(case), mean=result.predictive.mean, deviations=result.predictive.deviations)
+            (out / f"{name}-{picture.name}.png").write_bytes(picture.png)
+    save_arrays(store.predictions(name), mean=result.predictive.mean, deviations=result.predictive.deviations)
     return {**summarise(result), "factor": factor}
 
 
-def run_variational(store: Store, root: Path, case: str, factor: int, out: Path) -> dict[str, Any]:
-    """The same case with total variation as the prior, at its defaults."""
-    scan, begun = load(root, case, factor), perf_counter()
-    assert scan.reference is not None
-    operator, learnt = ray_transform(scan.geometry), {"learn_noise": True, "progress": False}
-    fitted = VariationalTV(operator, scan.noise_std, **learnt).fit(scan.sinogram)
-    found = fitted.posterior_.predict_image()
-    seconds = perf_counter() - begun
-    out.mkdir(parents=True, exist_ok=True)
-    error = (scan.reference - found.mean).abs()
-    panels = {
-        _BESIDE: (found.mean, "image"), "Standard deviation": (found.std, "spread"),
-        "|Reference - reconstruction|": (error, "spread"),
-    }  # fmt: skip
-    (out / f"{case}-variational.png").write_bytes(images_figure(panels))
-    save_arrays(store.predictions(f"{case}-variational"), mean=found.mean, deviations=found.deviations)
-    return {
-        "scores": asdict(score(found, scan.reference)), "seconds": seconds, "steps": len(fitted.steps_),
-        "settled": fitted.settled_, "noise_std": fitted.noise_std_, "strength": fitted.strength_,
-        "fit": fitted.report_.to_dict(),
-    }  # fmt: skip
-
-
 def _statuses(row: Any) -> list[str]:
-    """Whether EM has settled, how the solve of the samples and the total variation ended, in a word each."""
-    variation = row.get("total_variation")
+    """How weights or EM, the solve of the samples and the total variation ended, in a word each."""
+    settled = row["weights"].startswith("settled") if "weights" in row else row["fit"]["settled"]
     return [
-        "settled" if row["fit"]["settled"] else "NOT settled",
+        "settled" if settled else "NOT settled",
         "converged" if row["fit"]["status"].startswith("reached") else "NOT converged",
-        "not recorded" if variation is None else "converged" if variation["converged"] else "NOT converged",
+        "converged" if row["total_variation"]["converged"] else "NOT converged",
     ]
 
 
@@ -77,59 +55,70 @@ def _within(scores: Any) -> str:
 
 def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
-    found = {case: store.rows[case] for case in CASES if case in store.rows}
-    beside = {case: store.rows[f"{case}/{_BESIDE}"] for case in found if f"{case}/{_BESIDE}" in store.rows}
-    found = {case: row | {"beside": beside[case]} for case, row in found.items() if case in beside}
+    beside = {case: store.rows[f"{case}/{_BESIDE}"] for case in CASES if f"{case}/{_BESIDE}" in store.rows}
+    found = {case: row | {"network": store.rows.get(case)} for case, row in beside.items()}
     columns = {
         "case": "{key}",
         "pixels": "{geometry[image_shape][0]} x {geometry[image_shape][1]}",
         "views x bins": lambda row: f"{len(row['geometry']['angles'])} x {row['geometry']['num_bins']}",
         **{head: f"{{quality[{name}][psnr]:.2f}}" for head, name in _PEERS.items()},
-        _BESIDE: "{beside[scores][psnr]:.2f}",
-        "within 1, 2, 3 std: DIP": lambda row: _within(row["scores"]),
-        f"{_BESIDE} ": lambda row: _within(row["beside"]["scores"]),
-        "rank correlation: DIP": "{scores[rank_correlation]:.2f}",
-        f"{_BESIDE}  ": "{beside[scores][rank_correlation]:.2f}", "s: DIP": "{seconds:.0f}",
-        f"{_BESIDE}   ": "{beside[seconds]:.0f}",
-        "DIP: EM, solve, TV": lambda row: ", ".join(_statuses(row)),
-        f"{_BESIDE}: weights, solve": lambda row: ", ".join(_settled(row["beside"])),
+        "DIP": _network(lambda row: f"{row['quality']['deep image prior']['psnr']:.2f}"),
+        _BESIDE: "{quality[variational total variation][psnr]:.2f}",
+        "within 1, 2, 3 std: DIP": _network(lambda row: _within(row["scores"])),
+        f"{_BESIDE} ": lambda row: _within(row["scores"]),
+        "rank correlation: DIP": _network(lambda row: f"{row['scores']['rank_correlation']:.2f}"),
+        f"{_BESIDE}  ": "{scores[rank_correlation]:.2f}",
+        "s: DIP": _network(lambda row: f"{row['seconds']:.0f}"), f"{_BESIDE}   ": "{seconds:.0f}",
+        "DIP: EM, solve, TV": _network(lambda row: ", ".join(_statuses(row))),
+        f"{_BESIDE}: weights, solve, TV": lambda row: ", ".join(_statuses(row)),
     }  # fmt: skip
 
     def density(row: Any, patch: int) -> str:
         own, *others = (s["log_prob"][str(patch)] for s in (row["scores"], *row["alternatives"].values()))
-        variational = row["beside"]["scores"]["log_prob"][str(patch)]
-        return f"{own:.2f}, **{variational:.2f}** ({', '.join(f'{other:.2f}' for other in others)})"
+        network = _network(lambda one: f"{one['scores']['log_prob'][str(patch)]:.2f}")(row)
+        return f"{network}, **{own:.2f}** ({', '.join(f'{other:.2f}' for other in others)})"
 
     sizes = [p for p in PATCH_SIZES if all(str(p) in row["scores"]["log_prob"] for row in found.values())]
     densities = {
         "case": "{key}",
         **{f"{p} x {p}": lambda row, p=p: density(row, p) for p in sizes},
-        "gamma": lambda row: ", ".join(f"{sum(f['fit']['effective_dimension']):.0f}" for f in (row, row["beside"])),
-        "noise": lambda row: f"{row['noise_std']:.3g}, {row['beside']['noise_std']:.3g}",
+        "gamma": _both(lambda row: f"{sum(row['fit']['effective_dimension']):.0f}"),
+        "noise": _both(lambda row: f"{row['noise_std']:.3g}"),
     }  # fmt: skip
     return {
         "cases": table(found, columns, left=len(columns)), "density": table(found, densities, left=len(densities)),
         "names": {case: row["name"] for case, row in found.items()}, "factor": store.settings["factor"],
-        "samples": ", ".join(sorted({str(row["beside"]["fit"]["num_samples"]) for row in found.values()})),
+        "networks": [case for case, row in found.items() if row["network"]], "states": states(store),
+        "samples": ", ".join(sorted({str(row["fit"]["num_samples"]) for row in found.values()})),
     }  # fmt: skip
 
 
-def _settled(row: Any) -> tuple[str, str]:
-    reached = row["fit"]["status"].startswith("reached")
-    return "settled" if row["settled"] else "NOT settled", "converged" if reached else "NOT converged"
+def _network(told: Any) -> Any:
+    """A column of the network's row, which may not have been run."""
+    return lambda row: told(row["network"]) if row["network"] else "not run"
+
+
+def _both(told: Any) -> Any:
+    return lambda row: f"{_network(told)(row)}, {told(row)}"
 
 
 def main() -> None:
     """Command line."""
-    more = {"factor": (8, "bins that become one"), "steps": (int, "of training; by default the library's rule")}
+    more = {
+        "factor": (8, "bins that become one"), "steps": (int, "of training; by default the library's rule"),
+        "alone": (False, f"{_BESIDE} only, without the network"),
+    }  # fmt: skip
     asked = command(__doc__, RESULTS / "tomography-real", "ct/", only=CASES, threads=None, **more)
     store = Store(asked.out / "results.json", {"factor": asked.factor, "steps": asked.steps}, asked.cache)
     for case in asked.only or CASES:
-        work = partial(run_case, store, asked.root, case, asked.factor, asked.steps, asked.out / "cases")
-        beside = partial(run_variational, store, asked.root, case, asked.factor, asked.out / "cases")
-        seconds = [store.once(key, do)["seconds"] for key, do in ((case, work), (f"{case}/{_BESIDE}", beside))]
-        say(f"{case}: {seconds[0]:.0f} s, {_BESIDE} {seconds[1]:.0f} s")
-        write_page(asked.out / "results.md", "experiments/tomography/real.md.j2", **page(store))
+        for method in ("variational",) if asked.alone else ("variational", "network"):
+            key = case if method == "network" else f"{case}/{_BESIDE}"
+            row: Row = store.once(
+                key,
+                partial(run_case, store, asked.root, case, asked.factor, asked.steps, asked.out / "cases", method),
+            )
+            say(f"{case}, {method}: {row['seconds']:.0f} s")
+            write_page(asked.out / "results.md", "experiments/tomography/real.md.j2", **page(store))
 
 
 if __name__ == "__main__":
