@@ -208,7 +208,7 @@ def variational_tv(
     mode, variance = torch.ones(operator.shape[1], dtype=torch.float64), torch.ones(len(between), dtype=torch.float64)
     for _ in range(100):
         gram = operator.mT @ operator / noise**2 + anchor * identity
-        mode = _newton(mode, gram, operator.mT @ y / noise**2, between, strength, smoothing * variance)
+        mode = smoothed_mode(operator, y, noise, between, strength, smoothing * variance, anchor, mode)
         widths = ((between @ mode) ** 2 + variance).sqrt()
         covariance = torch.linalg.inv(gram + strength * between.mT @ (between / widths[:, None]))
         variance = ((between @ covariance) * between).sum(1)
@@ -219,8 +219,16 @@ def variational_tv(
     return SmoothedTV(noise, mode, covariance, missed / used**2 / left + log(used**2 / left))
 
 
-def _newton(x: Tensor, gram: Tensor, right: Tensor, between: Tensor, strength: float, rounded: Tensor) -> Tensor:
+def smoothed_mode(
+    operator: Tensor, y: Tensor, noise: float, between: Tensor, strength: float, rounded: Tensor, anchor: float,
+    start: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The x of least x' G x / 2 - x' b + lambda sum sqrt(d^2 + rounded), by Newton's steps, halved until they help."""
+    gram = operator.mT @ operator / noise**2 + anchor * torch.eye(operator.shape[1], dtype=torch.float64)
+    x, right = (
+        torch.ones(operator.shape[1], dtype=torch.float64) if start is None else start,
+        operator.mT @ y / noise**2,
+    )
 
     def value(at: Tensor) -> float:
         return float(at @ gram @ at / 2 - at @ right + strength * ((between @ at) ** 2 + rounded).sqrt().sum())

@@ -104,6 +104,7 @@ FLOORS = (
     ),
     ("tomography: the mode of total variation", "tomography.mode"),
     ("tomography: a file of it", "tomography.keeping tomography.saving"),
+    ("tomography: the weights of total variation", "tomography.reweighting"),
     ("tomography: front door", "tomography.linearised tomography.variational"),
     ("tomography", "tomography"),
     ("public names", ""),

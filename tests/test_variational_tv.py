@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dense_tomography import differences, variational_tv
+from dense_tomography import differences, smoothed_mode, variational_tv
 from sampla import ConvergenceWarning
-from sampla.tomography import VariationalTV, ray_transform, variational
+from sampla.core import checkpoint
+from sampla.tomography import MatrixOperator, VariationalTV, ray_transform, reweighting
 from sampla.tomography.differences import DifferencePrior
+from sampla.tomography.mode import RoundedTV, towards_mode
 from tomography_case import SIDE, digit, noisy, parallel
 
 SAMPLES = 256
@@ -25,7 +27,7 @@ def scan():
 def fitted(scan):
     operator, sinogram, _ = scan
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(variational, "_DRAWS", SAMPLES)
+        patch.setattr(reweighting, "_DRAWS", SAMPLES)
         return VariationalTV(operator, num_samples=SAMPLES, progress=False).fit(sinogram)
 
 
@@ -35,7 +37,7 @@ def fixed_point(scan, strength: float):
     scale = fitted_scale(operator, sinogram)
     return variational_tv(
         torch.from_numpy(operator.scipy.toarray()), sinogram.flatten() / scale, (SIDE, SIDE), strength * scale,
-        variational._ANCHOR, std / scale, variational._SMOOTHING,
+        reweighting._ANCHOR, std / scale, reweighting._SMOOTHING,
     ), scale  # fmt: skip
 
 
@@ -121,7 +123,7 @@ def test_weights_that_have_not_settled_are_told(scan):
 def test_noise_that_no_solve_can_serve_is_told(scan):
     operator, sinogram, _ = scan
     with pytest.warns(ConvergenceWarning) as said:
-        found = VariationalTV(operator, noise_std=1e-6, num_samples=4, max_steps=2, progress=False).fit(sinogram)
+        found = VariationalTV(operator, 1e-6, num_samples=4, max_steps=2, max_passes=30, progress=False).fit(sinogram)
     assert not found.settled_
     assert not found.steps_[-1].solved
     assert "far too small?" in str(said[-1].message)
@@ -140,3 +142,81 @@ def test_sinograms_that_do_not_fit_are_refused(scan):
         model.fit(sinogram[:-1])
     with pytest.raises(ValueError, match="that attenuates"):
         model.fit(-np.asarray(sinogram))
+
+
+def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(scan, tmp_path, monkeypatch):
+    operator, sinogram, _ = scan
+    asked = {"num_samples": 4, "max_steps": 6, "progress": False}
+    with pytest.warns(ConvergenceWarning):
+        whole = VariationalTV(operator, **asked).fit(sinogram)
+    made = []
+    reweighted = reweighting.Reweighting._reweighted
+
+    def stopped(self, *given):
+        made.append(given)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return reweighted(self, *given)
+
+    monkeypatch.setattr(reweighting.Reweighting, "_reweighted", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        VariationalTV(operator, **asked).fit(sinogram, checkpoint=tmp_path / "fit")
+    with pytest.warns(ConvergenceWarning):
+        rest = VariationalTV(operator, **asked).fit(sinogram, checkpoint=tmp_path / "fit")
+    assert len(made) == 4 + 3
+    assert torch.equal(rest.posterior_.mean, whole.posterior_.mean)
+    assert torch.equal(rest.posterior_.deviations, whole.posterior_.deviations)
+    assert [step.score for step in rest.steps_] == [step.score for step in whole.steps_]
+    with pytest.raises(ValueError, match="one with other seed"):
+        VariationalTV(operator, seed=1, **asked).fit(sinogram, checkpoint=tmp_path / "fit")
+
+
+def test_what_was_saved_is_loaded(scan, fitted, tmp_path):
+    operator = scan[0]
+    fitted.save(tmp_path / "new" / "fit")
+    loaded = VariationalTV.load(tmp_path / "new" / "fit", operator)
+    here, there = loaded.posterior_.predict_image(), fitted.posterior_.predict_image()
+    assert torch.equal(here.mean, there.mean)
+    assert torch.equal(here.deviations, there.deviations)
+    assert loaded.posterior_.pixel_noise == fitted.posterior_.pixel_noise
+    assert str(loaded.report_) == str(fitted.report_)
+    for name in ("noise_std_", "strength_", "misfit_", "settled_", "steps_", "num_samples", "learn_noise"):
+        assert getattr(loaded, name) == getattr(fitted, name), name
+
+
+def test_what_does_not_belong_to_a_saved_fit_is_refused(scan, fitted, tmp_path):
+    operator = scan[0]
+    with pytest.raises(ValueError, match="Call fit first"):
+        VariationalTV(operator, progress=False).save(tmp_path)
+    with pytest.raises(FileNotFoundError, match="found none"):
+        VariationalTV.load(tmp_path, operator)
+    fitted.save(tmp_path)
+    half = MatrixOperator(operator.scipy * 0.5, (SIDE, SIDE), torch.float64)
+    with pytest.raises(ValueError, match="whose result differs by 50"):
+        VariationalTV.load(tmp_path, half)
+    with pytest.raises(ValueError, match=r"an operator of type torch\.float64"):
+        VariationalTV.load(tmp_path, operator.to(torch.float32))
+    path = tmp_path / "variational.safetensors"
+    tensors, facts = checkpoint.load(path)
+    checkpoint.save(path, tensors, facts | {"version": 2})
+    with pytest.raises(ValueError, match="written by a newer sampla"):
+        VariationalTV.load(tmp_path, operator)
+
+
+@pytest.mark.parametrize("rounding", [1.0, 1e-3])
+def test_the_mode_is_where_newtons_steps_lead(scan, rounding):
+    operator, sinogram, std = scan
+    y, matrix = sinogram.flatten(), torch.from_numpy(operator.scipy.toarray())
+    generator = torch.Generator().manual_seed(0)
+    e = rounding * (0.1 + torch.rand(2, SIDE, SIDE, generator=generator, dtype=torch.float64))
+    strength, start = 0.3 / std, torch.zeros(SIDE, SIDE, dtype=torch.float64)
+    density = RoundedTV(operator, y, std, strength, e, reweighting._ANCHOR)
+    image, reached = towards_mode(density, start, 200, 1e-6, 1000)
+    assert reached
+    between = differences((SIDE, SIDE))
+    flat = torch.cat([e[0, :-1].flatten(), e[1, :, :-1].flatten()])
+    exact = smoothed_mode(matrix, y, std, between, strength, flat, reweighting._ANCHOR)
+    assert float((image.flatten() - exact).norm() / exact.norm()) < 1e-6
+    early, reached = towards_mode(density, start, 1, 1e-6, 1000)
+    assert not reached
+    assert float((early.flatten() - exact).norm() / exact.norm()) > 1e-3

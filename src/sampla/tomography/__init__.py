@@ -10,10 +10,11 @@ from sampla.tomography.operators import FunctionOperator, MatrixOperator, Operat
 from sampla.tomography.prepared import Prepared
 from sampla.tomography.projected import ProjectedFeatures
 from sampla.tomography.rays import ray_transform
+from sampla.tomography.reweighting import ReweightingStep
 from sampla.tomography.scores import ImageScores, psnr_ssim, score
 from sampla.tomography.tv import TotalVariation, solve_tv, tv_reconstruction
 from sampla.tomography.unet import UNet, fixed_input, unet_for
-from sampla.tomography.variational import PixelPosterior, ReweightingStep, VariationalTV
+from sampla.tomography.variational import PixelPosterior, VariationalTV
 
 __all__ = [
     "PATCH_SIZES",

@@ -1,4 +1,4 @@
-"""What a reconstruction that was stopped goes on from: the trained network and the diagonal of M, in a file each.
+"""What a reconstruction that was stopped goes on from: trained network, diagonal of M, steps of weights; a file each.
 
 The noise, the states of EM and the passes since the last are kept beside them as for any other fit
 (inference/checkpointing.py, core/journal.py).
@@ -18,6 +18,9 @@ from sampla.features import network_fingerprint
 from sampla.tomography.dip import Training
 
 _TRAINING, _DIAGONAL, _VERSION = "training.safetensors", "diagonal.safetensors", 1
+
+Kept = tuple[dict[str, Tensor], dict[str, Any]]
+Made = Callable[[], Kept]
 
 
 def fingerprint(*tensors: Tensor) -> str:
@@ -65,12 +68,17 @@ def kept_diagonal(folder: str | Path | None, asked: dict[str, Any], measure: Cal
     return _once(folder, _DIAGONAL, asked, lambda: ({"diagonal": measure()}, {}))[0]["diagonal"]
 
 
+def kept_step(folder: str | Path | None, number: int, asked: dict[str, Any], make: Made) -> Kept:
+    """A step of weights: tensors and facts of the folder, or made and kept; arguments as for ``kept_training``."""
+    return _once(folder, f"step-{number:03}.safetensors", asked, make)
+
+
 def _once(
     folder: str | Path | None,
     name: str,
     asked: dict[str, Any],
-    make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]],
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    make: Made,
+) -> Kept:
     if folder is None:
         return make()
     path, asked = Path(folder) / name, checkpoint.plain(asked | {"version": _VERSION}, "what is asked")

@@ -83,7 +83,7 @@ def read(folder: str | Path, operator: Operator, network: nn.Module | None = Non
     require(facts.get("kind") == _KIND, f"a reconstruction in {path}", "another file of sampla's", other)
     newer = f"version {facts['version']}, written by a newer sampla"
     require(facts["version"] <= _VERSION, f"version {_VERSION} or older in {path}", newer, "Update sampla.")
-    _require_operator(path, operator, facts)
+    require_operator(path, operator, facts)
     own = _filled(path, network, tensors, facts).to(operator.like)
     given = tensors["input"].to(operator.like)
     with torch.no_grad():
@@ -95,18 +95,18 @@ def read(folder: str | Path, operator: Operator, network: nn.Module | None = Non
     if samples.dtype == torch.float64:
         whole, inside, at = whole.widened(), deepcopy(own).double(), given.double()
     features = ProjectedFeatures(NetworkFeatures(inside, tuple(facts["names"])), whole, at)
-    _require_equal(
+    require_equal(
         features.image.outputs[0, 0], tensors["image"], f"the network that {path} was fitted with",
         "Build the same architecture before loading.",
     )  # fmt: skip
-    _require_equal(
+    require_equal(
         features.measured[0], tensors["measured"], f"the operator that {path} was fitted with",
         "Give the geometry of that scan.",
     )  # fmt: skip
     return Saved(own, given, features, samples, tensors.get("noise_std"), facts["fit"])
 
 
-def _require_operator(path: Path, operator: Operator, facts: dict[str, Any]) -> None:
+def require_operator(path: Path, operator: Operator, facts: dict[str, Any]) -> None:
     """Refuse an operator of another size or type.
 
     Raises:
@@ -150,7 +150,7 @@ def _filled(path: Path, network: nn.Module | None, tensors: dict[str, Tensor], f
     return own.eval()
 
 
-def _require_equal(found: Tensor, saved: Tensor, what: str, fix: str) -> None:
+def require_equal(found: Tensor, saved: Tensor, what: str, fix: str) -> None:
     """Refuse what makes something else of the same weights.
 
     Raises:

@@ -1,0 +1,247 @@
+"""The Gaussian that bounds total variation most tightly around its mode, found by reweighting, and its strength.
+
+    p(x) ~ exp(-lambda sum_i |D_i x|),   y = T x + noise,   noise ~ N(0, sigma^2 I).
+
+The image is the posterior's mode x, as few views leave it: its edges stay sharp, where the mean blurs them. For any
+w_i > 0, |d| <= d^2 / (2 w_i) + w_i / 2, so that the prior is bounded by a Gaussian one with precisions lambda / w_i of
+the differences (``differences.py``), under which the posterior is that of a linear model with a covariance C. Among the
+Gaussians q = N(x, C) around the mode, that of the tightest bound has
+
+    w_i^2 = E_q (D_i x)^2 = (D_i x)^2 + (D C D')_ii,    and    sigma^2 = E_q |T x - y|^2 / m
+
+is the noise; by MacKay's |T x - y|^2 / (m - gamma), which ends there in far fewer steps. An edge loosens the prior
+where it lies, and so does what the scan leaves open: error bars are wide there. Babacan, Molina and Katsaggelos 2008,
+who move the mean of q too; samples by perturbation, Papandreou and Yuille 2010. E_q comes from K samples with new noise
+at every step; their variances are averaged over the last ones. The mode is that of sum_i sqrt(d_i^2 + epsilon
+(D C D')_ii), by the same bound (iterated reweighted least squares): rounded off far below a difference's deviation.
+
+lambda is the one that predicts measurements best that were left out: every measurement in its turn has the density
+N(r_i / (1 - h_i), sigma^2 / (1 - h_i)) with r = T x - y and the leverages h_i, which sum to gamma. With their mean,
+h = gamma / m, that is generalised cross-validation (Golub, Heath and Wahba 1979) with a learnt noise:
+
+    minimise   |r|^2 / (m sigma^2 (1 - h)) + log sigma^2 - log (1 - h).
+
+The ladder of strengths starts at lambda = N / sum_i w_i for N pixels, the maximum of the bound itself, and rises as
+long as this falls: a real image has far fewer edges than that prior, and its own maximum leaves error bars too wide.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from math import inf, log
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sampla.core.progress import Progress
+from sampla.inference.infer import infer
+from sampla.inference.settings import EM
+from sampla.inference.state import Inference
+from sampla.likelihoods import Gaussian
+from sampla.model import LinearModel
+from sampla.priors import Isotropic
+from sampla.solvers import Solver, Status
+from sampla.tomography.differences import DifferenceFeatures, DifferencePrior
+from sampla.tomography.keeping import Kept, Made
+from sampla.tomography.mode import RoundedTV, towards_mode
+from sampla.tomography.operators import Operator
+from sampla.tomography.tv import gradient
+
+_ANCHOR = 1e-4
+"""delta, in a scan's own units: a pixel alone has a standard deviation of a hundred times the image."""
+_DRAWS, _ROUGH = 16, 0.1
+"""Samples of a step, and their error, while the weights are still looked for."""
+_SMOOTHING = 0.01
+"""epsilon: a tenth of the deviation."""
+_FIRST_MODE_STEPS, _MODE_STEPS, _LAST_MODE_STEPS = 12, 2, 100
+"""Towards the mode, at the first step of the weights, at each other and, at most, after the last one."""
+_FLAT = 0.1
+"""Deviation of the differences, at first, for an image of about one."""
+_RESTING = 0.1
+"""Relative change of lambda at which the ladder begins."""
+_RUNG, _STEPS = 2**0.5, 3
+"""Between two strengths, and steps at each."""
+_WORSE = 2
+"""Rungs above the best before the ladder ends."""
+_FRESH, _LAST, _KEPT = 8, 16, 0.75
+"""Steps at the chosen strength with nothing but their own variances, steps in all there, at least, and the share of the
+variances so far in the average of the others."""
+_SETTLED = 0.01
+"""Relative change of sigma over a step at which the weights have settled."""
+
+
+@dataclass(frozen=True)
+class ReweightingStep:
+    """One step of the weights."""
+
+    strength: float
+    """lambda, in a scan's own units."""
+    noise_std: float
+    """sigma, in a scan's own units."""
+    change: float
+    """Of the mean image, relative."""
+    score: float
+    """What the ladder minimises."""
+    solved: bool
+    """Whether the samples it was made from were as accurate as they should be."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class State:
+    """What the next Gaussian prior is made of."""
+
+    variance: Tensor
+    """(2, H, W) of the differences, under q."""
+    image: Tensor
+    """(H, W) the mode."""
+    strength: float
+    noise_std: float
+    score: float = inf
+    solved: bool = True
+
+    @property
+    def widths(self) -> Tensor:
+        """(2, H, W) w."""
+        return (gradient(self.image).square() + self.variance).sqrt()
+
+
+@dataclass(frozen=True)
+class Scan:
+    operator: Operator
+    """T, on vectors of float64."""
+    measurements: Tensor
+    """(m,)."""
+
+    @property
+    def datum(self) -> Tensor:
+        """The only one: what stands for the inputs of the linear model."""
+        return torch.zeros(1, 1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Reweighting:
+    """What the weights are looked for with."""
+
+    scan: Scan
+    solver: Solver[Any]
+    learn_noise: bool
+    seed: int
+    tolerance: float
+    max_steps: int
+    max_passes: int
+    progress: Progress
+    kept: Callable[[int, Made], Kept]
+    """The step of a number: as a fit that was stopped has kept it, or made."""
+
+    def learnt(self, state: State) -> tuple[State, list[ReweightingStep], bool]:
+        """The last state at its mode, the record of every step, and whether the weights have settled."""
+        self.progress.enter("weights of total variation")
+        steps: list[ReweightingStep] = []
+        bar = self.progress.sweep(range(self.max_steps), self.max_steps)
+
+        def step(before: State, strength: float | None, kept: float = 0.0) -> State:
+            next(bar)
+
+            def make() -> Kept:
+                begun = perf_counter()
+                after = self._reweighted(before, strength, kept, self.seed + len(steps) + 1)
+                moved = float((after.image - before.image).norm() / after.image.norm())
+                record = ReweightingStep(
+                    after.strength, after.noise_std, moved, after.score, after.solved, perf_counter() - begun
+                )
+                return {"variance": after.variance, "image": after.image}, asdict(record)
+
+            tensors, found = self.kept(len(steps), make)
+            steps.append(ReweightingStep(**found))
+            told = steps[-1]
+            return State(tensors["variance"], tensors["image"], told.strength, told.noise_std, told.score, told.solved)
+
+        before, state = state, step(state, None)
+        while _change(state.strength, before.strength) > _RESTING and len(steps) < self.max_steps:
+            before, state = state, step(state, None)
+        state = self._ladder(state, step, steps)
+        averaged = 0
+        while len(steps) < self.max_steps and (averaged < _LAST or _moves(state, before)):
+            kept = _KEPT if averaged >= _FRESH else 0.0
+            before, state, averaged = state, step(state, state.strength, kept), averaged + 1
+        settled = averaged >= _LAST and not _moves(state, before) and state.solved
+        return self._towards_mode(state, _LAST_MODE_STEPS), steps, settled
+
+    def _ladder(self, state: State, step: Callable[..., State], steps: list[ReweightingStep]) -> State:
+        """The state on the best rung, its strength moved to the least of a parabola through it and its neighbours."""
+        rungs = [state]
+        while len(steps) < self.max_steps:
+            best = min(range(len(rungs)), key=lambda n: rungs[n].score)
+            if len(rungs) - 1 - best >= _WORSE:
+                break
+            strength = rungs[-1].strength * _RUNG
+            for _ in range(min(_STEPS, self.max_steps - len(steps))):
+                state = step(state, strength)
+            rungs.append(state)
+        best = min(range(len(rungs)), key=lambda n: rungs[n].score)
+        found = rungs[best]
+        if 0 < best < len(rungs) - 1:
+            below, at, above = (rungs[n].score for n in (best - 1, best, best + 1))
+            found = replace(found, strength=found.strength * _RUNG ** ((below - above) / (below - 2 * at + above) / 2))
+        return found
+
+    def _reweighted(self, state: State, strength: float | None, kept: float, seed: int) -> State:
+        """Weights and noise from samples at those of the state; without a strength that from which the ladder rises."""
+        at = state if strength is None else replace(state, strength=strength)
+        at = self._towards_mode(at, _FIRST_MODE_STEPS if state.score == inf else _MODE_STEPS)
+        features, inference = self.solved(at, seed, _DRAWS, _ROUGH)
+        image, deviations = at.image, features.prior.root_product(inference.samples)
+        fresh = torch.stack([gradient(one).square() for one in deviations]).mean(0)
+        variance = kept * state.variance + (1 - kept) * fresh
+        scan, count = self.scan, len(self.scan.measurements)
+        like = scan.operator.like
+        missed = float((scan.operator.forward(image[None].to(like))[0] - scan.measurements).square().sum())
+        spread = float(scan.operator.forward(deviations.to(like)).square().sum(1).mean())
+        free = max(1 - spread / at.noise_std**2 / count, 1 / count)
+        score = missed / count / at.noise_std**2 / free + 2 * log(at.noise_std) - log(free)
+        noise = (missed / count / free) ** 0.5 if self.learn_noise else at.noise_std
+        solved = inference.solution.status is Status.CONVERGED
+        after = State(variance, image, at.strength, noise, score, solved)
+        return after if strength is not None else replace(after, strength=image.numel() / float(after.widths.sum()))
+
+    def _towards_mode(self, state: State, steps: int) -> State:
+        """The mode at the state's strength, noise and variances, or nearer to it; unsolved if it is not reached."""
+        scan, rounding = self.scan, _SMOOTHING * state.variance
+        density = RoundedTV(scan.operator, scan.measurements, state.noise_std, state.strength, rounding, _ANCHOR)
+        image, reached = towards_mode(density, state.image, steps, self.tolerance, self.max_passes)
+        return replace(state, image=image, solved=reached)
+
+    def solved(
+        self, state: State, seed: int, num_samples: int, tolerance: float
+    ) -> tuple[DifferenceFeatures, Inference]:
+        """Posterior samples under the Gaussian prior of the present weights."""
+        scan, features = self.scan, DifferenceFeatures(self.scan.operator, _prior(state, state.widths))
+        data = [(scan.datum, scan.measurements.to(features.like.device)[None])]
+        model = LinearModel(features, Gaussian(state.noise_std**-2, learn=False), data)
+        inference = infer(
+            model, Isotropic(1.0, learn=False), self.solver, num_samples=num_samples, seed=seed, em=EM(),
+            tolerance=tolerance, max_passes=self.max_passes, log_evidence=False,
+        )  # fmt: skip
+        return features, inference
+
+
+def first(scan: Scan, noise_std: float) -> State:
+    """A flat image of one, whose differences have about a tenth of it as their deviation, and the strength of that."""
+    variance = torch.full((2, *scan.operator.image_shape), _FLAT**2, dtype=torch.float64)
+    image = torch.ones(scan.operator.image_shape, dtype=torch.float64)
+    return State(variance, image, 1 / (2 * _FLAT), noise_std)
+
+
+def _prior(state: State, widths: Tensor) -> DifferencePrior:
+    return DifferencePrior(state.strength / widths.clamp_min(torch.finfo(torch.float64).tiny), _ANCHOR)
+
+
+def _change(now: float, before: float) -> float:
+    return abs(now / before - 1)
+
+
+def _moves(now: State, before: State) -> bool:
+    """Whether the noise still changes from step to step."""
+    return _change(now.noise_std, before.noise_std) > _SETTLED
