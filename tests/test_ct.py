@@ -14,7 +14,7 @@ from sampla.apps.commands import app
 from sampla.apps.ct import Settings, adjusted, demo_scan, from_counts, read_scan, run_ct
 from sampla.apps.ct.illustrate import coverage
 from sampla.core import checkpoint
-from sampla.tomography import Geometry, LinearisedDIP, ray_transform
+from sampla.tomography import Geometry, LinearisedDIP, VariationalTV, ray_transform
 
 PICTURES = {"overview", "samples", "residual", "calibration"}
 IMAGES = {"reconstruction", "std", "samples"}
@@ -273,6 +273,13 @@ class TestTotalVariationAsThePrior:
         assert 0.2 < summary["misfit"] < 2
         assert summary["quality"]["variational total variation"]["psnr"] == pytest.approx(result.scores.psnr)
 
-    def test_only_a_network_is_saved(self, tmp_path):
-        with pytest.raises(ValueError, match="expected a folder or steps for the fit of a network"):
-            run_ct(Settings(tmp_path, save=tmp_path / "fit"), demo_scan(16, 8), print)
+    def test_the_fit_is_saved_and_its_steps_are_kept(self, tmp_path):
+        scan, fit, kept = demo_scan(16, 8), tmp_path / "fit", tmp_path / "kept"
+        result = run_ct(Settings(tmp_path, quiet=True, num_samples=8, save=fit, checkpoint=kept), scan, print)
+        loaded = VariationalTV.load(fit, ray_transform(scan.geometry))
+        assert torch.equal(loaded.reconstruction_, result.fit.reconstruction_)
+        assert len(list(kept.iterdir())) == len(loaded.steps_)
+
+    def test_only_a_network_is_trained(self, tmp_path):
+        with pytest.raises(ValueError, match="expected steps for the training of a network, got 3"):
+            run_ct(Settings(tmp_path, steps=3), demo_scan(16, 8), print)

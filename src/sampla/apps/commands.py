@@ -83,10 +83,8 @@ def ct(
     bad_views: Annotated[str, typer.Option(help="Views to leave out, likewise.")] = "",
     roi: Annotated[str, typer.Option(help="Region whose mean is wanted: rows and columns, such as 10:20,5:30.")] = "",
     unit: Annotated[str, typer.Option(help="Of the geometry's lengths, such as mm, for the report.")] = "",
-    save: Annotated[Path | None, typer.Option(help="Folder for a network's fit, for LinearisedDIP.load.")] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder for a network's fit to go on from if it is stopped.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Folder for the fit itself, which its class loads.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder for a fit to go on from if it is stopped.")] = None,
     steps: Annotated[int | None, typer.Option(hidden=True, min=1)] = None,
     pixels: Annotated[int | None, typer.Option(hidden=True, min=8)] = None,
 ) -> None:

@@ -27,13 +27,13 @@ def fitted(
         seed: of network and noise.
         steps: of the network's training instead of the recipe's.
         quiet: no bars.
-        checkpoint: folder of the network's fit to go on from.
+        checkpoint: folder of a fit to go on from.
         say: called with each line for the console.
     """
     common: dict[str, Any] = {"learn_noise": True, "seed": seed, "progress": not quiet}
     common |= {} if num_samples is None else {"num_samples": num_samples}
     if method == "variational":
-        variational = VariationalTV(operator, noise_std, **common).fit(measurements)
+        variational = VariationalTV(operator, noise_std, **common).fit(measurements, checkpoint)
         say(f"weights of total variation {weights(variational)}\n{variational.report_}")
         return variational
     recipe = Recipe() if steps is None else Recipe(steps=steps, start_steps=steps)

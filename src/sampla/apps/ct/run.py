@@ -23,7 +23,6 @@ from sampla.tomography import (
     PATCH_SIZES,
     ImagePredictive,
     ImageScores,
-    LinearisedDIP,
     Operator,
     TotalVariation,
     Whitened,
@@ -54,7 +53,7 @@ class Settings:
     device: str = "cpu"
     method: Method = "variational"
     save: Path | None = None
-    """Folder for the fit itself, which LinearisedDIP.load reads."""
+    """Folder for the fit itself, which LinearisedDIP.load or VariationalTV.load reads."""
     checkpoint: Path | None = None
     """Folder in which a fit that is stopped is kept, to go on from."""
 
@@ -101,9 +100,8 @@ def run_ct(settings: Settings, scan: Scan, say: Callable[[str], None] = print) -
     result = reconstruct(settings, scan, say)
     write_files(result)
     if settings.save is not None:
-        assert isinstance(result.fit, LinearisedDIP)
         result.fit.save(settings.save)
-        say(f"the fit is in {settings.save}: LinearisedDIP.load reads it, given the same operator")
+        say(f"the fit is in {settings.save}: {type(result.fit).__name__}.load reads it, given the same operator")
     say(f"{result.seconds:.0f} s; everything is in {settings.out}: open {settings.out / 'report.html'}")
     return result
 
@@ -111,11 +109,9 @@ def run_ct(settings: Settings, scan: Scan, say: Callable[[str], None] = print) -
 def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = print) -> Result:
     """Everything but the files."""
     start = perf_counter()
-    of_network = [one for one in (settings.save, settings.checkpoint, settings.steps) if one is not None]
     require(
-        settings.method == "network" or not of_network, "a folder or steps for the fit of a network",
-        f"{', '.join(map(str, of_network))} with method {settings.method!r}",
-        "Say method network; or leave them out: a variational fit takes seconds to minutes.",
+        settings.method == "network" or settings.steps is None, "steps for the training of a network",
+        f"{settings.steps} with method {settings.method!r}", "Say method network; or leave them out.",
     )  # fmt: skip
     say(
         f"{scan.name}: {scan.geometry.num_angles} views of {scan.geometry.num_bins} bins, "
