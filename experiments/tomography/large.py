@@ -85,7 +85,7 @@ def peer(dip: LinearisedDIP, sinogram: Tensor, cache: Path) -> tuple[ImagePredic
 
 def variational(operator: MatrixOperator, image: Tensor, sinogram: Tensor, out: Path, cache: Path) -> dict[str, Any]:
     """Total variation as the prior, at its defaults: scores, cost, picture."""
-    fit = VariationalTV(operator).fit(sinogram)
+    fit = VariationalTV(operator).fit(sinogram, checkpoint=cache / "weights")
     found = fit.posterior_.predict_image()
     found = ImagePredictive(found.mean.cpu(), found.deviations.cpu(), found.floor)
     save_arrays(cache / "predictions" / f"{_VARIATIONAL}.npz", mean=found.mean, deviations=found.deviations)

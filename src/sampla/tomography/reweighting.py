@@ -56,8 +56,9 @@ _SMOOTHING = 0.01
 """epsilon: a tenth of the deviation."""
 _FIRST_MODE_STEPS, _MODE_STEPS, _LAST_MODE_STEPS = 12, 2, 100
 """Towards the mode, at the first step of the weights, at each other and, at most, after the last one."""
-_FLAT = 0.1
-"""Deviation of the differences, at first, for an image of about one."""
+_LOOSE = 1.0
+"""Deviation of the differences, at first, for an image of about one: what the scan says comes first. A tighter prior
+takes a large image with few views to where noise explains everything, and there it stays."""
 _RESTING = 0.1
 """Relative change of lambda at which the ladder begins."""
 _RUNG, _STEPS = 2**0.5, 3
@@ -228,10 +229,10 @@ class Reweighting:
 
 
 def first(scan: Scan, noise_std: float) -> State:
-    """A flat image of one, whose differences have about a tenth of it as their deviation, and the strength of that."""
-    variance = torch.full((2, *scan.operator.image_shape), _FLAT**2, dtype=torch.float64)
+    """A flat image of one, whose differences have about as much as their deviation, and the strength of that."""
+    variance = torch.full((2, *scan.operator.image_shape), _LOOSE**2, dtype=torch.float64)
     image = torch.ones(scan.operator.image_shape, dtype=torch.float64)
-    return State(variance, image, 1 / (2 * _FLAT), noise_std)
+    return State(variance, image, 1 / (2 * _LOOSE), noise_std)
 
 
 def _prior(state: State, widths: Tensor) -> DifferencePrior:
