@@ -120,9 +120,17 @@ def test_weights_that_have_not_settled_are_told(scan):
     assert len(found.steps_) == 2
 
 
+def test_an_image_that_misses_the_measurements_is_told(scan):
+    operator, sinogram, std = scan
+    known = VariationalTV(operator, std / 10, num_samples=4, progress=False)
+    with pytest.warns(UserWarning, match=r"misses the measurements by [0-9.]+ times their noise"):
+        found = known.fit(sinogram)
+    assert found.misfit_ > 3
+
+
 def test_noise_that_no_solve_can_serve_is_told(scan):
     operator, sinogram, _ = scan
-    with pytest.warns(ConvergenceWarning) as said:
+    with pytest.warns(UserWarning, match="far too small|misses the measurements") as said:
         found = VariationalTV(operator, 1e-6, num_samples=4, max_steps=2, max_passes=30, progress=False).fit(sinogram)
     assert not found.settled_
     assert not found.steps_[-1].solved

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from sampla.tomography.prepared import Prepared, pixel_share, prepare
 from sampla.tomography.reweighting import Reweighting, ReweightingStep, Scan, first
 from sampla.tomography.saving import require_equal, require_operator
 
+MISSED = 3.0
+"""Misfit, in units of the noise, from which the user is warned."""
 _FILE, _KIND, _VERSION = "variational.safetensors", "variational total variation", 1
 
 
@@ -116,7 +119,8 @@ class VariationalTV:
                 stopped goes on from there, to the same result. None: nothing is kept.
 
         Returns:
-            self. A ConvergenceWarning says if the weights have not settled, or a solve stopped short.
+            self. A ConvergenceWarning says if the weights have not settled, or a solve stopped short; another warning
+            if the image misses the measurements by far more than their noise.
 
         Raises:
             ValueError: for a sinogram that does not fit the operator, is not finite or sees nothing, or a folder with
@@ -129,6 +133,14 @@ class VariationalTV:
         with deferred_interrupts(), one_of_each(stacklevel=4):
             state, steps, settled = weights.learnt(first(scan, prepared.noise_std))
             features, inference = weights.solved(state, self.seed, self.num_samples, self.tolerance)
+        missed = scan.operator.forward(state.image[None].to(scan.operator.like))[0] - scan.measurements
+        self.misfit_ = float(missed.square().mean().sqrt()) / prepared.noise_std
+        if self.misfit_ > MISSED:
+            warn(
+                f"The image misses the measurements by {self.misfit_:.1f} times their noise, and its error bars do not "
+                "know why. Look for a mistake in the geometry (diagnose), or give noise_std if it is larger.",
+                stacklevel=2,
+            )
         if not (settled and state.solved):
             fix = "Give max_steps more." if state.solved else "The image is not at its mode yet: give max_passes more."
             fix = fix if steps[-1].solved else "Samples were inaccurate: is the noise far too small?"
@@ -139,8 +151,6 @@ class VariationalTV:
         report = build_report(inference, inference.model.data, {}, adjoint, seconds, self.tolerance)
         deviations = features.prior.root_product(inference.samples)
         scale, like = prepared.scale, self.operator.like
-        missed = scan.operator.forward(state.image[None].to(scan.operator.like))[0] - scan.measurements
-        self.misfit_ = float(missed.square().mean().sqrt()) / prepared.noise_std
         self.noise_std_, self.strength_ = state.noise_std * scale, state.strength / scale
         # the noise in the sinogram's units; the Gaussian's own mean is not the image
         self.report_ = replace(report, noise_precision=self.noise_std_**-2, mean_error=None)

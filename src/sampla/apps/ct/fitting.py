@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
+from warnings import catch_warnings, filterwarnings
 
 from torch import Tensor
 
@@ -33,7 +34,9 @@ def fitted(
     common: dict[str, Any] = {"learn_noise": True, "seed": seed, "progress": not quiet}
     common |= {} if num_samples is None else {"num_samples": num_samples}
     if method == "variational":
-        variational = VariationalTV(operator, noise_std, **common).fit(measurements, checkpoint)
+        with catch_warnings():
+            filterwarnings("ignore", "The image misses the measurements")  # run.py says it of either method
+            variational = VariationalTV(operator, noise_std, **common).fit(measurements, checkpoint)
         say(f"weights of total variation {weights(variational)}\n{variational.report_}")
         return variational
     recipe = Recipe() if steps is None else Recipe(steps=steps, start_steps=steps)

@@ -33,10 +33,9 @@ from sampla.tomography import (
     score,
     solve_tv,
 )
+from sampla.tomography.variational import MISSED
 
 _NAMES = {"network": "deep image prior", "variational": "variational total variation"}
-_MISSED = 3.0
-"""Misfit of the trained network, in units of the noise, from which the user is warned."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def reconstruct(settings: Settings, scan: Scan, say: Callable[[str], None] = pri
         settings.method, operator, _like(measurements, scan), _like(given, scan), num_samples=settings.num_samples,
         seed=settings.seed, steps=settings.steps, quiet=settings.quiet, checkpoint=settings.checkpoint, say=say,
     )  # fmt: skip
-    if misfit(fit) > _MISSED:
+    if misfit(fit) > MISSED:
         missed = f"the reconstruction misses the sinogram by {misfit(fit):.1f} times the noise seen in it."
         warning = warning or f"{missed} Its error bars do not know why."
         say(f"WARNING: {missed}")
