@@ -133,6 +133,9 @@ class Reweighting:
     max_steps: int
     max_passes: int
     progress: Progress
+    most_noise: float
+    """What sigma is at most. Where noise explains an image, a smoother one explains less, and so on to a flat one: a
+    learnt sigma is held below that of second differences along the detector, which hold noise and more."""
     kept: Callable[[int, Made], Kept]
     """The step of a number: as a fit that was stopped has kept it, or made."""
 
@@ -202,7 +205,7 @@ class Reweighting:
         spread = float(scan.operator.forward(deviations.to(like)).square().sum(1).mean())
         free = max(1 - spread / at.noise_std**2 / count, 1 / count)
         score = missed / count / at.noise_std**2 / free + 2 * log(at.noise_std) - log(free)
-        noise = (missed / count / free) ** 0.5 if self.learn_noise else at.noise_std
+        noise = min((missed / count / free) ** 0.5, self.most_noise) if self.learn_noise else at.noise_std
         solved = inference.solution.status is Status.CONVERGED
         after = State(variance, image, at.strength, noise, score, solved)
         return after if strength is not None else replace(after, strength=image.numel() / float(after.widths.sum()))

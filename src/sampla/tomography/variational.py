@@ -4,6 +4,7 @@ The mathematics is in ``reweighting.py``; the fit is kept in one file, images on
 """
 
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -174,7 +175,7 @@ class VariationalTV:
             Path(checkpoint).mkdir(parents=True, exist_ok=True)
         return Reweighting(
             scan, self.solver, self.learn_noise, self.seed, self.tolerance, self.max_steps, self.max_passes,
-            self._progress, lambda number, make: kept_step(checkpoint, number, asked, make),
+            self._progress, prepared.noise_std if self.noise_std is None else inf, lambda number, make: kept_step(checkpoint, number, asked, make),
         )  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
