@@ -1,5 +1,8 @@
 """Error bars by total variation against a fixed point found with dense float64 matrices."""
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,10 @@ from torch import Tensor
 from dense_tomography import differences, smoothed_mode, variational_tv
 from sampla import ConvergenceWarning
 from sampla.core import checkpoint
-from sampla.tomography import MatrixOperator, VariationalTV, ray_transform, reweighting
+from sampla.tomography import MatrixOperator, VariationalTV, ray_transform, reweighting, variational
 from sampla.tomography.differences import DifferencePrior
 from sampla.tomography.mode import RoundedTV, towards_mode
+from sampla.tomography.prepared import prepare
 from tomography_case import SIDE, digit, noisy, parallel
 
 SAMPLES = 256
@@ -104,6 +108,17 @@ def test_noise_that_is_given_is_kept(scan, fitted):
     assert relative.strength_ == pytest.approx(fitted.strength_, rel=0.3)
 
 
+def test_learnt_noise_is_at_most_what_second_differences_show(scan, fitted, monkeypatch):
+    operator, sinogram, _ = scan
+    seen = prepare(operator, sinogram, None, True)
+    assert fitted.noise_std_ < seen.noise_std * seen.scale
+    small = seen.noise_std / 4
+    monkeypatch.setattr(variational, "prepare", lambda *given: replace(prepare(*given), noise_std=small))
+    with pytest.warns(UserWarning, match="misses the measurements"):
+        found = VariationalTV(operator, num_samples=4, progress=False).fit(sinogram)
+    assert found.noise_std_ == pytest.approx(small * seen.scale)
+
+
 def test_a_matrix_in_float32_gives_the_same_image(scan, fitted):
     operator, sinogram, _ = scan
     coarse = VariationalTV(operator.to(torch.float32), num_samples=4, progress=False).fit(sinogram.numpy())
@@ -130,7 +145,8 @@ def test_an_image_that_misses_the_measurements_is_told(scan):
 
 def test_noise_that_no_solve_can_serve_is_told(scan):
     operator, sinogram, _ = scan
-    with pytest.warns(UserWarning, match="") as said:
+    with warnings.catch_warnings(record=True) as said:  # of the solve, the misfit and the weights
+        warnings.simplefilter("always")
         found = VariationalTV(operator, 1e-6, num_samples=4, max_steps=2, max_passes=30, progress=False).fit(sinogram)
     assert not found.settled_
     assert not found.steps_[-1].solved
