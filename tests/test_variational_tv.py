@@ -114,8 +114,8 @@ def test_learnt_noise_is_at_most_what_second_differences_show(scan, fitted, monk
     assert fitted.noise_std_ < seen.noise_std * seen.scale
     small = seen.noise_std / 4
     monkeypatch.setattr(variational, "prepare", lambda *given: replace(prepare(*given), noise_std=small))
-    with pytest.warns(UserWarning, match="misses the measurements"):
-        found = VariationalTV(operator, num_samples=4, progress=False).fit(sinogram)
+    with pytest.warns(ConvergenceWarning):
+        found = VariationalTV(operator, num_samples=4, max_steps=3, progress=False).fit(sinogram)
     assert found.noise_std_ == pytest.approx(small * seen.scale)
 
 
@@ -135,14 +135,6 @@ def test_weights_that_have_not_settled_are_told(scan):
     assert len(found.steps_) == 2
 
 
-def test_an_image_that_misses_the_measurements_is_told(scan):
-    operator, sinogram, std = scan
-    known = VariationalTV(operator, std / 10, num_samples=4, progress=False)
-    with pytest.warns(UserWarning, match=r"misses the measurements by [0-9.]+ times their noise"):
-        found = known.fit(sinogram)
-    assert found.misfit_ > 3
-
-
 def test_noise_that_no_solve_can_serve_is_told(scan):
     operator, sinogram, _ = scan
     with warnings.catch_warnings(record=True) as said:  # of the solve, the misfit and the weights
@@ -151,6 +143,8 @@ def test_noise_that_no_solve_can_serve_is_told(scan):
     assert not found.settled_
     assert not found.steps_[-1].solved
     assert "far too small?" in str(said[-1].message)
+    assert found.misfit_ > 3
+    assert any(f"misses the measurements by {found.misfit_:.1f} times their noise" in str(one.message) for one in said)
 
 
 @pytest.mark.parametrize("settings", [{"num_samples": 1}, {"tolerance": 0.0}, {"max_steps": 0}])
