@@ -55,28 +55,34 @@ def _within(scores: Any) -> str:
 
 def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
-    beside = {case: store.rows[f"{case}/{_BESIDE}"] for case in CASES if f"{case}/{_BESIDE}" in store.rows}
-    found = {case: row | {"network": store.rows.get(case)} for case, row in beside.items()}
+    found = {}
+    for case in CASES:
+        network, beside = store.rows.get(case), store.rows.get(f"{case}/{_BESIDE}")
+        if (row := beside or network) is not None:  # the references are those at the noise of that one
+            found[case] = row | {"network": network, "beside": beside}
     columns = {
         "case": "{key}",
         "pixels": "{geometry[image_shape][0]} x {geometry[image_shape][1]}",
         "views x bins": lambda row: f"{len(row['geometry']['angles'])} x {row['geometry']['num_bins']}",
         **{head: f"{{quality[{name}][psnr]:.2f}}" for head, name in _PEERS.items()},
         "DIP": _network(lambda row: f"{row['quality']['deep image prior']['psnr']:.2f}"),
-        _BESIDE: "{quality[variational total variation][psnr]:.2f}",
+        _BESIDE: _beside(lambda row: f"{row['quality']['variational total variation']['psnr']:.2f}"),
         "within 1, 2, 3 std: DIP": _network(lambda row: _within(row["scores"])),
-        f"{_BESIDE} ": lambda row: _within(row["scores"]),
+        f"{_BESIDE} ": _beside(lambda row: _within(row["scores"])),
         "rank correlation: DIP": _network(lambda row: f"{row['scores']['rank_correlation']:.2f}"),
-        f"{_BESIDE}  ": "{scores[rank_correlation]:.2f}",
-        "s: DIP": _network(lambda row: f"{row['seconds']:.0f}"), f"{_BESIDE}   ": "{seconds:.0f}",
+        f"{_BESIDE}  ": _beside(lambda row: f"{row['scores']['rank_correlation']:.2f}"),
+        "s: DIP": _network(lambda row: f"{row['seconds']:.0f}"),
+        f"{_BESIDE}   ": _beside(lambda row: f"{row['seconds']:.0f}"),
         "DIP: EM, solve, TV": _network(lambda row: ", ".join(_statuses(row))),
-        f"{_BESIDE}: weights, solve, TV": lambda row: ", ".join(_statuses(row)),
+        f"{_BESIDE}: weights, solve, TV": _beside(lambda row: ", ".join(_statuses(row))),
     }  # fmt: skip
 
     def density(row: Any, patch: int) -> str:
-        own, *others = (s["log_prob"][str(patch)] for s in (row["scores"], *row["alternatives"].values()))
-        network = _network(lambda one: f"{one['scores']['log_prob'][str(patch)]:.2f}")(row)
-        return f"{network}, **{own:.2f}** ({', '.join(f'{other:.2f}' for other in others)})"
+        def own(one: Any) -> str:
+            return f"{one['scores']['log_prob'][str(patch)]:.2f}"
+
+        others = ", ".join(f"{other['log_prob'][str(patch)]:.2f}" for other in row["alternatives"].values())
+        return f"{_network(own)(row)}, **{_beside(own)(row)}** ({others})"
 
     sizes = [p for p in PATCH_SIZES if all(str(p) in row["scores"]["log_prob"] for row in found.values())]
     densities = {
@@ -89,7 +95,8 @@ def page(store: Store) -> dict[str, Any]:
         "cases": table(found, columns, left=len(columns)), "density": table(found, densities, left=len(densities)),
         "names": {case: row["name"] for case, row in found.items()}, "factor": store.settings["factor"],
         "networks": [case for case, row in found.items() if row["network"]], "states": states(store),
-        "samples": ", ".join(sorted({str(row["fit"]["num_samples"]) for row in found.values()})),
+        "alone": [case for case, row in found.items() if row["beside"]],
+        "samples": ", ".join({str(row["beside"]["fit"]["num_samples"]) for row in found.values() if row["beside"]}),
     }  # fmt: skip
 
 
@@ -98,8 +105,13 @@ def _network(told: Any) -> Any:
     return lambda row: told(row["network"]) if row["network"] else "not run"
 
 
+def _beside(told: Any) -> Any:
+    """The same of VariationalTV's."""
+    return lambda row: told(row["beside"]) if row["beside"] else "not run"
+
+
 def _both(told: Any) -> Any:
-    return lambda row: f"{_network(told)(row)}, {told(row)}"
+    return lambda row: f"{_network(told)(row)}, {_beside(told)(row)}"
 
 
 def main() -> None:
