@@ -17,7 +17,7 @@ from experiments.common.page import render
 from experiments.common.store import Store
 from experiments.influence import lds
 from experiments.regression import uci_page
-from experiments.tomography import real
+from experiments.tomography import large, real
 from experiments.width import page as width
 
 from reliability import page as reliability
@@ -40,6 +40,7 @@ PAGES = {
     "experiments/results/uci/results": ("experiments/regression/uci", uci_page.page),
     "experiments/results/tomography-real/results": ("experiments/tomography/real", real.page),
     "experiments/results/tomography-real-256/results": ("experiments/tomography/real", real.page),
+    "experiments/results/tomography-large/results": ("experiments/tomography/large", large.page),
     "experiments/results/width/results": ("experiments/width/page", width.page),
     "docs/reliability": ("tests/reliability/reliability", reliability.page),
     "benchmarks/engine": ("benchmarks/engine/engine", engine.page),
