@@ -79,10 +79,7 @@ def read(folder: str | Path, operator: Operator, network: nn.Module | None = Non
     """
     path = Path(folder) / _FILE
     tensors, facts = checkpoint.load(path)
-    other = "Give a folder written by LinearisedDIP.save()."
-    require(facts.get("kind") == _KIND, f"a reconstruction in {path}", "another file of sampla's", other)
-    newer = f"version {facts['version']}, written by a newer sampla"
-    require(facts["version"] <= _VERSION, f"version {_VERSION} or older in {path}", newer, "Update sampla.")
+    require_kind(path, facts, _KIND, _VERSION, "LinearisedDIP")
     require_operator(path, operator, facts)
     own = _filled(path, network, tensors, facts).to(operator.like)
     given = tensors["input"].to(operator.like)
@@ -104,6 +101,18 @@ def read(folder: str | Path, operator: Operator, network: nn.Module | None = Non
         "Give the geometry of that scan.",
     )  # fmt: skip
     return Saved(own, given, features, samples, tensors.get("noise_std"), facts["fit"])
+
+
+def require_kind(path: Path, facts: dict[str, Any], kind: str, version: int, writer: str) -> None:
+    """Refuse another kind of file, or one of a newer version.
+
+    Raises:
+        ValueError: naming what was expected.
+    """
+    fix = f"Give a folder written by {writer}.save()."
+    require(facts.get("kind") == kind, f"a {kind} in {path}", "another file of sampla's", fix)
+    newer = f"version {facts['version']}, written by a newer sampla"
+    require(facts["version"] <= version, f"version {version} or older in {path}", newer, "Update sampla.")
 
 
 def require_operator(path: Path, operator: Operator, facts: dict[str, Any]) -> None:

@@ -26,11 +26,11 @@ from sampla.tomography.keeping import fingerprint, kept_step
 from sampla.tomography.operators import Operator, check_operator
 from sampla.tomography.prepared import Prepared, pixel_share, prepare
 from sampla.tomography.reweighting import Reweighting, ReweightingStep, Scan, first
-from sampla.tomography.saving import require_equal, require_operator
+from sampla.tomography.saving import require_equal, require_kind, require_operator
 
 MISSED = 3.0
 """Misfit, in units of the noise, from which the user is warned."""
-_FILE, _KIND, _VERSION = "variational.safetensors", "variational total variation", 1
+_FILE, _KIND, _VERSION = "variational.safetensors", "fit of total variation", 1
 
 
 @dataclass(frozen=True)
@@ -218,10 +218,7 @@ class VariationalTV:
         """
         path = Path(folder) / _FILE
         tensors, facts = files.load(path)
-        other = "Give a folder written by VariationalTV.save()."
-        require(facts.get("kind") == _KIND, f"a fit of total variation in {path}", "another file of sampla's", other)
-        newer = f"version {facts['version']}, written by a newer sampla"
-        require(facts["version"] <= _VERSION, f"version {_VERSION} or older in {path}", newer, "Update sampla.")
+        require_kind(path, facts, _KIND, _VERSION, "VariationalTV")
         require_operator(path, operator, facts)
         mean, deviations = (tensors[name].to(operator.like) for name in ("mean", "deviations"))
         require_equal(
