@@ -187,6 +187,9 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(scan, tmp_path, monkeyp
     assert [step.score for step in rest.steps_] == [step.score for step in whole.steps_]
     with pytest.raises(ValueError, match="one with other seed"):
         VariationalTV(operator, seed=1, **asked).fit(sinogram, checkpoint=tmp_path / "fit")
+    turned = ray_transform(replace(parallel(), angles=tuple(-angle for angle in parallel().angles)), torch.float64)
+    with pytest.raises(ValueError, match=r"one with other .*operator"):
+        VariationalTV(turned, **asked).fit(sinogram, checkpoint=tmp_path / "fit")
 
 
 def test_what_was_saved_is_loaded(scan, fitted, tmp_path):

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from sampla.core import checkpoint
 from sampla.core.checks import require
+from sampla.core.noise import PROBE, standard_normal
 from sampla.features import network_fingerprint
 from sampla.tomography.dip import Training
+from sampla.tomography.operators import Operator
 
 _TRAINING, _DIAGONAL, _VERSION = "training.safetensors", "diagonal.safetensors", 1
 
@@ -29,6 +31,12 @@ def fingerprint(*tensors: Tensor) -> str:
     for tensor in tensors:
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
+
+
+def operator_fingerprint(operator: Operator) -> str:
+    """Of what it makes of an image of noise: a scan in another geometry is another scan, whatever its numbers."""
+    noise = standard_normal(0, PROBE, range(1), 0, operator.image_shape, operator.like)
+    return fingerprint(operator.forward(noise))
 
 
 def kept_training(

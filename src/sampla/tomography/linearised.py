@@ -34,7 +34,7 @@ from sampla.priors import BoundPrior, GPrior
 from sampla.solvers import DenseDual, KrylovDual, Solver
 from sampla.tomography.dip import Recipe, Training, train, untrained
 from sampla.tomography.image import ImagePredictive
-from sampla.tomography.keeping import fingerprint, kept_diagonal, kept_training
+from sampla.tomography.keeping import fingerprint, kept_diagonal, kept_training, operator_fingerprint
 from sampla.tomography.operators import Operator, check_operator
 from sampla.tomography.plan import Plan, plan
 from sampla.tomography.prepared import Prepared, pixel_share, prepare
@@ -224,8 +224,8 @@ class LinearisedDIP:
             return given, train(self.network, given, operator, measurements, noise, self.recipe, self._progress, start)
 
         asked = {
-            "scan": fingerprint(measurements), "image": operator.image_shape, "noise": noise, "seed": self.seed,
-            "recipe": asdict(self.recipe),
+            "scan": fingerprint(measurements), "operator": operator_fingerprint(operator),
+            "image": operator.image_shape, "noise": noise, "seed": self.seed, "recipe": asdict(self.recipe),
         }  # fmt: skip
         given, training = kept_training(checkpoint, self.network, asked, make)
         return given.to(operator.like), training

@@ -22,7 +22,7 @@ from sampla.features import check_adjoint
 from sampla.inference.report import FitReport, build_report
 from sampla.solvers import KrylovDual, Solver
 from sampla.tomography.image import ImagePredictive
-from sampla.tomography.keeping import fingerprint, kept_step
+from sampla.tomography.keeping import fingerprint, kept_step, operator_fingerprint
 from sampla.tomography.operators import Operator, check_operator
 from sampla.tomography.prepared import Prepared, pixel_share, prepare
 from sampla.tomography.reweighting import Reweighting, ReweightingStep, Scan, first
@@ -167,9 +167,9 @@ class VariationalTV:
 
     def _reweighting(self, prepared: Prepared, scan: Scan, checkpoint: str | Path | None) -> Reweighting:
         asked = {
-            "scan": fingerprint(scan.measurements), "image": self.operator.image_shape,
-            "noise": [prepared.noise_std, self.learn_noise], "seed": self.seed, "solver": repr(self.solver),
-            "tolerance": self.tolerance, "max_passes": self.max_passes,
+            "scan": fingerprint(scan.measurements), "operator": operator_fingerprint(self.operator),
+            "image": self.operator.image_shape, "noise": [prepared.noise_std, self.learn_noise], "seed": self.seed,
+            "solver": repr(self.solver), "tolerance": self.tolerance, "max_passes": self.max_passes,
         }  # fmt: skip
         most = prepared.noise_std if self.noise_std is None else inf
         if checkpoint is not None:
