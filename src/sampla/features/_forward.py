@@ -1,10 +1,13 @@
-"""Both products of a network's Jacobian by torch.func: forward mode for phi v, reverse mode for phi' u."""
+"""Both products of a network's Jacobian: forward mode by torch.func for phi v, reverse mode for phi' u."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.func import jvp, vmap
 
 from sampla.core.params import ParameterLayout
 from sampla.core.typing import Inputs
@@ -27,24 +30,30 @@ class Callee(Protocol):
 
 
 class ForwardAt(Linearisation):
-    """phi v by a jvp, phi' u by a vjp, K at a time."""
+    """phi v by a jvp, phi' u by a vjp, K at a time.
+
+    The vjp is torch.autograd's own: torch.func.vjp gives the same, and on small networks its bookkeeping for every
+    operation takes longer than the operations.
+    """
 
     def __init__(self, features: Callee, inputs: Inputs) -> None:
         self._features, self._inputs = features, inputs
-        self._pulled: tuple[Tensor, Callable[..., Any]] | None = None
+        self._kept: tuple[dict[str, Tensor], Tensor] | None = None
 
     def _forward(self, point: Mapping[str, Tensor]) -> Tensor:
         return self._features.call(point, self._inputs)
 
-    def _pullback(self) -> tuple[Tensor, Callable[..., Any]]:
-        if self._pulled is None:
-            outputs, pull, *_ = vjp(self._forward, self._features.point)
-            self._pulled = outputs.detach(), pull
-        return self._pulled
+    def _graph(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The parameters as leaves, and the outputs that depend on them."""
+        if self._kept is None:
+            leaves = _leaves(self._features.point)
+            with _recorded():
+                self._kept = leaves, self._forward(leaves)
+        return self._kept
 
     @property
     def outputs(self) -> Tensor:
-        return self._pullback()[0]
+        return self._graph()[1].detach()
 
     def jvp(self, vectors: Tensor) -> Tensor:
         tangents = self._features.layout.views(vectors)
@@ -56,17 +65,45 @@ class ForwardAt(Linearisation):
         """Reverse mode through the jvps, which are linear in v: one forward serves both products."""
         if not self._features.products.shared:
             return super().product(vectors, output_curvature)
-        point, features = self._features.point, self._features
+        point, tangents = self._features.point, _leaves(self._features.layout.views(vectors))
 
-        def pushed(tangents: dict[str, Tensor]) -> Any:
-            dims: Any = (0, None)  # the outputs are the same for all K
-            return vmap(lambda tangent: jvp(self._forward, (point,), (tangent,))[::-1], out_dims=dims)(tangents)
+        def pushed(tangent: dict[str, Tensor]) -> Any:
+            return jvp(self._forward, (point,), (tangent,))[::-1]
 
-        found: Any = vjp(pushed, features.layout.views(vectors), has_aux=True)
-        outer, pull, outputs = found
-        (pulled,) = pull(output_curvature(outputs.detach(), outer.detach()))
-        return features.layout.flatten(pulled).detach()
+        dims: Any = (0, None)  # the outputs are the same for all K
+        with _recorded():
+            outer, outputs = vmap(pushed, out_dims=dims)(tangents)
+        cotangents = output_curvature(outputs.detach(), outer.detach())
+        return self._features.layout.flatten(_pulled(outer, tangents, cotangents, again=False))
 
     def vjp(self, cotangents: Tensor) -> Tensor:
-        (pulled,) = vmap(self._pullback()[1])(cotangents)
-        return self._features.layout.flatten(pulled).detach()
+        leaves, outputs = self._graph()
+        pull = vmap(lambda cotangent: _pulled(outputs, leaves, cotangent, again=True))
+        return self._features.layout.flatten(pull(cotangents)).detach()
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Operations have a graph; what computes parts of it again in the backward pass is refused, as by torch.func.vjp.
+
+    The parameters are no longer in place then (``ReverseAt``).
+    """
+    with (
+        torch.enable_grad(),
+        disable_saved_tensors_hooks("a graph in forward mode does not go with saved tensor hooks"),
+    ):
+        yield
+
+
+def _leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+
+
+def _pulled(outputs: Tensor, leaves: Mapping[str, Tensor], cotangents: Tensor, again: bool) -> dict[str, Tensor]:
+    """The cotangents of the leaves, zero for those on which the outputs do not depend; the graph may serve again."""
+    if not outputs.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    gradients = torch.autograd.grad(
+        outputs, list(leaves.values()), cotangents, retain_graph=again, allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(leaves, gradients, strict=True))
