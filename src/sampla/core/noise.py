@@ -19,13 +19,19 @@ DATA, PRIOR, PROBE, PREDICTIVE, ADJOINT = range(5)
 
 _STREAM = 48
 """Bits of a key's second word below its stream: those of the sample."""
+_AT_ONCE = 2**16
+"""Draws that are made at once of several samples: there may be many samples of few draws each, as of a small batch."""
 
 
-def _normals(seed: int, stream: int, sample: int, start: int, count: int) -> np.ndarray:
-    """Entries start .. start + count of the infinite sequence (seed, stream, sample), by inversion."""
+def _normals(seed: int, stream: int, samples: range, start: int, count: int) -> np.ndarray:
+    """Entries start .. start + count of the infinite sequences (seed, stream, sample), (K, count), by inversion."""
     counter, skip = divmod(start, WORDS)
-    key = np.array([seed, (stream << _STREAM) | sample], dtype=np.uint64)
-    drawn = np.random.Philox(key=key, counter=counter).random_raw(skip + count)[skip:]
+    generator = np.random.Philox(key=0, counter=counter)
+    state, drawn = generator.state, np.empty((len(samples), count), dtype=np.uint64)
+    for row, sample in enumerate(samples):  # one generator at another key: to make each anew takes ten times as long
+        state["state"]["key"] = np.array([seed, (stream << _STREAM) | sample], dtype=np.uint64)
+        generator.state = state
+        drawn[row] = generator.random_raw(skip + count)[skip:]
     return np.asarray(ndtri(((drawn >> np.uint64(11)) + 0.5) * 2.0**-53))
 
 
@@ -55,5 +61,9 @@ def standard_normal(seed: int, stream: int, samples: range, start: int, shape: t
     count = int(np.prod(shape, dtype=np.int64))
     if like.device.type != "cpu" and has_float64(like.device):
         return _normals_there(seed, stream, samples, start, count, like).view(len(samples), *shape)
-    rows = [torch.from_numpy(_normals(seed, stream, k, start, count)).to(like.dtype) for k in samples]
-    return torch.stack(rows).to(like).view(len(samples), *shape)
+    found = torch.empty(len(samples), count, dtype=like.dtype)
+    together = max(1, _AT_ONCE // max(1, count))
+    for first in range(0, len(samples), together):
+        rows = samples[first : first + together]
+        found[first : first + len(rows)] = torch.from_numpy(_normals(seed, stream, rows, start, count))
+    return found.to(like).view(len(samples), *shape)
