@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sampla.core.batch import Batch, arriving
 from sampla.core.checks import require
-from sampla.core.hashes import Counted, datum_hashes, mix, padding_sides, wrap
+from sampla.core.hashes import Counted, Tally, datum_hashes, padding_sides, wrap
 from sampla.core.inputs import input_tensors
 from sampla.core.interrupts import Interruptible
 from sampla.core.items import as_batch
@@ -321,7 +321,7 @@ class CheckedLoader(Data):
 
     def _read(self) -> Iterator[Batch]:
         """One pass of the loader: batches where it has them, checked."""
-        position, content, order, index, size = 0, 0, 0, -1, 0  # the position is that in the loader
+        position, index, size, tally = 0, -1, 0, Tally()  # the position is that in the loader
         found: list[Tensor] = []
         for index, item in enumerate(self._progress.sweep(self._loader, self._length)):
             batch = as_batch(item, index, position, self._unpack)
@@ -330,13 +330,12 @@ class CheckedLoader(Data):
                 found.append(hashes)
             else:
                 self._require_known(hashes, position)
-            content = wrap(content + int(mix(hashes).sum()))
-            order = wrap(order + int(mix(hashes + mix(torch.arange(position, position + batch.size))).sum()))
+            tally.add(hashes)
             number, position = self._number(position), position + batch.size
             size += batch.nbytes
             yield replace(batch, position=number) if number != batch.position else batch
         self.nbytes = size
-        self._finish(position, content, order, index + 1, found)
+        self._finish(position, *tally.sums(), index + 1, found)
 
     def _hashes(self, batch: Batch) -> Tensor:
         self._objects, self.has_lists = batch.opaque, isinstance(batch.inputs, list)

@@ -5,6 +5,7 @@ What a mask leaves out does not enter it, nor how long the padding is.
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
@@ -20,6 +21,10 @@ Counted: TypeAlias = Callable[[Tensor], Tensor | None]
 
 _DECODER = "decoder_"
 """How the names of entries begin that a decoder reads, as long as the targets, not as the other entries."""
+_FEW = 2**12
+"""Numbers in a datum up to which the weights of their places are kept."""
+_TOGETHER = 2**12
+"""Hashes that are summed at once, at least."""
 _NARROW = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -33,6 +38,38 @@ def mix(x: Tensor) -> Tensor:
     x = (x ^ (x >> 30)) * -4658895280553007687
     x = (x ^ (x >> 27)) * -7723592293110705685
     return x ^ (x >> 31)
+
+
+class Tally:
+    """Sums over the hashes of a pass: one that does not depend on their order, and one that does.
+
+    Those of small batches wait for each other: to sum each alone takes as long as to hash it.
+    """
+
+    def __init__(self) -> None:
+        self._content, self._order, self._summed = 0, 0, 0
+        self._waiting: list[Tensor] = []
+        self._number = 0
+
+    def add(self, hashes: Tensor) -> None:
+        """Take (n,) hashes of the next data."""
+        self._waiting.append(hashes)
+        self._number += len(hashes)
+        if self._number >= _TOGETHER:
+            self._sum()
+
+    def sums(self) -> tuple[int, int]:
+        """Both sums over all that has been taken."""
+        if self._waiting:
+            self._sum()
+        return self._content, self._order
+
+    def _sum(self) -> None:
+        hashes, self._waiting, self._number = torch.cat(self._waiting), [], 0
+        places = torch.arange(self._summed, self._summed + len(hashes))
+        self._content = wrap(self._content + int(mix(hashes).sum()))
+        self._order = wrap(self._order + int(mix(hashes + mix(places)).sum()))
+        self._summed += len(hashes)
 
 
 def datum_hashes(
@@ -180,10 +217,23 @@ def _beginning(mask: str) -> str:
 
 def _weighted(bits: Tensor, k: int, unpadded: Tensor | None = None) -> Tensor:
     """(n,) sum of the bits (n, d), each times a number of its place, counted from the first place that is kept."""
-    places = torch.arange(1, bits.shape[1] + 1, device=bits.device) + (k << 40)
+    count, device = bits.shape[1], bits.device
+    if unpadded is None and count <= _FEW and device.type == "cpu":
+        return (bits * _few_weights(count, k)).sum(1)
+    places = _places(count, k, device)
     if unpadded is not None:
-        places = places - unpadded.int().argmax(1, keepdim=True) * (bits.shape[1] // unpadded.shape[1])
+        places = places - unpadded.int().argmax(1, keepdim=True) * (count // unpadded.shape[1])
     return (bits * mix(places)).sum(1)
+
+
+def _places(count: int, k: int, device: torch.device) -> Tensor:
+    return torch.arange(1, count + 1, device=device) + (k << 40)
+
+
+@lru_cache(maxsize=32)
+def _few_weights(count: int, k: int) -> Tensor:
+    """Kept, because for a small batch to make them takes longer than the sum."""
+    return mix(_places(count, k, torch.device("cpu")))
 
 
 def _object_hashes(inputs: Opaque | list[Any], size: int) -> Tensor:
