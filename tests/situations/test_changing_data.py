@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import sampla
 from helpers import class_batches, classifier, inputs, labels, laplace, regressor
+from sampla.core.hashes import Tally
 
 FIXED = sampla.Isotropic(1.0, learn=False)
 """The order of the data does not enter: the g-prior's scales come from noise that is keyed by it."""
@@ -78,6 +79,28 @@ def test_a_shuffled_loader_passes() -> None:
     plain = laplace(classifier(), solver="dense", prior=FIXED).fit(class_batches())
     shuffled = laplace(classifier(), solver="dense", prior=FIXED).fit(Passes(make))
     assert torch.allclose(shuffled.effective_dimension_, plain.effective_dimension_, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [7, 3000, 20000])
+def test_the_sums_over_a_pass_are_of_data_not_of_batches(size: int) -> None:
+    """And they are those written out, with Python's integers: of SplitMix64 of each hash, and of it with its place."""
+
+    def mixed(x: int) -> int:
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+            x = ((x ^ (x >> shift)) * factor + 2**63) % 2**64 - 2**63
+        return x
+
+    def wrapped(x: int) -> int:
+        return (x + 2**63) % 2**64 - 2**63
+
+    numbers = torch.randint(-(2**62), 2**62, (20000,), generator=torch.Generator().manual_seed(0))
+    tally = Tally()
+    for part in numbers.split(size):
+        tally.add(part)
+    content = sum(mixed(x) for x in numbers.tolist())
+    order = sum(mixed(wrapped(x + mixed(place))) for place, x in enumerate(numbers.tolist()))
+    assert tally.sums() == (content % 2**64, order % 2**64)
+    assert tally.sums() == tally.sums()
 
 
 def test_one_datum_for_another_is_noticed_at_the_end() -> None:
