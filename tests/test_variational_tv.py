@@ -86,6 +86,22 @@ def test_the_strength_predicts_left_out_measurements_best(scan, fitted, dense):
     assert fitted.steps_[-1].score == pytest.approx(found.score, abs=0.02)
 
 
+@pytest.mark.parametrize("least", [0.01, 0.3, 1.2, 5.0, 40.0])
+def test_the_strength_is_the_least_score_s_wherever_that_lies(least):
+    taken = []
+
+    def step(state, strength, **_):
+        taken.append(strength)
+        return replace(state, strength=strength, score=np.log(strength / least) ** 2)
+
+    weights = reweighting.Reweighting(None, None, True, 0, 0.01, 80, 10, None, np.inf, None)  # it asks for no more
+    start = reweighting.State(None, None, 5.0, 1.0)
+    far = weights._far(start, step, [])
+    assert 0.4 < far.strength / min(least, 5) < 2.1
+    assert weights._ladder(far, step, []).strength == pytest.approx(least)
+    assert min(least, 5) / 9 < min(taken), "weak strengths, which cost most, are not to be tried for nothing"
+
+
 def test_the_samples_have_the_covariance_of_the_fixed_point(fitted, dense):
     found, scale = dense
     draws = fitted.posterior_.deviations.flatten(1) / scale

@@ -21,8 +21,8 @@ h = gamma / m, that is generalised cross-validation (Golub, Heath and Wahba 1979
 
     minimise   |r|^2 / (m sigma^2 (1 - h)) + log sigma^2 - log (1 - h).
 
-The ladder of strengths starts at lambda = N / sum_i w_i for N pixels, the maximum of the bound itself, and rises as
-long as this falls: a real image has far fewer edges than that prior, and its own maximum leaves error bars too wide.
+Strengths far apart are tried from strong to weak, since a smooth image is found soonest and the next begins with it,
+until this rises; then a ladder of others near the best.
 """
 
 from collections.abc import Callable
@@ -54,17 +54,16 @@ _DRAWS, _ROUGH = 16, 0.1
 """Samples of a step, and their error, while the weights are still looked for."""
 _SMOOTHING = 0.01
 """epsilon: a tenth of the deviation."""
-_FIRST_MODE_STEPS, _MODE_STEPS, _LAST_MODE_STEPS = 12, 2, 100
-"""Towards the mode, at the first step of the weights, at each other and, at most, after the last one."""
-_LOOSE = 1.0
-"""Deviation of the differences, at first, for an image of about one: what the scan says comes first. A tighter prior
-takes a large image with few views to where noise explains everything, and there it stays."""
-_RESTING = 0.1
-"""Relative change of lambda at which the ladder begins."""
+_FAR_MODE_STEPS, _MODE_STEPS, _LAST_MODE_STEPS = 12, 2, 100
+"""Towards the mode, at most, at a step after a change by so much, at each other and after the last one."""
+_TIGHT = 0.1
+"""Deviation of the differences, at first, for an image of about one."""
+_FAR = 4.0
+"""Between two strengths far apart."""
 _RUNG, _STEPS = 2**0.5, 3
 """Between two strengths, and steps at each."""
 _WORSE = 2
-"""Rungs above the best before the ladder ends."""
+"""Rungs beyond the best before the ladder ends."""
 _FRESH, _LAST, _KEPT = 8, 16, 0.75
 """Steps at the chosen strength with nothing but their own variances, steps in all there, at least, and the share of the
 variances so far in the average of the others."""
@@ -145,12 +144,12 @@ class Reweighting:
         steps: list[ReweightingStep] = []
         bar = self.progress.sweep(range(self.max_steps), self.max_steps)
 
-        def step(before: State, strength: float | None, kept: float = 0.0) -> State:
+        def step(before: State, strength: float, kept: float = 0.0, towards: int = _MODE_STEPS) -> State:
             next(bar)
 
             def make() -> Kept:
                 begun = perf_counter()
-                after = self._reweighted(before, strength, kept, self.seed + len(steps) + 1)
+                after = self._reweighted(replace(before, strength=strength), kept, towards, self.seed + len(steps) + 1)
                 moved = float((after.image - before.image).norm() / after.image.norm())
                 record = ReweightingStep(
                     after.strength, after.noise_std, moved, after.score, after.solved, perf_counter() - begun
@@ -162,10 +161,7 @@ class Reweighting:
             told = steps[-1]
             return State(tensors["variance"], tensors["image"], told.strength, told.noise_std, told.score, told.solved)
 
-        before, state = state, step(state, None)
-        while _change(state.strength, before.strength) > _RESTING and len(steps) < self.max_steps:
-            before, state = state, step(state, None)
-        state = self._ladder(state, step, steps)
+        before = state = self._ladder(self._far(state, step, steps), step, steps)
         averaged = 0
         while len(steps) < self.max_steps and (averaged < _LAST or _moves(state, before)):
             kept = _KEPT if averaged >= _FRESH else 0.0
@@ -173,28 +169,42 @@ class Reweighting:
         settled = averaged >= _LAST and not _moves(state, before) and state.solved
         return self._towards_mode(state, _LAST_MODE_STEPS), steps, settled
 
+    def _far(self, state: State, step: Callable[..., State], steps: list[ReweightingStep]) -> State:
+        """The state at the best of strengths far apart, from strong to weak."""
+        best, strength = state, state.strength
+        while len(steps) < self.max_steps:
+            for towards in (_FAR_MODE_STEPS, _MODE_STEPS)[: self.max_steps - len(steps)]:
+                state = step(state, strength, towards=towards)
+            if state.score >= best.score:
+                break
+            best, strength = state, strength / _FAR
+        return best
+
     def _ladder(self, state: State, step: Callable[..., State], steps: list[ReweightingStep]) -> State:
         """The state on the best rung, its strength moved to the least of a parabola through it and its neighbours."""
-        rungs = [state]
-        while len(steps) < self.max_steps:
-            best = min(range(len(rungs)), key=lambda n: rungs[n].score)
-            if len(rungs) - 1 - best >= _WORSE:
-                break
-            strength = rungs[-1].strength * _RUNG
+
+        def settled(state: State, strength: float) -> State:
             for _ in range(min(_STEPS, self.max_steps - len(steps))):
                 state = step(state, strength)
-            rungs.append(state)
-        best = min(range(len(rungs)), key=lambda n: rungs[n].score)
+            return state
+
+        middle, best = state.strength, 0
+        rungs = {0: settled(state, middle)}
+        for way in (1, -1):  # down only where nothing above is better
+            state, rung = rungs[0], 0
+            while way * (best - rung) > -_WORSE and way * best >= 0 and len(steps) < self.max_steps:
+                rung += way
+                state = rungs[rung] = settled(state, middle * _RUNG**rung)
+                best = min(rungs, key=lambda n: rungs[n].score)
         found = rungs[best]
-        if 0 < best < len(rungs) - 1:
+        if best - 1 in rungs and best + 1 in rungs:
             below, at, above = (rungs[n].score for n in (best - 1, best, best + 1))
             found = replace(found, strength=found.strength * _RUNG ** ((below - above) / (below - 2 * at + above) / 2))
         return found
 
-    def _reweighted(self, state: State, strength: float | None, kept: float, seed: int) -> State:
-        """Weights and noise from samples at those of the state; without a strength that from which the ladder rises."""
-        at = state if strength is None else replace(state, strength=strength)
-        at = self._towards_mode(at, _FIRST_MODE_STEPS if state.score == inf else _MODE_STEPS)
+    def _reweighted(self, state: State, kept: float, towards: int, seed: int) -> State:
+        """Weights and noise from samples at the strength and weights of a state, and so many steps towards its mode."""
+        at = self._towards_mode(state, towards)
         features, inference = self.solved(at, seed, _DRAWS, _ROUGH)
         image, deviations = at.image, features.prior.root_product(inference.samples)
         fresh = torch.stack([gradient(one).square() for one in deviations]).mean(0)
@@ -207,8 +217,7 @@ class Reweighting:
         score = missed / count / at.noise_std**2 / free + 2 * log(at.noise_std) - log(free)
         noise = min((missed / count / free) ** 0.5, self.most_noise) if self.learn_noise else at.noise_std
         solved = inference.solution.status is Status.CONVERGED
-        after = State(variance, image, at.strength, noise, score, solved)
-        return after if strength is not None else replace(after, strength=image.numel() / float(after.widths.sum()))
+        return State(variance, image, at.strength, noise, score, solved)
 
     def _towards_mode(self, state: State, steps: int) -> State:
         """The mode at the state's strength, noise and variances, or nearer to it; unsolved if it is not reached."""
@@ -233,9 +242,9 @@ class Reweighting:
 
 def first(scan: Scan, noise_std: float) -> State:
     """A flat image of one, whose differences have about as much as their deviation, and the strength of that."""
-    variance = torch.full((2, *scan.operator.image_shape), _LOOSE**2, dtype=torch.float64)
+    variance = torch.full((2, *scan.operator.image_shape), _TIGHT**2, dtype=torch.float64)
     image = torch.ones(scan.operator.image_shape, dtype=torch.float64)
-    return State(variance, image, 1 / (2 * _LOOSE), noise_std)
+    return State(variance, image, 1 / (2 * _TIGHT), noise_std)
 
 
 def _prior(state: State, widths: Tensor) -> DifferencePrior:
