@@ -219,6 +219,23 @@ def variational_tv(
     return SmoothedTV(noise, mode, covariance, missed / used**2 / left + log(used**2 / left))
 
 
+def likeliest_spread(
+    operator: Tensor, shape: tuple[int, int], found: SmoothedTV, anchor: float
+) -> tuple[float, Tensor]:  # fmt: skip
+    """The lambda = N / sum w of the covariance around a mode that stays, by bisection, and that covariance."""
+    between, pixels = differences(shape), operator.shape[1]
+    gram = operator.mT @ operator / found.noise_std**2 + anchor * torch.eye(pixels, dtype=torch.float64)
+    weak, strong = 1e-3, 1e3
+    for _ in range(30):
+        strength, variance = sqrt(weak * strong), torch.ones(len(between), dtype=torch.float64)
+        for _ in range(60):
+            widths = ((between @ found.mode) ** 2 + variance).sqrt()
+            covariance = torch.linalg.inv(gram + strength * between.mT @ (between / widths[:, None]))
+            variance = ((between @ covariance) * between).sum(1)
+        weak, strong = (strength, strong) if pixels / float(widths.sum()) > strength else (weak, strength)
+    return strength, covariance
+
+
 def smoothed_mode(
     operator: Tensor, y: Tensor, noise: float, between: Tensor, strength: float, rounded: Tensor, anchor: float,
     start: Tensor | None = None,

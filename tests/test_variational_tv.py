@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dense_tomography import differences, smoothed_mode, variational_tv
+from dense_tomography import differences, likeliest_spread, smoothed_mode, variational_tv
 from sampla import ConvergenceWarning
 from sampla.core import checkpoint
 from sampla.tomography import MatrixOperator, VariationalTV, ray_transform, reweighting, variational
@@ -71,6 +71,7 @@ def test_the_root_of_the_prior_is_that_of_its_dense_precision():
 def test_noise_and_mode_are_those_of_the_fixed_point(fitted, dense):
     found, scale = dense
     assert fitted.settled_
+    assert fitted.spread_strength_ == fitted.strength_
     assert fitted.report_.noise_precision == pytest.approx(fitted.noise_std_**-2)
     assert "linear model's mean" not in str(fitted.report_)
     assert fitted.noise_std_ / scale == pytest.approx(found.noise_std, rel=0.01)
@@ -90,12 +91,12 @@ def test_the_strength_predicts_left_out_measurements_best(scan, fitted, dense):
 def test_the_strength_is_the_least_score_s_wherever_that_lies(least):
     taken = []
 
-    def step(state, strength, **_):
-        taken.append(strength)
-        return replace(state, strength=strength, score=np.log(strength / least) ** 2)
+    def step(state, **_):
+        taken.append(state.strength)
+        return replace(state, score=np.log(state.strength / least) ** 2)
 
     weights = reweighting.Reweighting(None, None, True, 0, 0.01, 80, 10, None, np.inf, None)  # it asks for no more
-    start = reweighting.State(None, None, 5.0, 1.0)
+    start = reweighting.State(torch.ones(1), None, 5.0, 5.0, 1.0)
     far = weights._far(start, step, [])
     assert 0.4 < far.strength / min(least, 5) < 2.1
     assert weights._ladder(far, step, []).strength == pytest.approx(least)
@@ -111,6 +112,28 @@ def test_the_samples_have_the_covariance_of_the_fixed_point(fitted, dense):
     assert float(covariance.trace() / exact.trace()) == pytest.approx(1, abs=0.05)
     ratio = covariance.diagonal() / exact.diagonal()
     assert float(ratio.log().std()) < 1.3 * (2 / SAMPLES) ** 0.5
+
+
+def test_a_covariance_has_the_likeliest_strength_where_the_mode_s_is_weaker(scan, monkeypatch):
+    operator, sinogram, _ = scan
+    weak = 0.3  # in a scan's own units, as if it predicted best
+    monkeypatch.setattr(reweighting, "_DRAWS", SAMPLES)
+    monkeypatch.setattr(reweighting.Reweighting, "_ladder", lambda _, state, *__: state.at(weak))
+    fit = VariationalTV(operator, num_samples=SAMPLES, progress=False).fit(sinogram)
+    scale = fitted_scale(operator, sinogram)
+    assert fit.settled_
+    assert fit.strength_ * scale == pytest.approx(weak)
+    found, _ = fixed_point(scan, fit.strength_)
+    strength, covariance = likeliest_spread(
+        torch.from_numpy(operator.scipy.toarray()), (SIDE, SIDE), found, reweighting._ANCHOR
+    )
+    assert strength > 2 * weak
+    assert fit.spread_strength_ * scale == pytest.approx(strength, rel=0.05)
+    draws = fit.posterior_.deviations.flatten(1) / scale
+    expected = float(((covariance.trace() ** 2 + covariance.square().sum()) / SAMPLES).sqrt())
+    assert float((draws.mT @ draws / SAMPLES - covariance).norm()) < 1.2 * expected
+    wrong = fit.reconstruction_.flatten() / scale - found.mode
+    assert float(wrong.norm() / found.mode.norm()) < 0.005
 
 
 def test_noise_that_is_given_is_kept(scan, fitted):

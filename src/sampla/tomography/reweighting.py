@@ -22,7 +22,9 @@ h = gamma / m, that is generalised cross-validation (Golub, Heath and Wahba 1979
     minimise   |r|^2 / (m sigma^2 (1 - h)) + log sigma^2 - log (1 - h).
 
 Strengths far apart are tried from strong to weak, since a smooth image is found soonest and the next begins with it,
-until this rises; then a ladder of others near the best.
+until this rises; then a ladder of others near the best. What predicts bins says little of pixels that are smaller by
+far: around that mode the covariance has the lambda = N / sum_i w_i, for N pixels, at which the bound is largest, where
+that is the larger one. (With the mode free this holds at almost every lambda, and chooses none.)
 """
 
 from collections.abc import Callable
@@ -64,9 +66,10 @@ _RUNG, _STEPS = 2**0.5, 3
 """Between two strengths, and steps at each."""
 _WORSE = 2
 """Rungs beyond the best before the ladder ends."""
-_FRESH, _LAST, _KEPT = 8, 16, 0.75
-"""Steps at the chosen strength with nothing but their own variances, steps in all there, at least, and the share of the
-variances so far in the average of the others."""
+_FRESH = 8
+"""Steps at the chosen strength, at least, until the noise has settled."""
+_AVERAGED, _KEPT = 8, 0.75
+"""Last steps, at the mode, and the share of the variances so far in the average with their own."""
 _SETTLED = 0.01
 """Relative change of sigma over a step at which the weights have settled."""
 
@@ -76,7 +79,9 @@ class ReweightingStep:
     """One step of the weights."""
 
     strength: float
-    """lambda, in a scan's own units."""
+    """lambda of the mode, in a scan's own units."""
+    spread_strength: float
+    """lambda of the covariance."""
     noise_std: float
     """sigma, in a scan's own units."""
     change: float
@@ -97,6 +102,9 @@ class State:
     image: Tensor
     """(H, W) the mode."""
     strength: float
+    """lambda of the mode."""
+    spread_strength: float
+    """lambda of the covariance."""
     noise_std: float
     score: float = inf
     solved: bool = True
@@ -105,6 +113,20 @@ class State:
     def widths(self) -> Tensor:
         """(2, H, W) w."""
         return (gradient(self.image).square() + self.variance).sqrt()
+
+    @property
+    def likeliest(self) -> float:
+        """The lambda at which the bound is largest."""
+        return self.image.numel() / float(self.widths.sum())
+
+    def at(self, strength: float) -> "State":
+        """The same at another strength of both."""
+        return replace(self.spread_at(strength), strength=strength)
+
+    def spread_at(self, strength: float) -> "State":
+        """The same at another strength of the covariance: where no bin sees, deviations are as 1 / lambda."""
+        share = (self.spread_strength / strength) ** 2
+        return replace(self, spread_strength=strength, variance=self.variance * share)
 
 
 @dataclass(frozen=True)
@@ -144,37 +166,44 @@ class Reweighting:
         steps: list[ReweightingStep] = []
         bar = self.progress.sweep(range(self.max_steps), self.max_steps)
 
-        def step(before: State, strength: float, kept: float = 0.0, towards: int = _MODE_STEPS) -> State:
+        def step(before: State, kept: float = 0.0, towards: int = _MODE_STEPS) -> State:
             next(bar)
 
             def make() -> Kept:
                 begun = perf_counter()
-                after = self._reweighted(replace(before, strength=strength), kept, towards, self.seed + len(steps) + 1)
+                after = self._reweighted(before, kept, towards, self.seed + len(steps) + 1)
                 moved = float((after.image - before.image).norm() / after.image.norm())
                 record = ReweightingStep(
-                    after.strength, after.noise_std, moved, after.score, after.solved, perf_counter() - begun
-                )
+                    after.strength, after.spread_strength, after.noise_std, moved, after.score, after.solved,
+                    perf_counter() - begun,
+                )  # fmt: skip
                 return {"variance": after.variance, "image": after.image}, asdict(record)
 
             tensors, found = self.kept(len(steps), make)
             steps.append(ReweightingStep(**found))
             told = steps[-1]
-            return State(tensors["variance"], tensors["image"], told.strength, told.noise_std, told.score, told.solved)
+            return State(
+                tensors["variance"], tensors["image"], told.strength, told.spread_strength, told.noise_std, told.score,
+                told.solved,
+            )  # fmt: skip
 
         before = state = self._ladder(self._far(state, step, steps), step, steps)
-        averaged = 0
-        while len(steps) < self.max_steps and (averaged < _LAST or _moves(state, before)):
-            kept = _KEPT if averaged >= _FRESH else 0.0
-            before, state, averaged = state, step(state, state.strength, kept), averaged + 1
-        settled = averaged >= _LAST and not _moves(state, before) and state.solved
-        return self._towards_mode(state, _LAST_MODE_STEPS), steps, settled
+        fresh = 0
+        while len(steps) < self.max_steps and (fresh < _FRESH or _moves(state, before)):
+            before, state, fresh = state, step(state), fresh + 1
+        at_mode = self._towards_mode(state, _LAST_MODE_STEPS)
+        state, averaged = self._spread(at_mode, step, steps), 0
+        while len(steps) < self.max_steps and averaged < _AVERAGED:
+            state, averaged = step(state, _KEPT, 0), averaged + 1
+        settled = averaged >= _AVERAGED and not _moves(at_mode, before) and state.solved
+        return replace(state, solved=at_mode.solved), steps, settled
 
     def _far(self, state: State, step: Callable[..., State], steps: list[ReweightingStep]) -> State:
         """The state at the best of strengths far apart, from strong to weak."""
         best, strength = state, state.strength
         while len(steps) < self.max_steps:
             for towards in (_FAR_MODE_STEPS, _MODE_STEPS)[: self.max_steps - len(steps)]:
-                state = step(state, strength, towards=towards)
+                state = step(state.at(strength), towards=towards)
             if state.score >= best.score:
                 break
             best, strength = state, strength / _FAR
@@ -185,7 +214,7 @@ class Reweighting:
 
         def settled(state: State, strength: float) -> State:
             for _ in range(min(_STEPS, self.max_steps - len(steps))):
-                state = step(state, strength)
+                state = step(state.at(strength))
             return state
 
         middle, best = state.strength, 0
@@ -199,11 +228,24 @@ class Reweighting:
         found = rungs[best]
         if best - 1 in rungs and best + 1 in rungs:
             below, at, above = (rungs[n].score for n in (best - 1, best, best + 1))
-            found = replace(found, strength=found.strength * _RUNG ** ((below - above) / (below - 2 * at + above) / 2))
+            found = found.at(found.strength * _RUNG ** ((below - above) / (below - 2 * at + above) / 2))
         return found
 
+    def _spread(self, state: State, step: Callable[..., State], steps: list[ReweightingStep]) -> State:
+        """The state with the larger lambda of its covariance: the mode's, or that of the largest bound."""
+        above = log(state.likeliest / state.spread_strength)
+        while above > 0 and len(steps) < self.max_steps:
+            before, missing = state, above
+            state = state.spread_at(state.spread_strength * _RUNG)
+            for _ in range(min(_STEPS, self.max_steps - len(steps))):
+                state = step(state, towards=0)
+            above = log(state.likeliest / state.spread_strength)
+            if above < 0:
+                state = state.spread_at(before.spread_strength * _RUNG ** (missing / (missing - above)))
+        return state
+
     def _reweighted(self, state: State, kept: float, towards: int, seed: int) -> State:
-        """Weights and noise from samples at the strength and weights of a state, and so many steps towards its mode."""
+        """Weights from samples, and the noise where it took steps towards the mode first."""
         at = self._towards_mode(state, towards)
         features, inference = self.solved(at, seed, _DRAWS, _ROUGH)
         image, deviations = at.image, features.prior.root_product(inference.samples)
@@ -215,9 +257,9 @@ class Reweighting:
         spread = float(scan.operator.forward(deviations.to(like)).square().sum(1).mean())
         free = max(1 - spread / at.noise_std**2 / count, 1 / count)
         score = missed / count / at.noise_std**2 / free + 2 * log(at.noise_std) - log(free)
-        noise = min((missed / count / free) ** 0.5, self.most_noise) if self.learn_noise else at.noise_std
+        noise = min((missed / count / free) ** 0.5, self.most_noise) if self.learn_noise and towards else at.noise_std
         solved = inference.solution.status is Status.CONVERGED
-        return State(variance, image, at.strength, noise, score, solved)
+        return replace(at, variance=variance, noise_std=noise, score=score, solved=solved)
 
     def _towards_mode(self, state: State, steps: int) -> State:
         """The mode at the state's strength, noise and variances, or nearer to it; unsolved if it is not reached."""
@@ -244,11 +286,11 @@ def first(scan: Scan, noise_std: float) -> State:
     """A flat image of one, whose differences have about as much as their deviation, and the strength of that."""
     variance = torch.full((2, *scan.operator.image_shape), _TIGHT**2, dtype=torch.float64)
     image = torch.ones(scan.operator.image_shape, dtype=torch.float64)
-    return State(variance, image, 1 / (2 * _TIGHT), noise_std)
+    return State(variance, image, 1 / (2 * _TIGHT), 1 / (2 * _TIGHT), noise_std)
 
 
 def _prior(state: State, widths: Tensor) -> DifferencePrior:
-    return DifferencePrior(state.strength / widths.clamp_min(torch.finfo(torch.float64).tiny), _ANCHOR)
+    return DifferencePrior(state.spread_strength / widths.clamp_min(torch.finfo(torch.float64).tiny), _ANCHOR)
 
 
 def _change(now: float, before: float) -> float:

@@ -108,6 +108,8 @@ class VariationalTV:
     """sigma: of every measurement, or the factor of ``noise_std`` where that is given for each."""
     strength_: float
     """lambda, per image unit."""
+    spread_strength_: float
+    """lambda of the covariance, per image unit: the same, or more where that opens more than the image shows."""
     misfit_: float
     """|T x - y| / (sqrt(m) sigma) of the image, sigma as given or as seen in the sinogram."""
 
@@ -153,6 +155,7 @@ class VariationalTV:
         deviations = features.prior.root_product(inference.samples)
         scale, like = prepared.scale, self.operator.like
         self.noise_std_, self.strength_ = state.noise_std * scale, state.strength / scale
+        self.spread_strength_ = state.spread_strength / scale
         # the noise in the sinogram's units; the Gaussian's own mean is not the image
         self.report_ = replace(report, noise_precision=self.noise_std_**-2, mean_error=None)
         pixel_noise = self.noise_std_ * pixel_share(prepared.operator)
@@ -235,4 +238,4 @@ class VariationalTV:
 
 
 _SETTINGS = ("learn_noise", "seed", "tolerance", "max_steps", "max_passes")
-_FOUND = ("settled_", "noise_std_", "strength_", "misfit_")
+_FOUND = ("settled_", "noise_std_", "strength_", "spread_strength_", "misfit_")
