@@ -6,7 +6,7 @@ from torch import distributions
 
 import sampla
 from cases import DIAGONAL_NOISE, FULL_NOISE, GAUSSIANS, LIKELIHOODS, batches, randn
-from dense import assert_covariance, fast_hessians, hessians
+from dense import assert_covariance, fast_hessians, fast_losses, hessians
 
 NUM_DATA = 5
 COVARIANCE = {
@@ -95,10 +95,12 @@ def test_the_root_is_a_root_of_the_curvature(name):
 
 
 @pytest.mark.parametrize("name", ["categorical", "bernoulli", "gaussian-full"])
-def test_the_referencesfast_hessians_are_hessians(name):
+def test_the_references_fast_losses_and_hessians_are_right(name):
     """dense.py uses formulas inside its Newton loop; they must not be wrong."""
     outputs, targets = outputs_and_targets(name)
     loss = LIKELIHOODS[name].loss
+    each = [loss(f, y) for f, y in zip(outputs, targets, strict=True)]
+    torch.testing.assert_close(fast_losses(loss, outputs, targets), torch.stack(each))
     torch.testing.assert_close(fast_hessians(loss, outputs, targets), hessians(loss, outputs, targets))
 
 
