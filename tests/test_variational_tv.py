@@ -87,6 +87,24 @@ def test_the_strength_predicts_left_out_measurements_best(scan, fitted, dense):
     assert fitted.steps_[-1].score == pytest.approx(found.score, abs=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_plan_counts_what_a_fit_holds(dtype):
+    side, samples = 48, 10
+    operator = ray_transform(parallel(side, 9, side), dtype)
+    plan = VariationalTV(operator, num_samples=samples).plan()
+    assert (plan.num_pixels, plan.num_measurements, plan.num_samples) == (side**2, 9 * side, samples)
+    assert plan.image_bytes == 11 * 11 * side**2 * 8
+    assert plan.space_bytes == 5 * 8 * (9 * side) ** 2
+    factor = DifferencePrior(torch.ones(2, side, side, dtype=torch.float64), 1e-4)._lower
+    assert 24 * factor.nnz < plan.factor_bytes < 24 * 20 * factor.nnz
+    held = {"float32": 2 * (12 + 16), "float64": 2 * 16}[str(dtype).removeprefix("torch.")] * operator.scipy.nnz
+    assert plan.operator_bytes == held
+    parts = (plan.image_bytes, plan.space_bytes, plan.factor_bytes, plan.operator_bytes)
+    assert plan.total_bytes == sum(parts)
+    assert f"{sum(parts) / 2**30:.2f} GiB" in str(plan)
+    assert f"{samples} samples" in str(plan)
+
+
 @pytest.mark.parametrize("least", [0.01, 0.3, 1.2, 5.0, 40.0])
 def test_the_strength_is_the_least_score_s_wherever_that_lies(least):
     taken = []

@@ -15,6 +15,7 @@ from sampla.tomography.scores import ImageScores, psnr_ssim, score
 from sampla.tomography.tv import TotalVariation, solve_tv, tv_reconstruction
 from sampla.tomography.unet import UNet, fixed_input, unet_for
 from sampla.tomography.variational import PixelPosterior, VariationalTV
+from sampla.tomography.variational_plan import VariationalPlan
 
 __all__ = [
     "PATCH_SIZES",
@@ -36,6 +37,7 @@ __all__ = [
     "TotalVariation",
     "Training",
     "UNet",
+    "VariationalPlan",
     "VariationalTV",
     "Whitened",
     "diagnose",

@@ -27,6 +27,7 @@ from sampla.tomography.operators import Operator, check_operator
 from sampla.tomography.prepared import Prepared, pixel_share, prepare
 from sampla.tomography.reweighting import Reweighting, ReweightingStep, Scan, first
 from sampla.tomography.saving import require_equal, require_kind, require_operator
+from sampla.tomography.variational_plan import VariationalPlan, variational_plan
 
 MISSED = 3.0
 """Misfit, in units of the noise, from which the user is warned."""
@@ -112,6 +113,10 @@ class VariationalTV:
     """lambda of the covariance, per image unit: the same, or more where that opens more than the image shows."""
     misfit_: float
     """|T x - y| / (sqrt(m) sigma) of the image, sigma as given or as seen in the sinogram."""
+
+    def plan(self) -> VariationalPlan:
+        """The memory that a fit will need at most."""
+        return variational_plan(self.operator, self.num_samples)
 
     def fit(self, sinogram: Tensor | np.ndarray, checkpoint: str | Path | None = None) -> "VariationalTV":
         """Find the weights, and samples of the posterior that they make.

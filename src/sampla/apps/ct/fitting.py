@@ -36,7 +36,9 @@ def fitted(
     if method == "variational":
         with catch_warnings():
             filterwarnings("ignore", "The image misses the measurements")  # run.py says it of either method
-            variational = VariationalTV(operator, noise_std, **common).fit(measurements, checkpoint)
+            variational = VariationalTV(operator, noise_std, **common)
+            say(str(variational.plan()))
+            variational.fit(measurements, checkpoint)
         say(f"weights of total variation {weights(variational)}\n{variational.report_}")
         return variational
     recipe = Recipe() if steps is None else Recipe(steps=steps, start_steps=steps)
@@ -59,7 +61,7 @@ def misfit(fit: Fit) -> float:
 def facts(fit: Fit) -> dict[str, Any]:
     """What summary.json says of the way to the fit."""
     if isinstance(fit, VariationalTV):
-        return {"weights": weights(fit), "strength": fit.strength_}
+        return {"weights": weights(fit), "strength": fit.strength_, "plan": str(fit.plan())}
     training = {k: v for k, v in asdict(fit.training_).items() if k != "misfits"}
     steps = {"steps": fit.training_.steps, "last_misfit": fit.training_.misfits[-1]}
     return {"training": training | steps, "plan": str(fit.plan_)}
