@@ -100,7 +100,8 @@ FLOORS = (
     ("tomography: mistakes in a scan", "tomography.diagnosis"),
     (
         "tomography: the linear model",
-        "tomography.projected tomography.plan tomography.variational_plan tomography.scores tomography.prepared tomography.differences",
+        "tomography.projected tomography.plan tomography.variational_plan tomography.scores tomography.prepared "
+        "tomography.differences",
     ),
     ("tomography: the mode of total variation", "tomography.mode"),
     ("tomography: a file of it", "tomography.keeping tomography.saving"),
