@@ -48,10 +48,10 @@ docs: $(INSTALLED)
 docs-check: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Sdist and wheel in build/release/dist, looked into; the wheel tried in an environment of its own. PY and NEWEST=1 choose another
-# python and the newest versions instead of the tested ones.
+# Sdist and wheel in build/release/dist, looked into; the wheel tried in an environment of its own. PY chooses another python,
+# NEWEST=1 or LOWEST=1 other versions than the tested ones, TORCH=2.14.1 another torch than the tested one.
 release-check: $(INSTALLED)
-	$(BIN)/python .ci/release.py $(if $(PY),--python $(PY)) $(if $(NEWEST),--constraints '')
+	$(BIN)/python .ci/release.py $(if $(PY),--python $(PY)) $(if $(NEWEST),--constraints '') $(if $(LOWEST),--lowest) $(if $(TORCH),--torch $(TORCH))
 
 # Each page names the command that writes it. Experiments and benchmarks are run from here, as modules: every one knows
 # --out, --cache, --threads and --help. --anew measures again what was measured with another state of the library's source.

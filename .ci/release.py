@@ -4,6 +4,7 @@ What is wrong ends it with a sentence. The wheel and the sdist stay in build/rel
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import tarfile
 import venv
 import zipfile
 from pathlib import Path, PurePosixPath
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASE = ROOT / "build" / "release"
@@ -20,20 +23,33 @@ SOURCE = {".py", ".md", ".j2", ".html", ".css", ".typed"}
 AROUND = {
     "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "MANIFEST.in", "pyproject.toml", "PKG-INFO", "setup.cfg",
 }  # fmt: skip
+TESTED = ROOT / "constraints.txt"
 SMOKE = """
-import sys, torch, numpy as np, sampla
+import importlib, pkgutil, sys, warnings, torch
+warnings.simplefilter("error")
+warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated")  # torch.func.jvp imports it
+import sampla
+from importlib.metadata import version
+from pathlib import Path
+extra = ("sampla.apps", "sampla.integrations.botorch")  # these need more than the library does
+for module in pkgutil.walk_packages(sampla.__path__, "sampla."):
+    if not module.name.startswith(extra):
+        importlib.import_module(module.name)
 assert sampla.__version__ == sys.argv[1], f"expected version {sys.argv[1]}, got {sampla.__version__}"
-assert not sampla.__file__.startswith(sys.argv[2]), f"expected the installed library, got {sampla.__file__}"
+assert Path(sampla.__file__).is_relative_to(sys.prefix), f"expected the installed library, got {sampla.__file__}"
 torch.manual_seed(0)
 x = torch.linspace(-1, 1, 60)[:, None]
+y = (x[:, 0] > 0).long()
 net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).eval()
-la = sampla.LinearisedLaplace(net, num_samples=8, progress=False).fit([(x, (x[:, 0] > 0).long())])
-assert torch.isfinite(la.predict(x).log_prob((x[:, 0] > 0).long())).all()
+la = sampla.LinearisedLaplace(net, num_samples=8, progress=False).fit([(x, y)])
+expected = la.predict(x).log_prob(y)
+assert torch.isfinite(expected).all()
 la.save("posterior.safetensors")
-rng = np.random.default_rng(0)
-X = rng.standard_normal((80, 5))
+torch.testing.assert_close(sampla.LinearisedLaplace.load("posterior.safetensors", net).predict(x).log_prob(y), expected)
+X = torch.randn(80, 5).double().numpy()
 assert (sampla.BayesianLinearRegression().fit(X, X[:, 0]).predict(X, return_std=True)[1] >= 0).all()
-print(f"it fits: torch {torch.__version__}, numpy {np.__version__}, python {sys.version.split()[0]}")
+assert sampla.BayesianLogisticRegression().fit(X, X[:, 0] > 0).score(X, X[:, 0] > 0) > 0.9
+print(f"it fits: python {sys.version.split()[0]},", ", ".join(f"{name} {version(name)}" for name in sys.argv[2:]))
 """
 
 
@@ -41,15 +57,25 @@ def main() -> None:
     """Everything, in order."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", default=sys.executable, help="of the environment that the wheel is tried in")
-    tested = str(ROOT / "constraints.txt")
-    parser.add_argument("--constraints", default=tested, help="a file for pip; '' for the newest versions")
+    parser.add_argument("--constraints", default=str(TESTED), help="a file for pip; '' for the newest versions")
+    parser.add_argument("--lowest", action="store_true", help="the lowest versions that the wheel allows instead")
+    parser.add_argument("--torch", default=tested_torch(), help="its exact version, in every case")
     parser.add_argument("--only-build", action="store_true", help="look into sdist and wheel, install nothing")
     arguments = parser.parse_args()
     sdist, wheel = build()
     check_sdist(sdist)
     check_wheel(wheel)
-    if not arguments.only_build:
-        smoke(wheel, arguments.python, arguments.constraints)
+    if arguments.only_build:
+        return
+    needs = requirements(wheel)
+    limits = [] if arguments.lowest or not arguments.constraints else ["-c", arguments.constraints]
+    versions = lowest(needs) if arguments.lowest else []
+    smoke(wheel, arguments.python, arguments.torch, [*limits, *versions], sorted(need.name for need in needs))
+
+
+def tested_torch() -> str:
+    """torch is asked for by an exact version, as make does: of a range pip may take a build of gigabytes."""
+    return re.search(r"^torch==(\S+)$", TESTED.read_text(), re.MULTILINE)[1]
 
 
 def build() -> tuple[Path, Path]:
@@ -89,16 +115,35 @@ def check_wheel(path: Path) -> None:
         sys.exit(f"expected the files of src/sampla in {path.name}, got {sorted(has ^ wanted)} more or less.")
 
 
-def smoke(wheel: Path, python: str, constraints: str) -> None:
+def requirements(wheel: Path) -> list[Requirement]:
+    """What the library cannot do without, as its wheel says it."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = archive.read(name).decode().splitlines()
+    needs = [Requirement(line.removeprefix("Requires-Dist: ")) for line in lines if line.startswith("Requires-Dist: ")]
+    return [need for need in needs if not (need.marker and "extra" in str(need.marker))]
+
+
+def lowest(needs: list[Requirement]) -> list[str]:
+    """The lowest version of each, for pip; torch is left out, whose version is asked for by itself."""
+    found = []
+    for need in needs:
+        floors = [part.version for part in need.specifier if part.operator == ">="]
+        if len(floors) != 1:
+            sys.exit(f"expected one lowest version, as in {need.name}>=1.0, got {str(need)!r} in pyproject.toml.")
+        found.append(f"{need.name}=={floors[0]}")
+    return [version for version in found if not version.startswith("torch==")]
+
+
+def smoke(wheel: Path, python: str, torch: str, versions: list[str], names: list[str]) -> None:
     """Installs the wheel into an environment that has nothing else, and fits there."""
     place = RELEASE / "venv"
     run(python, "-m", "venv", str(place)) if python != sys.executable else venv.create(place, with_pip=True)
     inside = str(place / "bin" / "python")
-    limits = ["-c", constraints] if constraints else []
-    run(inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *limits, str(wheel))
-    run(inside, "-m", "pip", "check", "--disable-pip-version-check")
-    version = wheel.name.split("-")[1]
-    run(inside, "-W", "error::DeprecationWarning:sampla", "-c", SMOKE, version, str(ROOT), cwd=RELEASE)
+    pip = [inside, "-m", "pip", "--disable-pip-version-check"]
+    run(*pip, "install", "--quiet", "--only-binary", ":all:", *versions, f"torch=={torch}", str(wheel))
+    run(*pip, "check")
+    run(inside, "-c", SMOKE, wheel.name.split("-")[1], *names, cwd=RELEASE)
 
 
 def run(*command: str, cwd: Path = ROOT) -> None:

@@ -52,6 +52,29 @@ def test_a_wheel_has_every_file_of_the_library(release: ModuleType, tmp_path: Pa
         release.check_wheel(path)
 
 
+def wheel_that_needs(path: Path, *needs: str) -> Path:
+    with zipfile.ZipFile(path / "sampla-1-py3-none-any.whl", "w") as archive:
+        archive.writestr("sampla-1.dist-info/METADATA", "\n".join(f"Requires-Dist: {need}" for need in needs))
+    return path / "sampla-1-py3-none-any.whl"
+
+
+def test_the_lowest_versions_are_those_of_the_wheel(release: ModuleType, tmp_path: Path) -> None:
+    """Of what the library cannot do without; torch is asked for by itself."""
+    wheel = wheel_that_needs(tmp_path, "torch>=2.6", "numpy>=1.26", "scipy<2,>=1.11.1", 'typer>=0.19; extra == "apps"')
+    assert release.lowest(release.requirements(wheel)) == ["numpy==1.26", "scipy==1.11.1"]
+
+
+@pytest.mark.parametrize("need", ["numpy", "numpy<3"])
+def test_what_has_no_lowest_version_is_named(release: ModuleType, tmp_path: Path, need: str) -> None:
+    with pytest.raises(SystemExit, match=f"got '{need}'"):
+        release.lowest(release.requirements(wheel_that_needs(tmp_path, need)))
+
+
+def test_torch_is_the_one_that_make_installs(release: ModuleType) -> None:
+    """By an exact version: of a range pip may take a build of gigabytes."""
+    assert f"torch=={release.tested_torch()}\n" in (ROOT / "Makefile").read_text()
+
+
 def test_one_version_everywhere() -> None:
     """pyproject.toml reads that of the package."""
     (cited,) = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)

@@ -10,7 +10,7 @@ N(0, I).
 
 import numpy as np
 import torch
-from scipy.sparse import csc_matrix, diags_array
+from scipy.sparse import csc_matrix
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
@@ -72,7 +72,8 @@ def _precision_matrix(precision: np.ndarray, anchor: float) -> csc_matrix:
     for end in ends:
         np.add.at(diagonal, end, weight)
     between = csc_matrix((-weight, ends), shape=(number.size, number.size))
-    return csc_matrix(between + between.T + diags_array(diagonal))
+    pixels = number.ravel()
+    return csc_matrix(between + between.T + csc_matrix((diagonal, (pixels, pixels))))
 
 
 class DifferenceFeatures(Features):
