@@ -112,15 +112,15 @@ def test_mnist_also_writes_results(tmp_path, monkeypatch):
         (["--data", "letters"], "'letters' is not one of 'digits', 'mnist'"),
         (["--data", "mnist"], "expected --root DIR with --data mnist"),
         (["--data", "mnist", "--root", "no-such-folder"], "found none at no-such-folder"),
-        (["--samples", "1"], "greater than or equal to 2"),
-        (["--seed", "-1"], "greater than or equal to 0"),
+        (["--samples", "1"], r"(greater than or equal to |x>=)2"),  # typer's own words, which differ with its version
+        (["--seed", "-1"], r"(greater than or equal to |x>=)0"),
         (["--colour", "red"], "No such option"),
     ],
 )
 def test_what_cannot_be_is_said_with_exit_code_2(arguments, message, tmp_path):
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "out"), *arguments])
     assert result.exit_code == 2
-    assert message in " ".join(result.output.split())
+    assert re.search(message, " ".join(result.output.split()))
     assert not (tmp_path / "out").exists()
 
 
