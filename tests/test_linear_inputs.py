@@ -199,7 +199,7 @@ def test_negative_weights_are_refused():
         sampla.BayesianLinearRegression().fit(x, y, np.full(ROWS, -1.0))
     with pytest.raises(ValueError, match="weights of at least zero, got -1"):
         sampla.BayesianLinearRegression().fit([(x, y, np.full(ROWS, -1.0))])
-    with pytest.raises(ValueError, match=r"at least one (non-zero|row with a positive weight)"):  # scikit-learn's, or ours
+    with pytest.raises(ValueError, match=r"at least one (non-zero|row with a positive weight)"):  # by its version
         sampla.BayesianLinearRegression().fit(x, y, np.zeros(ROWS))
 
 
