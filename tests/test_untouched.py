@@ -60,7 +60,8 @@ def _hooked(model: nn.Module) -> list[str]:
 def test_after_fit_and_predict(solver: str) -> None:
     model = normalised()
     before = snapshot(model)
-    la = laplace(model, solver=solver, prior="isotropic", tolerance=0.2, em=sampla.EM(tolerance=0.9))
+    em = sampla.EM(tolerance=0.9, solve_tolerance=0.9)
+    la = laplace(model, solver=solver, prior="isotropic", tolerance=0.9, em=em)
     la.fit(class_batches())
     assert_unchanged(model, before)
     _ = la.predict(inputs()).probs
