@@ -154,9 +154,6 @@ class Reweighting:
     max_steps: int
     max_passes: int
     progress: Progress
-    most_noise: float
-    """What sigma is at most. Where noise explains an image, a smoother one explains less, and so on to a flat one: a
-    learnt sigma is held below that of second differences along the detector, which hold noise and more."""
     kept: Callable[[int, Made], Kept]
     """The step of a number: as a fit that was stopped has kept it, or made."""
 
@@ -199,11 +196,16 @@ class Reweighting:
         return replace(state, solved=at_mode.solved), steps, settled
 
     def _far(self, state: State, step: Callable[..., State], steps: list[ReweightingStep]) -> State:
-        """The state at the best of strengths far apart, from strong to weak."""
-        best, strength = state, state.strength
+        """The state at the best of strengths far apart, from strong to weak.
+
+        Where noise explains an image, a smoother one explains less, and so on to a flat one: sigma is held here below
+        its start, that of second differences along the detector. It may rise later, as it must where T is not exact.
+        """
+        first, best, strength = state, state, state.strength
         while len(steps) < self.max_steps:
             for towards in (_FAR_MODE_STEPS, _MODE_STEPS)[: self.max_steps - len(steps)]:
                 state = step(state.at(strength), towards=towards)
+                state = replace(state, noise_std=min(state.noise_std, first.noise_std))
             if state.score >= best.score:
                 break
             best, strength = state, strength / _FAR
@@ -257,7 +259,7 @@ class Reweighting:
         spread = float(scan.operator.forward(deviations.to(like)).square().sum(1).mean())
         free = max(1 - spread / at.noise_std**2 / count, 1 / count)
         score = missed / count / at.noise_std**2 / free + 2 * log(at.noise_std) - log(free)
-        noise = min((missed / count / free) ** 0.5, self.most_noise) if self.learn_noise and towards else at.noise_std
+        noise = (missed / count / free) ** 0.5 if self.learn_noise and towards else at.noise_std
         solved = inference.solution.status is Status.CONVERGED
         return replace(at, variance=variance, noise_std=noise, score=score, solved=solved)
 

@@ -4,7 +4,6 @@ The mathematics is in ``reweighting.py``; the fit is kept in one file, images on
 """
 
 from dataclasses import asdict, dataclass, replace
-from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -179,12 +178,11 @@ class VariationalTV:
             "image": self.operator.image_shape, "noise": [prepared.noise_std, self.learn_noise], "seed": self.seed,
             "solver": repr(self.solver), "tolerance": self.tolerance, "max_passes": self.max_passes,
         }  # fmt: skip
-        most = prepared.noise_std if self.noise_std is None else inf
         if checkpoint is not None:
             Path(checkpoint).mkdir(parents=True, exist_ok=True)
         return Reweighting(
             scan, self.solver, self.learn_noise, self.seed, self.tolerance, self.max_steps, self.max_passes,
-            self._progress, most, lambda number, make: kept_step(checkpoint, number, asked, make),
+            self._progress, lambda number, make: kept_step(checkpoint, number, asked, make),
         )  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
