@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class ForwardAt(Linearisation):
     """phi v by a jvp, phi' u by a vjp, K at a time.
 
     The vjp is torch.autograd's own: torch.func.vjp gives the same, and on small networks its bookkeeping for every
-    operation takes longer than the operations. For the same reason a single vector goes without vmap.
+    operation takes longer than the operations.
     """
 
     def __init__(self, features: Callee, inputs: Inputs) -> None:
@@ -56,50 +56,30 @@ class ForwardAt(Linearisation):
         return self._graph()[1].detach()
 
     def jvp(self, vectors: Tensor) -> Tensor:
-        point, views = self._features.point, self._features.layout.views(vectors)
-
-        def pushed(tangent: dict[str, Tensor]) -> Any:
-            return jvp(self._forward, (point,), (tangent,))[1]
-
-        found: Tensor = pushed(_first(views))[None] if len(vectors) == 1 else vmap(pushed)(views)
-        return found.detach()
+        tangents = self._features.layout.views(vectors)
+        push = vmap(lambda tangent: jvp(self._forward, (self._features.point,), (tangent,))[1])
+        pushed: Tensor = push(tangents)
+        return pushed.detach()
 
     def product(self, vectors: Tensor, output_curvature: OutputCurvature) -> Tensor:
         """Reverse mode through the jvps, which are linear in v: one forward serves both products."""
         if not self._features.products.shared:
             return super().product(vectors, output_curvature)
-        point, layout, alone = self._features.point, self._features.layout, len(vectors) == 1
-        views, dims = layout.views(vectors), cast("Any", (0, None))  # the outputs are the same for all K
-        tangents = _leaves(_first(views) if alone else views)
+        point, tangents = self._features.point, _leaves(self._features.layout.views(vectors))
 
         def pushed(tangent: dict[str, Tensor]) -> Any:
             return jvp(self._forward, (point,), (tangent,))[::-1]
 
+        dims: Any = (0, None)  # the outputs are the same for all K
         with _recorded():
-            outer, outputs = pushed(tangents) if alone else vmap(pushed, out_dims=dims)(tangents)
-        found = outer.detach()
-        cotangents = output_curvature(outputs.detach(), found[None] if alone else found)
-        pulled = _pulled(outer, tangents, cotangents[0] if alone else cotangents, again=False)
-        return layout.flatten(_rows(pulled) if alone else pulled)
+            outer, outputs = vmap(pushed, out_dims=dims)(tangents)
+        cotangents = output_curvature(outputs.detach(), outer.detach())
+        return self._features.layout.flatten(_pulled(outer, tangents, cotangents, again=False))
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         leaves, outputs = self._graph()
-
-        def pulled(cotangent: Tensor) -> dict[str, Tensor]:
-            return _pulled(outputs, leaves, cotangent, again=True)
-
-        found = _rows(pulled(cotangents[0])) if len(cotangents) == 1 else vmap(pulled)(cotangents)
-        return self._features.layout.flatten(found).detach()
-
-
-def _first(stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The only one of K = 1."""
-    return {name: each[0] for name, each in stacked.items()}
-
-
-def _rows(alone: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of ``_first``."""
-    return {name: each[None] for name, each in alone.items()}
+        pull = vmap(lambda cotangent: _pulled(outputs, leaves, cotangent, again=True))
+        return self._features.layout.flatten(pull(cotangents)).detach()
 
 
 @contextmanager
