@@ -168,6 +168,7 @@ def test_noise_that_is_given_is_kept(scan, fitted):
 def test_learnt_noise_is_held_below_its_start_until_the_strength_is_about_known(scan, fitted, monkeypatch):
     operator, sinogram, _ = scan
     seen = prepare(operator, sinogram, None, True)
+    assert fitted.noise_std_ < seen.noise_std * seen.scale
     small = fitted.noise_std_ / seen.scale / 1.5
     monkeypatch.setattr(variational, "prepare", lambda *given: replace(prepare(*given), noise_std=small))
     with pytest.warns(ConvergenceWarning):

@@ -101,6 +101,7 @@ def variational(operator: MatrixOperator, image: Tensor, sinogram: Tensor, out: 
         **_scored({_VARIATIONAL: found}, {}, inside(image)), "whole image": _scored({_VARIATIONAL: found}, {}, image),
         "seconds": fit.report_.seconds, "memory": peak_memory() / GIB, "samples": len(found.deviations),
         "steps": len(fit.steps_), "settled": fit.settled_, "noise_std": fit.noise_std_, "strength": fit.strength_,
+        "spread_strength": fit.spread_strength_,
         "certificate": f"{fit.report_}",
     }  # fmt: skip
 

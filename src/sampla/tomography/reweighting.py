@@ -85,9 +85,9 @@ class ReweightingStep:
     noise_std: float
     """sigma, in a scan's own units."""
     change: float
-    """Of the mean image, relative."""
+    """Of the mode, relative."""
     score: float
-    """What the ladder minimises."""
+    """What is least at the chosen strength."""
     solved: bool
     """Whether the samples it was made from were as accurate as they should be."""
     seconds: float
@@ -288,7 +288,8 @@ def first(scan: Scan, noise_std: float) -> State:
     """A flat image of one, whose differences have about as much as their deviation, and the strength of that."""
     variance = torch.full((2, *scan.operator.image_shape), _TIGHT**2, dtype=torch.float64)
     image = torch.ones(scan.operator.image_shape, dtype=torch.float64)
-    return State(variance, image, 1 / (2 * _TIGHT), 1 / (2 * _TIGHT), noise_std)
+    strength = 1 / (2 * _TIGHT)
+    return State(variance, image, strength, strength, noise_std)
 
 
 def _prior(state: State, widths: Tensor) -> DifferencePrior:

@@ -61,7 +61,8 @@ def misfit(fit: Fit) -> float:
 def facts(fit: Fit) -> dict[str, Any]:
     """What summary.json says of the way to the fit."""
     if isinstance(fit, VariationalTV):
-        return {"weights": weights(fit), "strength": fit.strength_, "plan": str(fit.plan())}
+        strengths = {"strength": fit.strength_, "spread_strength": fit.spread_strength_}
+        return {"weights": weights(fit), **strengths, "plan": str(fit.plan())}
     training = {k: v for k, v in asdict(fit.training_).items() if k != "misfits"}
     steps = {"steps": fit.training_.steps, "last_misfit": fit.training_.misfits[-1]}
     return {"training": training | steps, "plan": str(fit.plan_)}
