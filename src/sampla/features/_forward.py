@@ -46,8 +46,8 @@ class ForwardAt(Linearisation):
     def _graph(self) -> tuple[dict[str, Tensor], Tensor]:
         """The parameters as leaves, and the outputs that depend on them."""
         if self._kept is None:
-            leaves = _leaves(self._features.point)
-            with _recorded():
+            leaves = leaves_of(self._features.point)
+            with recorded():
                 self._kept = leaves, self._forward(leaves)
         return self._kept
 
@@ -65,25 +65,25 @@ class ForwardAt(Linearisation):
         """Reverse mode through the jvps, which are linear in v: one forward serves both products."""
         if not self._features.products.shared:
             return super().product(vectors, output_curvature)
-        point, tangents = self._features.point, _leaves(self._features.layout.views(vectors))
+        point, tangents = self._features.point, leaves_of(self._features.layout.views(vectors))
 
         def pushed(tangent: dict[str, Tensor]) -> Any:
             return jvp(self._forward, (point,), (tangent,))[::-1]
 
         dims: Any = (0, None)  # the outputs are the same for all K
-        with _recorded():
+        with recorded():
             outer, outputs = vmap(pushed, out_dims=dims)(tangents)
         cotangents = output_curvature(outputs.detach(), outer.detach())
-        return self._features.layout.flatten(_pulled(outer, tangents, cotangents, again=False))
+        return self._features.layout.flatten(pulled(outer, tangents, cotangents, again=False))
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         leaves, outputs = self._graph()
-        pull = vmap(lambda cotangent: _pulled(outputs, leaves, cotangent, again=True))
+        pull = vmap(lambda cotangent: pulled(outputs, leaves, cotangent, again=True))
         return self._features.layout.flatten(pull(cotangents)).detach()
 
 
 @contextmanager
-def _recorded() -> Iterator[None]:
+def recorded() -> Iterator[None]:
     """Operations have a graph; what computes parts of it again in the backward pass is refused, as by torch.func.vjp.
 
     The parameters are no longer in place then (``ReverseAt``).
@@ -95,11 +95,11 @@ def _recorded() -> Iterator[None]:
         yield
 
 
-def _leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def leaves_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
 
 
-def _pulled(outputs: Tensor, leaves: Mapping[str, Tensor], cotangents: Tensor, again: bool) -> dict[str, Tensor]:
+def pulled(outputs: Tensor, leaves: Mapping[str, Tensor], cotangents: Tensor, again: bool) -> dict[str, Tensor]:
     """The cotangents of the leaves, zero for those on which the outputs do not depend; the graph may serve again."""
     if not outputs.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
