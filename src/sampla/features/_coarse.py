@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
+from sampla.features._attention import multi_head, scaled_dot_product
 from sampla.features._convolution import Geometry, convolution
+from sampla.features._linear import linear
+from sampla.features._pointwise import gelu
 from sampla.features._standardising import ChannelGroups, LastAxes, standardised
 
 _TAKES_COARSER = frozenset(
@@ -52,6 +55,14 @@ class Coarse(TorchFunctionMode):
             args, options = self._cast(args), {name: self._cast(value) for name, value in options.items()}
         if func is torch.conv2d:
             return _conv2d(*args, **options)
+        if func is F.linear:
+            return linear(*args, **options)
+        if func is F.multi_head_attention_forward:
+            return multi_head(*args, **options)
+        if func is F.scaled_dot_product_attention:
+            return scaled_dot_product(*args, **options)
+        if func is F.gelu:
+            return gelu(*args, **options)
         if func is F.batch_norm:
             return self._batch_norm(*args, **options)
         if func is F.group_norm:
