@@ -85,6 +85,13 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "group norm of vectors": lambda: nn.Sequential(
         nn.Flatten(0, 1), nn.GroupNorm(2, WIDTH), nn.Unflatten(0, (N, LENGTH))
     ),
+    "group norm of sequences": lambda: nn.Sequential(
+        Function(lambda x: x.mT), nn.GroupNorm(2, WIDTH), Function(lambda x: x.mT)
+    ),
+    "group norm of images": lambda: nn.Sequential(
+        Function(lambda x: x.unflatten(2, (4, 2)).transpose(1, 2)), nn.GroupNorm(2, 4),
+        Function(lambda x: x.transpose(1, 2).flatten(2)),
+    ),
     "attention": Attention,
     "attention, batch second": lambda: Attention(batch_first=False),
     "attention across": lambda: Attention(first=2),
@@ -110,6 +117,9 @@ def test_both_products_are_those_of_the_jacobian(case: str, frozen: str) -> None
     """Laid and as reduced products are taken, but in float64."""
     torch.manual_seed(0)
     net = Network(CASES[case]()).double().eval()
+    for parameter in net.parameters():
+        if parameter.ndim < 2:  # those of normalisation would be ones and zeros
+            nn.init.normal_(parameter)
     x = torch.randn(N, LENGTH, WIDTH, dtype=torch.double)
     features = features_of(net, frozen)
     features.choose_products(x)

@@ -118,11 +118,7 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    places = input.ndim - 2
-    shape = (-1, *[1] * places)
-    result = standardised(input, ChannelGroups(num_groups, places), eps)
-    result = result if weight is None else result * weight.view(shape)
-    return result if bias is None else result + bias.view(shape)
+    return standardised(input, ChannelGroups(num_groups, tuple(input.shape[1:])), eps, weight, bias)
 
 
 def _layer_norm(
@@ -132,9 +128,7 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    result = standardised(input, LastAxes(len(normalized_shape)), eps)
-    result = result if weight is None else result * weight
-    return result if bias is None else result + bias
+    return standardised(input, LastAxes(tuple(normalized_shape)), eps, weight, bias)
 
 
 def _conv2d(

@@ -141,7 +141,8 @@ def _pushed(dx: Tensor | None, dweight: Tensor | None, x: Tensor, weight: Tensor
 
 
 def _input_pulled(u: Tensor, x: Tensor, weight: Tensor, g: Geometry) -> Tensor:
-    like = x[:1].expand(u.shape[0] * u.shape[1], *x.shape[1:])
+    count, channels, height, width = u.shape[0] * u.shape[1], *x.shape[1:]
+    like = x.new_empty(count, height, width, channels).permute(0, 3, 1, 2)  # a shape; what repeats is copied first
     pulled: Tensor = torch.ops.aten.convolution_backward(
         _last(u.flatten(0, 1)), like, _last(weight), None, g.stride, g.padding, g.dilation, False, (0, 0), 1,
         (True, False, False),
