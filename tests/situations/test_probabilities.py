@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import sampla
 from helpers import classifier, inputs, labels, laplace
+from sampla.likelihoods.watch import OutputWatch
 
 
 def _ending(layer: nn.Module) -> nn.Module:
@@ -157,3 +158,8 @@ def test_log_probabilities_have_the_posterior_of_logits() -> None:
         la = laplace(model.double(), prior=prior, num_samples=64).fit([(inputs().double(), labels())])
         results.append(la.predict(inputs().double()).probs)
     assert torch.allclose(results[0], results[1], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_process_without_data_says_nothing_of_outputs() -> None:
+    OutputWatch(sampla.Categorical()).warn()

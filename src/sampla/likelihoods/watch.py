@@ -138,7 +138,9 @@ class OutputWatch:
                 self._gains[reading] += self._log_prob(reading.undone(outputs.double()), targets) - own
 
     def warn(self) -> None:
-        """Say it once, at the end of the pass, of the first reading that fits."""
+        """Say it once, at the end of the pass, of the first reading that fits; without data none has been seen to."""
+        if not self._labels:
+            return
         for reading, gain in self._gains.items():
             if reading.undone is not None and not gain > reading.least * self._labels:
                 continue
