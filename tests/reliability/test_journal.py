@@ -113,6 +113,19 @@ def test_what_differs_is_taken_anew_and_another_stage_forgets(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("eager")
+def test_what_differs_by_rounding_ends_what_was_kept_and_is_kept_itself(tmp_path: Path) -> None:
+    """As with another number of processes, whose inner products are summed in another order."""
+    done: list[float] = []
+    for factor in (1.0, 1 + 1e-6, 1 + 1e-6):
+        journal = Journal(tmp_path)
+        journal.begin(0)
+        for value in (1.0, 2.0, 3.0):
+            given = torch.full((4,), value * factor, dtype=torch.float64)
+            assert torch.equal(taken(journal, given, done), 2 * given)
+    assert done == [1.0, 2.0, 3.0, 1 + 1e-6, 2 * (1 + 1e-6), 3 * (1 + 1e-6)]
+
+
 def test_writing_takes_its_share_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes of 10 s are written once a minute; where writing takes as long as a pass, it is given up."""
     clock = [0.0]

@@ -11,6 +11,8 @@ are then short beside the size of their results, and the stage before is what a 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from math import isclose
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeAlias
@@ -32,6 +34,8 @@ _WAITING = 256 * 2**20
 """Bytes that may wait to be written."""
 _RATE = 200e6
 """Bytes written in a second, before it has been measured."""
+_NEAR = 1e-3
+"""Relative difference of what two passes are taken of that rounding may have made since they were last the same."""
 
 
 Entry: TypeAlias = tuple[dict[str, Any], list[Tensor]]
@@ -140,13 +144,13 @@ class Journal:
             return list(compute())
         sizes = [float(given.sum()), *(float(vector_norm(given, order)) for order in (1, 2))]
         asked = {"name": name, "shape": list(given.shape), "sizes": sizes}
-        same = bool(self._known) and all(self._known[0][0][each] == asked[each] for each in asked)
-        if self._known and self._ranks is not None:
-            same = all(self._ranks.gathered("kept pass", same))
+        same, near = self._meets(asked)
         if same:
             facts, found = self._known.pop(0)
             counters(facts["products"], facts["sweeps"])
             return [t.to(given.device) if there else t for t, there in zip(found, facts["there"], strict=True)]
+        if near:
+            self._forget()
         before = counters()
         results = list(compute())
         after = counters()
@@ -155,6 +159,25 @@ class Journal:
         if not self._known:  # else it is found again because it was known before this stage began
             self._keep(asked | spent | {"there": there}, results)
         return results
+
+    def _meets(self, asked: dict[str, Any]) -> tuple[bool, bool]:
+        """Whether the next kept pass, if there is one, is the same one; else whether it differs by rounding only."""
+        if not self._known:
+            return False, False
+        kept = self._known[0][0]
+        same = all(kept[each] == asked[each] for each in asked)
+        alike = all(kept[each] == asked[each] for each in ("name", "shape"))
+        near = alike and all(map(partial(isclose, rel_tol=_NEAR), kept["sizes"][1:], asked["sizes"][1:]))
+        if self._ranks is not None:
+            said = self._ranks.gathered("kept pass", [same, near])
+            same, near = (all(each) for each in zip(*said, strict=True))
+        return same, near and not same
+
+    def _forget(self) -> None:
+        """Begin the stage anew: another machine or number of processes rounds otherwise, and will meet no kept pass."""
+        self._known, self._files = [], 0
+        for path in self._all() if self._writes else []:
+            path.unlink()
 
     def _keep(self, facts: dict[str, Any], results: list[Tensor]) -> None:
         if self._full or not self._writes:
