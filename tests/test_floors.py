@@ -23,10 +23,10 @@ FLOORS = (
     ),
     (
         "core: alone",
-        "core.allocator core.stack core.memory core.typing core.checks core.params core.progress core.rounding "
-        "core.checkpoint",
+        "core.allocator core.memory core.typing core.checks core.params core.progress core.rounding core.checkpoint",
     ),
     ("sums over processes", "distributed"),
+    ("core: stacks of blocks", "core.stack"),
     (
         "core: inner products; when memory is short; what is given by name; keyed draws; kept passes",
         "core.blocks core.chunks core.arguments core.noise core.journal core.unpacking core.renamed",
@@ -53,7 +53,7 @@ FLOORS = (
     ("what a product costs", "inference.tuning"),
     ("what samples are, to users", "posterior posterior.posterior"),
     ("verbs", "solvers"),
-    ("one Krylov space of M", "inference.krylov"),
+    ("one Krylov space of M; a basis in files", "inference.krylov inference.space_files"),
     ("the same over the outputs", "inference.output_space"),
     ("what follows from samples and from the space", "inference.evidence inference.quadrature"),
     ("what an EM step found", "inference.trace"),

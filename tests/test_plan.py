@@ -117,6 +117,7 @@ def test_the_arithmetic() -> None:
     assert (plan.vector, plan.vectors, plan.chunk_bytes) == (GIB, 48, 2 * GIB)
     assert (plan.total, plan.at_most) == (50 * GIB, (50 + 216) * GIB)
     assert a_plan(dtype=torch.float64).vector == 2 * GIB
+    assert a_plan(processes=4).at_most == (50 + 54) * GIB  # a row more of the space is a quarter of one on each
 
 
 GPU = torch.device("cuda:0")

@@ -363,8 +363,8 @@ def test_a_sampler_that_repeats_nothing_and_a_wrapped_network_are_taken(two: lis
     for said in two:
         assert said["sampler without repeats"] == "none"
         assert said["wrapped"] == "Sequential"
-        assert "data spread over 2 processes, each with all vectors" in said["report"]
-        assert "2, each of which holds all vectors, 2 of them on this machine" in said["plan"]
+        assert "data spread over 2 processes, each with all samples" in said["report"]
+        assert "2, each of which holds all this, and of EM's Krylov space a slice, 2 of them on this m" in said["plan"]
 
 
 @pytest.mark.usefixtures("two")

@@ -16,7 +16,7 @@ from sampla.core.journal import Journal
 from sampla.core.progress import Progress
 from sampla.core.rounding import Rounding
 from sampla.core.typing import Loader
-from sampla.distributed import refuse_spread
+from sampla.distributed import Slices, refuse_spread
 from sampla.features import Chunked, Features, displaced, predicted
 from sampla.likelihoods import Likelihood
 from sampla.linear_batch import Companion, LinearBatch
@@ -81,6 +81,11 @@ class LinearModel:
     def num_parameters(self) -> int:
         """P."""
         return self.features.layout.total
+
+    @property
+    def slices(self) -> Slices:
+        """How vectors of P are cut where processes that share the data hold a slice each."""
+        return Slices(self.data.ranks, self.num_parameters)
 
     def _to_device(self, vectors: Tensor) -> Tensor:
         """Vectors of P where the products are computed, for a pass."""

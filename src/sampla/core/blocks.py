@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sampla.core.stack import Stack
+from sampla.distributed import Slices
 
 CHUNK = 2**21
 """Entries of a block that are in float64 at once: 16 MiB."""
@@ -24,8 +25,19 @@ _SURE = 0.1
 Map = Callable[[Tensor], Tensor]
 
 
-def gram(left: Tensor | Stack, right: Tensor | Stack, weight: Tensor | None = None) -> Tensor:
-    """(K, L) inner products of the rows of (K, P) and (L, P), in float64; with (P,) weights sum_p w_p l_p r_p."""
+def gram(
+    left: Tensor | Stack, right: Tensor | Stack, weight: Tensor | None = None, slices: Slices | None = None
+) -> Tensor:
+    """(K, L) inner products of the rows of (K, P) and (L, P), in float64; with (P,) weights sum_p w_p l_p r_p.
+
+    Where processes hold slices of the vectors, all three are this process's, and the sums are those over all slices.
+
+    Args:
+        left: (K, P).
+        right: (L, P).
+        weight: (P,).
+        slices: of tensors; a stack knows its own.
+    """
     width = max(1, CHUNK // max(1, len(left) + len(right)))
     total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
     for start in range(0, left.shape[1], width):
@@ -33,7 +45,8 @@ def gram(left: Tensor | Stack, right: Tensor | Stack, weight: Tensor | None = No
         first = _double(left, span)
         second = first if right is left else _double(right, span)
         total += (first if weight is None else first * weight[span].double()) @ second.mT
-    return total
+    slices = left.slices if isinstance(left, Stack) else slices
+    return total if slices is None else slices.summed(total)
 
 
 def dots(left: Tensor, right: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -74,13 +87,14 @@ def on_host(*small: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.view(each.shape) for part, each in zip(parts, small, strict=True))
 
 
-def orthonormal(rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def orthonormal(rows: Tensor, scale: Tensor | None = None, slices: Slices | None = None) -> tuple[Tensor, Tensor]:
     """An orthonormal basis Q of the rows, and C with rows = C' Q; m is their numerical rank.
 
     Args:
         rows: (K, P), finite.
         scale: (K,) lengths that rounding errors in the rows are relative to; None: their own lengths. To be given
             for rows that are differences of longer ones, such as residuals.
+        slices: where the rows are this process's slices of vectors, and Q is to be too.
 
     Returns:
         Q (m, P) with Q Q' = I, and C (m, K) in float64. Dependent and zero rows make m smaller, down to 0.
@@ -92,17 +106,20 @@ def orthonormal(rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tens
     >>> Q.shape, C.shape
     (torch.Size([1, 3]), torch.Size([1, 3]))
     """
-    basis, _, factor = orthonormal_pair(rows, lambda vectors: vectors, scale)
+    basis, _, factor = orthonormal_pair(rows, lambda vectors: vectors, scale, slices)
     return basis, factor.to(rows.device)
 
 
-def orthonormal_pair(rows: Tensor, metric: Map, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def orthonormal_pair(
+    rows: Tensor, metric: Map, scale: Tensor | None = None, slices: Slices | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same in the inner product u' W v: rows = C' Q with Q S' = I, where S = W Q is returned beside Q.
 
     Args:
         rows: (K, P), finite.
         metric: W, symmetric and positive definite: (K, P) -> (K, P); what it is given itself, or a new tensor.
         scale: (K,) as for ``orthonormal``, in the norm of W.
+        slices: as for ``orthonormal``.
 
     Returns:
         Q (m, P), S (m, P), and C (m, K) in float64 on the CPU.
@@ -110,16 +127,17 @@ def orthonormal_pair(rows: Tensor, metric: Map, scale: Tensor | None = None) -> 
     Raises:
         ArithmeticError: if the rows or their images contain NaN or infinity.
     """
-    first = gram(rows, metric(rows)).cpu()
+    first = gram(rows, metric(rows), slices=slices).cpu()
     scale = first.diagonal().clamp_min(0).sqrt() if scale is None else scale.to(first)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     floor = _ROUNDING * len(rows) ** 0.5 * torch.finfo(rows.dtype).eps
-    basis, dual, factor, hidden = _from_gram(rows, metric, first, scale, floor)
+    basis, dual, factor, hidden = _from_gram(rows, metric, first, scale, floor, slices)
     if hidden and floor < _VISIBLE:  # shorter directions show once the longer ones are taken out
         rest = torch.addmm(rows, factor.mT.to(rows), basis, alpha=-1)
-        again = gram(dual, rest).cpu()
+        again = gram(dual, rest, slices=slices).cpu()
         rest.addmm_(again.mT.to(rows), basis, alpha=-1)
-        more, more_dual, more_factor, _ = _from_gram(rest, metric, gram(rest, metric(rest)).cpu(), scale, floor)
+        left = gram(rest, metric(rest), slices=slices).cpu()
+        more, more_dual, more_factor, _ = _from_gram(rest, metric, left, scale, floor, slices)
         same = dual is basis
         basis = torch.cat([basis, more])
         dual = basis if same else torch.cat([dual, more_dual])
@@ -128,7 +146,7 @@ def orthonormal_pair(rows: Tensor, metric: Map, scale: Tensor | None = None) -> 
 
 
 def _from_gram(
-    rows: Tensor, metric: Map, first: Tensor, scale: Tensor, floor: float
+    rows: Tensor, metric: Map, first: Tensor, scale: Tensor, floor: float, slices: Slices | None
 ) -> tuple[Tensor, Tensor, Tensor, bool]:
     """Q, S = W Q, C of what the Gram matrix shows, and whether it hides something.
 
@@ -142,7 +160,7 @@ def _from_gram(
     factor = lengths[:, None] * (vectors.mT * scale)
     # Dividing by short lengths has magnified the rounding errors of the rows: once more, now from nearly orthonormal.
     dual = metric(basis)
-    lengths, vectors = _eigen(gram(basis, dual).cpu())
+    lengths, vectors = _eigen(gram(basis, dual, slices=slices).cpu())
     sure = lengths > _SURE
     if not bool(sure.all()):  # rounding of an ill-conditioned W: along these u' W u is anything, below zero too
         change, back = (vectors / lengths)[:, sure].mT.to(rows), (vectors * lengths)[:, sure].mT

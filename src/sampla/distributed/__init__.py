@@ -12,8 +12,9 @@ from sampla.distributed._shards import (
     shard,
     unwrapped,
 )
+from sampla.distributed._slices import Slices
 
 __all__ = [
-    "Held", "RankError", "Ranks", "Shard", "ToldLoader", "as_shard", "as_whole", "is_first", "ranks_of", "refuse_parts",
-    "refuse_spread", "shard", "together", "unwrapped",
+    "Held", "RankError", "Ranks", "Shard", "Slices", "ToldLoader", "as_shard", "as_whole", "is_first", "ranks_of",
+    "refuse_parts", "refuse_spread", "shard", "together", "unwrapped",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sampla.core.checks import require
 from sampla.core.processes import runs
@@ -28,6 +29,8 @@ _SLOT = 512
 """Bytes of what a process says before a sum, as long as that is enough."""
 _LENGTH = 8
 """Bytes of them that say how many of the others count."""
+_AT_ONCE = 2**25
+"""Bytes of vectors that are laid together at a time: they are held twice meanwhile."""
 _FAILED = "failed"
 _PATIENCE = 5.0
 """Seconds in which those that have lost somebody tell one another that it was not them."""
@@ -150,12 +153,15 @@ class Ranks:
                         "the same on all: load the same weights, or broadcast them."
                     )
 
-    def of_first(self, at: str, make: Callable[[], Held | None]) -> Held | None:
+    def of_first(
+        self, at: str, make: Callable[[], Held | None], keep: Callable[[str, Tensor], Tensor] = lambda _, each: each
+    ) -> Held | None:
         """What the first process makes, such as what a file holds, on all of them, on the CPU.
 
         Args:
             at: where this process is.
             make: called on the first process; None is None on all.
+            keep: what each process keeps of a tensor of that name, as soon as it has come.
         """
         made = make() if self.rank == 0 else None
         told = None if made is None else [[[n, *_kind(t)] for n, t in made[0].items()], made[1]]
@@ -163,7 +169,7 @@ class Ranks:
         if told is None:
             return None
         kinds, facts = told
-        return {n: self._of(0, None if made is None else made[0][n], kind) for n, *kind in kinds}, facts
+        return {n: keep(n, self._of(0, None if made is None else made[0][n], kind)) for n, *kind in kinds}, facts
 
     def joined(self, at: str, tensor: Tensor) -> Tensor:
         """The tensors of all processes behind one another along the first axis, where this one's is."""
@@ -202,9 +208,42 @@ class Ranks:
         home = torch.device("cpu") if tensor is None else tensor.device
         if tensor is None or empty:
             tensor = torch.zeros(kind[1:], dtype=getattr(torch, kind[0].removeprefix("torch.")), device=home)
-        there = tensor.contiguous() if self._on_gpu and home.type == "cuda" else tensor.to(self._device).contiguous()
+        there = self._there(tensor)
         self._do(lambda: dist.all_reduce(there))
         return there.to(home)
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        """The tensor in one piece where the processes can exchange it."""
+        on_gpu = self._on_gpu and tensor.device.type == "cuda"
+        return (tensor if on_gpu else tensor.to(self._device)).contiguous()
+
+    def width(self, size: int) -> int:
+        """How wide slices of ``size`` numbers are; the last ones may be narrower, or empty."""
+        return -(-size // self.size)
+
+    def side_by_side(self, at: str, own: Tensor, size: int) -> Tensor:
+        """(k, size) vectors whose slices (k, p), ``width(size)`` wide, the processes have in their order.
+
+        Args:
+            at: where this process is.
+            own: its slices of the same vectors and type as all have.
+            size: how long the vectors are.
+
+        Raises:
+            RankError: if a process has failed, is gone or has other vectors.
+        """
+        said = self.gathered(at, [str(own.dtype), len(own), size])
+        if any(each != said[0] for each in said):
+            raise RankError(f"expected slices of the same vectors on every process, got {said}. Report this, please.")
+        width = self.width(size)
+        whole, few = own.new_empty(len(own), size), max(1, _AT_ONCE // max(1, own.element_size() * width * self.size))
+        for start in range(0, len(own) if size else 0, few):
+            mine = self._there(pad(own[start : start + few], (0, width - own.shape[1])))
+            every = [torch.empty_like(mine) for _ in range(self.size)]
+            self._do(lambda mine=mine, every=every: dist.all_gather(every, mine))  # type: ignore[misc]
+            for place, slices in zip(whole[start : start + few].split(width, dim=1), every, strict=False):
+                place.copy_(slices[:, : place.shape[1]])
+        return whole
 
     def elsewhere(self, at: str, hashes: Tensor) -> int:
         """How many of the sorted int64 hashes of this process are those of a process with a lower number, of all."""

@@ -1,5 +1,7 @@
 """A fit that was stopped goes on: the noise in one file, the state after every EM step in another.
 
+Where several processes hold slices of the Krylov space, its parts have files of their own (space_files.py).
+
 The noise belongs to the data in the order of one pass, and the prior's scales to the noise. A fit that goes on takes
 both as they were, so that a loader which shuffles does no harm: the state is in the same coordinates.
 """
@@ -21,9 +23,10 @@ from sampla.core import checkpoint
 from sampla.core.checks import require
 from sampla.core.chunks import Chunks
 from sampla.core.stack import Stack
-from sampla.distributed import Held, Ranks
+from sampla.distributed import Held, Ranks, Slices
 from sampla.inference.krylov import KrylovSpace
 from sampla.inference.quadrature import LogError
+from sampla.inference.space_files import read_parts, remove_parts, write_parts
 from sampla.inference.state import EMState
 from sampla.inference.trace import EMStep, trace_rows
 from sampla.model import LinearModel, NoiseDraw
@@ -39,6 +42,9 @@ _VERSION = 4
 """Of what the two files hold."""
 _HARMLESS = "em_tolerance"
 """The part of an identity that may change: where it has become smaller, a loop that had settled goes on."""
+_SPACE = "space."
+_OF_P = (f"{_SPACE}basis.", f"{_SPACE}following")
+"""Tensors of the space of which each of several processes holds a slice."""
 _SMALL = ("gram", "coupling", "start")
 _ERRORS = ("precision_error", "noise_error")
 
@@ -50,8 +56,11 @@ def save_state(folder: str | Path | None, state: EMState, identity: dict[str, An
     """
     if folder is None:
         return
-    ranks = state.model.data.ranks
+    ranks, path = state.model.data.ranks, Path(folder) / _FILE
     tensors = {"precision": state.prior.precision, **_tensors_of(state)}
+    parts = None
+    if state.space is not None and ranks is not None:
+        parts = write_parts(path.parent, state.space.basis, ranks)
     noise = state.model.likelihood.noise_precision
     if noise is not None:
         tensors["noise_precision"] = noise
@@ -71,9 +80,12 @@ def save_state(folder: str | Path | None, state: EMState, identity: dict[str, An
         **_chunks_of_all(state.model.chunks, ranks),
         "widths": None if state.space is None else state.space.widths,
         "exact": 0 if state.space is None else state.space.exact,
+        "parts": parts,
         "full_precision": state.model.exact,
     }
-    _write(Path(folder) / _FILE, tensors, facts, ranks)
+    _write(path, tensors, facts, ranks)
+    if ranks is None or ranks.rank == 0:
+        remove_parts(path.parent, parts)
     state.model.journal.begin(len(state.trace))
 
 
@@ -88,13 +100,22 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], ranks:
         checkpoint.save(path, tensors, facts)
 
 
-def _read(path: Path, ranks: Ranks | None) -> Held | None:
-    """What the file holds, as the first of several processes finds it; None: there is no such file."""
+def _read(path: Path, ranks: Ranks | None, slices: Slices | None = None) -> Held | None:
+    """What the file holds, as the first of several processes finds it; None: there is no such file.
+
+    Args:
+        path: of the file.
+        ranks: the processes.
+        slices: of which each keeps its own of the vectors of a Krylov space.
+    """
 
     def read() -> Held | None:
         return checkpoint.load(path) if path.exists() else None
 
-    return read() if ranks is None else ranks.of_first(path.name, read)
+    def keep(name: str, tensor: Tensor) -> Tensor:
+        return slices.own(tensor) if slices is not None and name.startswith(_OF_P) else tensor
+
+    return read() if ranks is None else ranks.of_first(path.name, read, keep)
 
 
 @contextmanager
@@ -224,7 +245,8 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
         ValueError: if the stored state belongs to another network, prior, seed or number of samples, or was written
             by an earlier version.
     """
-    kept = None if folder is None else _read(Path(folder) / _FILE, state.model.data.ranks)
+    slices = state.model.slices
+    kept = None if folder is None else _read(Path(folder) / _FILE, slices.ranks, slices)
     if folder is None or kept is None:
         state.model.journal.begin(0)
         return state
@@ -246,9 +268,13 @@ def restore_state(folder: str | Path | None, state: EMState, identity: dict[str,
         start = Start(here("value"), here("curvature_value"), curvature_exact=facts["curvature_exact"])
     space = None
     if facts["widths"] is not None:
-        basis = Stack([here(f"space.basis.{number}") for number in range(1 + len(facts["widths"]))])
-        small: dict[str, Any] = {name: tensors[f"space.{name}"] for name in _SMALL}
-        space = KrylovSpace(basis, following=here("space.following"), **small, widths=tuple(facts["widths"]))
+        count = 1 + len(facts["widths"])
+        if facts.get("parts") is not None:
+            rows = read_parts(Path(folder), facts["parts"], count, slices)
+            tensors |= {f"{_SPACE}basis.{number}": part for number, part in enumerate(rows)}
+        basis = Stack([here(f"{_SPACE}basis.{number}") for number in range(count)], slices)
+        small: dict[str, Any] = {name: tensors[f"{_SPACE}{name}"] for name in _SMALL}
+        space = KrylovSpace(basis, following=here(f"{_SPACE}following"), **small, widths=tuple(facts["widths"]))
         space = replace(space, exact=facts.get("exact", 0))
     errors = {name: row and LogError(**row) for name, row in facts["errors"].items()}
     return EMState(
@@ -268,8 +294,11 @@ def _tensors_of(state: EMState) -> dict[str, Tensor]:
     if state.place is not None:
         tensors["place"] = state.place.clone()  # the mode's own tensor as a rule, which a file may hold once only
     if state.space is not None:
-        tensors |= {f"space.{name}": getattr(state.space, name) for name in (*_SMALL, "following")}
-        tensors |= {f"space.basis.{number}": part for number, part in enumerate(state.space.basis.parts)}
+        slices, parts = state.space.basis.slices, state.space.basis.parts
+        tensors |= {f"{_SPACE}{name}": getattr(state.space, name) for name in _SMALL}
+        tensors[f"{_SPACE}following"] = slices.whole(state.space.following)
+        if slices.ranks is None:
+            tensors |= {f"{_SPACE}basis.{number}": part for number, part in enumerate(parts)}
     return tensors
 
 

@@ -78,19 +78,22 @@ class ExactPosterior:
         """C and K."""
         values, vectors = self.space.spectrum
         root = vectors * values.sqrt()
-        inner = gram(self.space.basis, self.space.basis, self.precision.reciprocal()).cpu()
+        inner = gram(self.space.basis, self.space.basis, self._own_precision.reciprocal()).cpu()
         inverse = torch.linalg.inv(torch.eye(len(root)).to(root) + root.mT @ inner @ root)
         core = root @ inverse @ root.mT
         return inner, (core + core.mT) / 2
 
     def samples(self, rhs: RightHandSide) -> Iterate:
         """H^-1 B, and the diagonal of H^-1 M."""
-        value, rest = torch.zeros_like(rhs.data_part), rhs.total
+        slices = self.space.basis.slices
+        total = rest = slices.own(rhs.total)
+        value = torch.zeros_like(total)
         for _ in range(1 + _REFINEMENTS):
             value = value + self._inverse(rest)
             image = self._curvature(value)
-            rest = rhs.total - image - self.precision * value
-        return Iterate(value, image, effective_dimension=self._determined(), curvature_exact=False)
+            rest = total - image - self._own_precision * value
+        determined = slices.whole(self._determined()[None])[0]
+        return Iterate(slices.whole(value), slices.whole(image), effective_dimension=determined, curvature_exact=False)
 
     def function_columns(self) -> Tensor:
         """(m, P) vectors z whose mean of phi z z' phi' is phi H^-1 phi', as that of posterior samples is on average.
@@ -102,18 +105,23 @@ class ExactPosterior:
         inner = root @ self.space.gram @ root
         values, vectors = torch.linalg.eigh((inner + inner.mT) / 2)
         columns = root @ vectors * (1 + values.clamp_min(0)).rsqrt()
-        return self.space.basis.combined(columns.mT * len(columns) ** 0.5)
+        basis = self.space.basis
+        return basis.slices.whole(basis.combined(columns.mT * len(columns) ** 0.5))
+
+    @cached_property
+    def _own_precision(self) -> Tensor:
+        """(p,) the diagonal of A in this process's slice, of which all below is."""
+        return self.space.basis.slices.own(self.precision)
 
     def _inverse(self, vectors: Tensor) -> Tensor:
-        start = vectors / self.precision
+        start = vectors / self._own_precision
         inside = gram(self.space.basis, start).cpu()
-        return start - self.space.basis.combined((self._core[1] @ inside).mT) / self.precision
+        return start - self.space.basis.combined((self._core[1] @ inside).mT) / self._own_precision
 
     def _curvature(self, vectors: Tensor) -> Tensor:
         return self.space.basis.combined((self.space.gram @ gram(self.space.basis, vectors).cpu()).mT)
 
     def _determined(self) -> Tensor:
         core, basis = self._core[1].to(self.precision.device), self.space.basis
-        size, width = basis.shape[1], max(1, CHUNK // max(1, len(basis)))
-        parts = [basis.columns(slice(start, start + width)).double() for start in range(0, size, width)]
-        return torch.cat([((core @ part) * part).sum(0) for part in parts]) / self.precision.double()
+        parts = (part.double() for part in basis.pieces(CHUNK))
+        return torch.cat([((core @ part) * part).sum(0) for part in parts]) / self._own_precision.double()

@@ -128,7 +128,7 @@ def watched(task: Task, problem: FinalProblem) -> FinalProblem:
         return problem
     like, blocks = problem.rhs.data_part, SEEN_PASSES * len(problem.rhs.data_part)
     most = task.em.rows_within(like, like.shape[1]) // 2
-    return replace(problem, system=replace(problem.system, seen=Seen(min(most, blocks))))
+    return replace(problem, system=replace(problem.system, seen=Seen(min(most, blocks), problem.system.model.slices)))
 
 
 def _kept(task: Task, problem: FinalProblem, mode: Mode | None) -> Kept | None:

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from sampla.core.blocks import CHUNK, gram, orthonormal
 from sampla.core.stack import Stack
+from sampla.distributed import Slices
 from sampla.solvers import Sketch
 
 _TAIL = 0.25
@@ -61,7 +62,8 @@ class KrylovSpace:
     """
 
     basis: Stack
-    """(m, P) V, orthonormal rows; a part for every multiplication, behind an empty one."""
+    """(m, P) V, orthonormal rows; a part for every multiplication, behind an empty one. Where the data are spread over
+    processes each holds a slice of these and of the next rows; vectors that come or go are whole."""
     gram: Tensor
     """(m, m) T = V M V', float64."""
     following: Tensor
@@ -158,13 +160,14 @@ class KrylovSpace:
         A block of k vectors does not reach eigenvectors that share their eigenvalue with k others. M maps the space
         onto itself, and so its complement: nothing couples the two.
         """
-        rest, lengths = vectors.clone(), vectors.norm(dim=1)
+        slices = self.basis.slices
+        rest, lengths = slices.own(vectors).clone(), vectors.norm(dim=1)
         self.basis.add_to(rest, -gram(self.basis, rest).mT)
         self.basis.add_to(rest, -gram(self.basis, rest).mT)
-        following, _ = orthonormal(rest, lengths)
+        following, _ = orthonormal(rest, lengths, slices)
         if len(following):
             self.basis.add_to(following, -gram(self.basis, following).mT)
-            following, _ = orthonormal(following)
+            following, _ = orthonormal(following, slices=slices)
         return replace(self, following=following, coupling=self.coupling.new_zeros(self.widths[-1], len(following)))
 
     def closed(self, exact: int) -> "KrylovSpace":
@@ -183,7 +186,7 @@ class KrylovSpace:
         previous = self.widths[-2]
         return replace(
             self,
-            basis=Stack(self.basis.parts[:-1]),
+            basis=Stack(self.basis.parts[:-1], self.basis.slices),
             gram=self.gram[:size, :size],
             following=self.basis.parts[-1],
             coupling=self.gram[size - previous : size, size:],
@@ -205,30 +208,32 @@ class KrylovSpace:
         """(P,) the diagonal of (M + ratio)^-1 M, where the space holds the whole range of M."""
         values, vectors = self.spectrum
         share, turned = (values / (values + ratio)).to(self.following.device), vectors.mT.to(self.following.device)
-        size, width = self.basis.shape[1], max(1, CHUNK // max(1, len(self.basis)))
-        parts = [slice(start, start + width) for start in range(0, size, width)]
-        return torch.cat([share @ (turned @ self.basis.columns(part).double()).square() for part in parts])
+        own = torch.cat([share @ (turned @ part.double()).square() for part in self.basis.pieces(CHUNK)])
+        return self.basis.slices.whole(own[None])[0]
 
     def galerkin(self, right: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
         """The best z in the space for (M + diag(precision)) z = b, and M z; no pass: (K, P) -> (K, P), (K, P)."""
-        inner = self.gram + gram(self.basis, self.basis, precision).cpu()
-        coordinates = torch.linalg.solve(inner, gram(self.basis, right).cpu())
+        slices = self.basis.slices
+        inner = self.gram + gram(self.basis, self.basis, slices.own(precision)).cpu()
+        coordinates = torch.linalg.solve(inner, gram(self.basis, slices.own(right)).cpu())
         ahead = self.coupling.mT @ coordinates[len(coordinates) - len(self.coupling) :]
         image = self.basis.combined((self.gram @ coordinates).mT).addmm_(ahead.mT.to(right), self.following)
-        return self.basis.combined(coordinates.mT), image
+        return slices.whole(self.basis.combined(coordinates.mT)), slices.whole(image)
 
     def grown(self, model: Multiplies) -> Self:
         """One more application of M, for as many products as there are following rows."""
-        rest = model.curvature_product(self.following)
+        slices = self.basis.slices
+        rest = model.curvature_product(slices.whole(self.following))
+        lengths, rest = rest.norm(dim=1), slices.own(rest)
         basis = self.basis.added(self.following)
-        added, size, lengths = len(self.following), len(basis), rest.norm(dim=1)
+        added, size = len(self.following), len(basis)
         inner = gram(basis, rest).cpu()  # (m, j)
         basis.add_to(rest, -inner.mT)
         basis.add_to(rest, -gram(basis, rest).mT)
-        following, coupling = orthonormal(rest, lengths)
+        following, coupling = orthonormal(rest, lengths, slices)
         del rest
         basis.add_to(following, -gram(basis, following).mT)  # short remainders are mostly rounding otherwise,
-        following, again = orthonormal(following)  # and have become shorter now
+        following, again = orthonormal(following, slices=slices)  # and have become shorter now
         whole = pad(self.gram, (0, added, 0, added))
         whole[:, size - added :] = inner
         whole[size - added :, :] = inner.mT
@@ -239,12 +244,13 @@ class KrylovSpace:
         )  # fmt: skip
 
 
-def krylov_space(start: Tensor) -> KrylovSpace:
-    """The space before the first product, from start vectors X (k, P)."""
-    following, factor = orthonormal(start)
+def krylov_space(start: Tensor, slices: Slices | None = None) -> KrylovSpace:
+    """The space before the first product, from start vectors X (k, P), which are whole; its own are as slices say."""
+    slices = slices or Slices()
+    following, factor = orthonormal(slices.own(start), slices=slices)
     empty = torch.zeros(0, 0, dtype=torch.float64)
     return KrylovSpace(
-        Stack([start.new_empty(0, start.shape[1])]),
+        Stack([start.new_empty(0, following.shape[1])], slices),
         empty,
         following,
         empty.new_zeros(0, len(following)),

@@ -51,7 +51,8 @@ class KrylovEStep(SpaceEStep):
         if state.space is not None or not self.task.route.one_space:
             return state
         start = self.task.draw.data_part[: self.task.em_samples]
-        return replace(state, space=krylov_space(start if self._target is None else torch.cat([start, self._target])))
+        start = start if self._target is None else torch.cat([start, self._target])
+        return replace(state, space=krylov_space(start, state.model.slices))
 
     def step(self, state: EMState) -> EMState:
         return self._fixed_point_step(state) if state.model.likelihood.is_quadratic else self._mode_step(state)

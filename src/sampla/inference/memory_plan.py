@@ -24,8 +24,9 @@ _CARRIED = 2
 """Rows of a product that answer a search for the mode: theta and a vector."""
 _SINGLE = 6
 """Diagonals of M and A, the prior's scale, the network's own values, the mean and a spare."""
-_GROWING = 5
-"""Blocks as wide as the Krylov space grows: the next rows, M times these, and their orthonormalisation."""
+_GROWING, _MULTIPLIED = 5, 3
+"""Blocks as wide as the Krylov space grows: the next rows, M times these, and their orthonormalisation. And what of it
+is whole where processes hold slices of the space: the rows, these in the network's units, M times them."""
 SOLVER_BLOCKS = 11
 """Blocks of K vectors of the final solve beside the noise, as counted while one ran: the right-hand side's prior part,
 the guess with its M z, the iterate, residual and direction before and after a step, and what a step needs."""
@@ -98,7 +99,10 @@ class MemoryPlan:
     data_stay: bool = False
     """Whether a fit keeps them where the network is, which is then no CPU."""
     processes: int = 1
-    """How many processes the data are spread over, each of which holds all this, and of the data its part."""
+    """How many processes the data are spread over, each of which holds all this, and of the data its part.
+
+    Of EM's Krylov space, and of what is kept for new data, each holds a slice: ``parts`` count such vectors as so small
+    a part of one."""
     beside: int = 1
     """How many of these share the memory of this machine."""
 
@@ -136,7 +140,7 @@ class MemoryPlan:
     @property
     def at_most(self) -> int:
         """Bytes if EM's Krylov space grows as far as it may."""
-        more = max(0, self.most_rows - self.krylov_rows) if self.more is None else self.more
+        more = _slices(max(0, self.most_rows - self.krylov_rows), self.processes) if self.more is None else self.more
         return self.total + more * self.vector
 
     @property
@@ -190,7 +194,8 @@ class MemoryPlan:
         if self.processes == 1:
             return []
         where = f", {self.beside} of them on this machine: {_size(self._here)}" if self._sharing > 1 else ""
-        return [f"processes    {self.processes}, each of which holds all vectors{where}"]
+        cut = ", and of EM's Krylov space a slice" if self.krylov_rows else ""
+        return [f"processes    {self.processes}, each of which holds all this{cut}{where}"]
 
     def _data(self) -> list[str]:
         place = self.device if self.nearby is None else self.nearby.device
@@ -221,14 +226,15 @@ class MemoryPlan:
             return "compare the peak with what the machine has"
         if self.at_most * self._sharing <= self.free:
             return "it fits"
-        rows = self.krylov_rows + (self.free - self._here) // (self.spaces * self.vector * self._sharing)
+        room = (self.free - self._here) * self.processes
+        rows = self.krylov_rows + room // (self.spaces * self.vector * self._sharing)
         return f"it fits as a rule; em=EM(max_rows={rows}) makes sure"
 
     def _remedy(self, place: "_Place") -> str:
         if place.product > place.need / 2:
             rows, columns = max(1, self.rows // 4), max(1, self.columns // 2)
             return f"pass chunks=({rows}, {columns}) or less (a fit that runs out halves them by itself)"
-        wide = self.krylov_rows > self.vectors / 2 and not place.where
+        wide = _slices(self.krylov_rows, self.processes) > self.vectors / 2 and not place.where
         first = "lower EM(max_rows=...)" if wide else "lower num_samples"
         if self.device.type != "cpu" and self.movable:
             first = f"vectors_on='cpu', {first}"
@@ -293,7 +299,10 @@ def plan_memory(
     spaces = 2 if route.one_space and route.learns and route.moves_curvature else 1
     seen = min(em.rows_within(like, size) // 2, min(_USUAL_PASSES, SEEN_PASSES) * (num_samples + means))
     seen = 2 * seen if updatable and route.solver_uses_space else 0
-    parts, at_most = (_largest(num_samples, few, means, each, searches, beside, spaces, seen) for each in (usual, most))
+    spread = (1, 1) if ranks is None else (ranks.size, ranks.beside)
+    parts, at_most = (
+        _largest(num_samples, few, means, each, searches, beside, spaces, seen, spread[0]) for each in (usual, most)
+    )
     carried = [(few, _CARRIED if searches[0] else 0), (num_samples + means, _CARRIED if searches[1] else 0)]
     columns = max(len(part) for each in carried for part in model.chunks.ranges(*each))
     rows = min(model.chunks.rows(num_samples + means), most_rows)
@@ -304,7 +313,7 @@ def plan_memory(
         rows, columns, chunk, 8 * min(CHUNK, size * (usual + num_samples)),
         free_bytes(home), None if near == home else Nearby(near, passing + _WEIGHTS, free_bytes(near)),
         isinstance(solver, BlockCG), spaces, sum(p.vectors for p in at_most) - sum(p.vectors for p in parts),
-        model.data.nbytes, model.data.stays, *((1, 1) if ranks is None else (ranks.size, ranks.beside)),
+        model.data.nbytes, model.data.stays, *spread,
     )  # fmt: skip
 
 
@@ -332,25 +341,32 @@ def _space_rows(route: Route, reachable: int, size: int, learns_noise: bool) -> 
 
 def _largest(
     samples: int, few: int, means: int, space: int, searches: tuple[int, int], beside: int, spaces: int,
-    seen: int,
+    seen: int, count: int,
 ) -> tuple[Part, ...]:  # fmt: skip
-    """What is held when most is held."""
-    wide = samples + means
+    """What each of so many processes holds when most is held."""
+    wide, block = samples + means, few + means
+    growing = max(_slices(_GROWING * block, count), _MULTIPLIED * block + _slices(block, count))
+    whole, own = f", a slice of {space:,} vectors" if count > 1 else "", _slices(space, count)
     always = (Part("noise of the right-hand sides", samples), Part("diagonals, scales and the mean", _SINGLE))
     learning = (
-        *always, Part("EM's Krylov space", space), Part("what makes it grow", _GROWING * (few + means)),
-        Part("the space and the noise before B moved", (spaces - 1) * (space + few)),
+        *always, Part("EM's Krylov space" + whole, own), Part("what makes it grow", growing),
+        Part("the space and the noise before B moved", (spaces - 1) * (own + few)),
         Part("search for the mode: secant pairs", searches[0]),
     )  # fmt: skip
     solving = (
-        *always, Part("EM's Krylov space, as preconditioner", space),
+        *always, Part("EM's Krylov space, as preconditioner" + whole, own),
         Part("final solve: right-hand side, guess, iterate, residual, directions", SOLVER_BLOCKS * wide),
-        Part("its first products, which new data can use", seen),
+        Part("its first products, which new data can use", _slices(seen, count)),
         Part("beside it: noise drawn again, right-hand sides in other coordinates", beside * wide),
         Part("beside it: the last search for the mode", searches[1]),
     )  # fmt: skip
     parts = max(learning, solving, key=lambda phase: sum(part.vectors for part in phase))
     return tuple(part for part in parts if part.vectors)
+
+
+def _slices(vectors: int, count: int) -> int:
+    """Whole vectors that take the memory of a slice of each of these, where there are so many slices."""
+    return -(-vectors // count)
 
 
 def _known(size: int | None) -> str:

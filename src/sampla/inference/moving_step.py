@@ -123,7 +123,7 @@ class MovingEStep(SpaceEStep):
         model = self._model_at(zero)
         draw = model.draw_noise(self.task.seed, min(_PROBES, self.task.em_samples))
         state = replace(state, model=model, place=zero)
-        state = replace(state, space=self.grown_to(_FEWEST, state, krylov_space(draw.data_part)))
+        state = replace(state, space=self.grown_to(_FEWEST, state, krylov_space(draw.data_part, model.slices)))
         if not state.prior.guessed:
             return state
         assert state.space is not None
@@ -141,7 +141,7 @@ class MovingEStep(SpaceEStep):
         model = self._model_at(place)
         self._draw = model.draw_noise(self.task.seed, count)
         start, unseen = self._draw.data_part.tensor_split([self.task.em_samples])
-        state = replace(state, model=model, place=place, space=krylov_space(start))
+        state = replace(state, model=model, place=place, space=krylov_space(start, model.slices))
         if not route.one_space:
             return state
         return replace(state, space=self.grown_to(_FEWEST, state, self.first_space(state, unseen)))

@@ -141,7 +141,7 @@ class SampledEStep(EStep):
         scale = system.precision.rsqrt()
         white = whitened(system, scale)
         seen, unseen = (rhs.data_part[: rhs.num_samples] * scale).tensor_split([task.em_samples])
-        space = self.space_for_determinant(krylov_space(seen), white.model, 1.0, unseen)
+        space = self.space_for_determinant(krylov_space(seen, white.model.slices), white.model, 1.0, unseen)
         determinant = self.determinant(space, 1.0)
         determined = space.determined(1.0) if space.exact else None
         if not task.route.solver_uses_space:
@@ -194,7 +194,8 @@ class SampledEStep(EStep):
         draw = self._draw if factor is None else self.task.draw
         if self._range is None or (factor is None and self._range[0] is not state.model):
             start, unseen = draw.data_part.tensor_split([self.task.em_samples])
-            self._range = state.model, grown_to_range(self.task, model, krylov_space(start), unseen, label)
+            space = krylov_space(start, model.slices)
+            self._range = state.model, grown_to_range(self.task, model, space, unseen, label)
         space = self._range[1]
         return ExactPosterior(space if factor is None else space.times(factor), state.prior.diagonal)
 

@@ -221,7 +221,7 @@ class LinearisedLaplace(TakesNewData):
             words = self._describe_products(features, inference.model) + (
                 "; torch.autocast around the fit put aside" if ambient else ""
             )
-            words += "" if ranks is None else f"; data spread over {ranks.size} processes, each with all vectors"
+            words += "" if ranks is None else f"; data spread over {ranks.size} processes, each with all samples"
             spent = perf_counter() - start
             report = build_report(inference, data, self.excluded, adjoint, spent, self.tolerance, words, width)
             posterior = Posterior(

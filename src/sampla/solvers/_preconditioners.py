@@ -41,7 +41,7 @@ class Sketch:
     """M on a few directions: M is near V' T V + c (I - V' V), whatever A is."""
 
     basis: Stack
-    """(m, P) V, orthonormal rows."""
+    """(m, P) V, orthonormal rows; a slice of them where each of several processes holds one."""
     gram: Tensor
     """(m, m) T = V M V', float64, positive semi-definite."""
     tail: float
@@ -54,7 +54,7 @@ class Sketch:
     def at(self, precision: Tensor) -> "LowRank":
         """The preconditioner for H = M + diag(precision)."""
         diagonal = precision + self.tail
-        inner = gram(self.basis, self.basis, diagonal.reciprocal())
+        inner = gram(self.basis, self.basis, self.basis.slices.own(diagonal.reciprocal()))
         identity = torch.eye(len(inner), dtype=torch.float64, device=inner.device)
         core = self.gram.to(inner) - self.tail * identity
         middle = torch.linalg.solve(identity + core @ inner, core)
@@ -73,8 +73,10 @@ class LowRank(Preconditioner):
     """(m, m) (I + S V D^-1 V')^-1 S."""
 
     def solve(self, vectors: Tensor) -> Tensor:
-        inside = self.basis.along(vectors / self.diagonal) @ self.middle
-        return self.basis.add_to(vectors.clone(), -inside).div_(self.diagonal)
+        slices = self.basis.slices
+        own, diagonal = slices.own(vectors), slices.own(self.diagonal)
+        inside = self.basis.along(own / diagonal) @ self.middle
+        return slices.whole(self.basis.add_to(own.clone(), -inside).div_(diagonal))
 
 
 def nystrom(model: LinearModel, rank: int, seed: int = 0, stride: int = 1) -> Sketch:

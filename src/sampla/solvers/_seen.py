@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sampla.core.blocks import gram
 from sampla.core.stack import Stack
+from sampla.distributed import Slices
 from sampla.solvers._preconditioners import Sketch
 
 _TAIL = 0.25
@@ -27,14 +28,16 @@ class Seen:
 
     most: int
     """Rows at most: beyond them nothing is written down."""
+    slices: Slices = field(default_factory=Slices)
+    """Where processes hold a slice each of what is written down."""
     vectors: list[Tensor] = field(default_factory=list)
     products: list[Tensor] = field(default_factory=list)
 
     def see(self, vectors: Tensor, products: Tensor) -> Tensor:
         """Write down H v of (k, P) vectors, none of which may be changed afterwards, and return it."""
         if sum(map(len, self.vectors)) + len(vectors) <= self.most:
-            self.vectors.append(vectors)
-            self.products.append(products)
+            self.vectors.append(self.slices.own(vectors))
+            self.products.append(self.slices.own(products))
         return products
 
     def sketch(self, known: Sketch | None, precision: Tensor, scale: Tensor | None, most: int) -> Sketch | None:
@@ -48,17 +51,19 @@ class Seen:
         """
         if not self.vectors and known is None:
             return None
-        rows = Stack([*(known.basis.parts if known is not None else ()), *self.vectors])
+        rows = Stack([*(known.basis.parts if known is not None else ()), *self.vectors], self.slices)
         count = 0 if known is None else len(known.basis)
         core = torch.zeros(len(rows), len(rows), dtype=torch.float64)
         if known is not None:
             core[:count, :count] = known.gram.cpu()
         if self.vectors:
-            vectors, products = Stack(self.vectors), Stack(self.products)
-            core[:, count:] = (gram(rows, products) - gram(rows, vectors, precision)).cpu()  # M v = H v - A v
+            vectors, products = Stack(self.vectors, self.slices), Stack(self.products, self.slices)
+            weighted = gram(rows, vectors, self.slices.own(precision))
+            core[:, count:] = (gram(rows, products) - weighted).cpu()  # M v = H v - A v
             core[count:, :count] = core[:count, count:].mT
         if scale is not None:
-            rows = Stack([part * scale for part in rows.parts])
+            own = self.slices.own(scale)
+            rows = Stack([part * own for part in rows.parts], self.slices)
         return _orthonormalised(rows, (core + core.mT) / 2, most)
 
 
@@ -74,5 +79,5 @@ def _orthonormalised(rows: Stack, core: Tensor, most: int) -> Sketch:
     tail = float(values.quantile(_TAIL))
     values, vectors = values[-most:], vectors[:, -most:]
     few = max(map(len, rows.parts))  # at a time: the sketch is never one tensor
-    basis = Stack([rows.combined(each) for each in (turn @ vectors).mT.split(few)])
+    basis = Stack([rows.combined(each) for each in (turn @ vectors).mT.split(few)], rows.slices)
     return Sketch(basis, values.diag(), tail)
