@@ -4,7 +4,7 @@
 
 Writes docs/scaling.md in a second. Nothing is run: measured rates are those of engine.json, linear_models.json and
 scale.json, and all else is stated here and on the page. All ranks compute a pass, then its sums of K x P numbers go
-round a ring.
+round a ring, and slices of as many.
 """
 
 import json
@@ -23,6 +23,8 @@ RESNET18 = 1.11e9
 """Operations of one forward of engine.json's ResNet-18 on a 32 x 32 image, two for each multiply-add."""
 BLOCKS = 34
 """Blocks of K vectors that a fit holds at its peak: 11.3 GiB over 0.33 GiB in benchmarks/eleven_million.md."""
+SPACE = 64
+"""Vectors of them that are EM's Krylov space as a rule (24 to 64), of which each rank holds a slice."""
 PASSES = 10
 """Of a fit with learnt precision: 7.6 to 9.8 on CIFAR-10 and MNIST, 11 to 17 with 11 million parameters."""
 KEPT = 0.7
@@ -58,6 +60,10 @@ class Cluster:
         steps = 2 * (self.ranks - 1)
         return steps / self.ranks * size / self.bandwidth + steps * self.latency
 
+    def exchange(self, size: float) -> float:
+        """Seconds of a pass's all-reduce and of an all-gather of as much, which sends half of that."""
+        return 1.5 * self.ring(size)
+
 
 @dataclass(frozen=True)
 class Network:
@@ -83,6 +89,11 @@ class Network:
     def block(self) -> float:
         """Bytes of K vectors, float32."""
         return 4 * self.samples * self.parameters
+
+    def held(self, ranks: int, samples: float) -> float:
+        """Bytes that each of so many ranks holds with so many samples: blocks, its slice of the space, the weights."""
+        vectors = BLOCKS * samples - SPACE * (1 - 1 / ranks)
+        return 4 * self.parameters * vectors + 4 * self.weights
 
 
 @dataclass(frozen=True)
@@ -135,8 +146,7 @@ def fits(measured: Measured) -> str:
     for network in (RESNET50, LORA):
         for cluster in clusters(measured):
             compute = network.operations(measured.ratio) / (cluster.rate * cluster.ranks)
-            ring = cluster.ring(network.block)
-            held = BLOCKS * network.block + 4 * network.weights
+            ring, held = cluster.exchange(network.block), network.held(cluster.ranks, network.samples)
             rows.append(
                 {
                     "key": f"{network.name}, {cluster.name}", "pass": compute, "ring": ring, "share": ring / compute,
@@ -147,19 +157,19 @@ def fits(measured: Measured) -> str:
     return table(
         rows,
         {
-            "fit, cluster": "{key}", "compute, s a pass": "{pass:,.0f}", "all-reduce, s": "{ring:.3g}",
+            "fit, cluster": "{key}", "compute, s a pass": "{pass:,.0f}", "exchange, s": "{ring:.3g}",
             "share": "{share:.2%}", "fit, h": "{fit:.1f}", "held a rank, GiB": "{held:.1f}",
-            "memory, GiB": "{memory:.0f}", "ranks at which the all-reduce takes as long": "{ranks:,.0f}",
+            "memory, GiB": "{memory:.0f}", "ranks at which the exchange takes as long": "{ranks:,.0f}",
         },
     )  # fmt: skip
 
 
 def _ranks(network: Network, cluster: Cluster, measured: Measured) -> float:
-    """At which a pass's all-reduce takes as long as its compute: found by doubling, then by halves."""
+    """At which a pass's exchange takes as long as its compute: found by doubling, then by halves."""
 
     def late(ranks: int) -> bool:
         here = cluster.on(ranks)
-        return here.ring(network.block) >= network.operations(measured.ratio) / (here.rate * ranks)
+        return here.exchange(network.block) >= network.operations(measured.ratio) / (here.rate * ranks)
 
     low, high = 1, 2
     while not late(high):
@@ -177,7 +187,7 @@ def speedups(measured: Measured) -> str:
         for cluster in clusters(measured):
             alone = network.operations(measured.ratio) / cluster.rate
             row = {"key": f"{network.name}, {cluster.name}"}
-            row |= {f"on {r}": alone / (alone / r + cluster.on(r).ring(network.block)) for r in RANKS}
+            row |= {f"on {r}": alone / (alone / r + cluster.on(r).exchange(network.block)) for r in RANKS}
             rows.append(row)
     return table(rows, {"fit, one kind of rank": "{key}"} | {f"{r:,}": f"{{on {r}:,.0f}}" for r in RANKS})
 
@@ -230,7 +240,7 @@ def page(measured: Measured) -> dict[str, Any]:
         "gpus": gpus, "machines": machines, "resnet": RESNET50, "lora": LORA, "blocks": BLOCKS, "passes": PASSES,
         "kept": KEPT, "task": TASK, "disk": DISK, "memory": MEMORY, "design": DESIGN, "terabytes": size / 1e12,
         "each": size / machines.ranks / GIB, "resnet18": RESNET18, "GIB": GIB,
-        "largest": (gpus.memory - 4 * RESNET50.weights) / (BLOCKS * 4 * RESNET50.parameters),
+        "largest": (gpus.memory - RESNET50.held(gpus.ranks, 0)) / (BLOCKS * 4 * RESNET50.parameters), "space": SPACE,
         "logits": 4 * LORA.outputs * LORA.samples * 512 / GIB,
     }  # fmt: skip
 
