@@ -1,4 +1,4 @@
-"""More than one process: two against one on a ResNet-20, and designs that Dask makes chunk by chunk.
+"""More than one process: two against one on a ResNet-20, the memory of each, and designs that Dask makes by chunk.
 
     python -m benchmarks.scale [--only ranks] [--most 10000000] [--quick] [--anew] [--out benchmarks]
 
@@ -28,11 +28,17 @@ import sampla
 
 FASTER, FLAT, OVERHEAD = 1.7, 1.25, 1.25
 """Two processes against one; peak of the most rows over that of the fewest; Dask's time a row over one process's."""
-PARTS = ("ranks", "designs")
+LEFT = 1.1
+"""Part by which the peak of a process may fall less than its slice of the Krylov space would have it."""
+PARTS = ("ranks", "space", "designs")
 WAYS = ("chunks, one process", "Dask, one thread", "Dask, two threads")
 RANKS = {
     False: {"images": 256, "samples": 8, "batch": 32, "turns": 3},
     True: {"images": 8, "samples": 2, "batch": 4, "turns": 1},
+}
+SPACE = {
+    False: {"width": 1000, "data": 64, "outputs": 4, "samples": 4, "rows": 250, "ranks": (1, 2, 4)},
+    True: {"width": 16, "data": 16, "outputs": 2, "samples": 2, "rows": 16, "ranks": (1, 2)},
 }
 DESIGNS = {
     False: {"rows": (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000), "columns": 500, "chunk": 20_000},
@@ -58,6 +64,7 @@ def main() -> None:
 def cases(quick: bool, most: int) -> Iterator[tuple[str, Any]]:
     """Name of each case, and what computes it."""
     yield "ranks", partial(against_one, RANKS[quick])
+    yield "space", partial(in_slices, SPACE[quick])
     sizes = DESIGNS[quick]
     for rows in sizes["rows"]:
         for way in WAYS if rows <= most else ():
@@ -67,13 +74,25 @@ def cases(quick: bool, most: int) -> Iterator[tuple[str, Any]]:
 
 def against_one(case: Case) -> Case:
     """What scale_ranks finds in two processes."""
+    return case | launched("scale_ranks", case, 2)
+
+
+def in_slices(case: Case) -> Case:
+    """What a fit adds to the peak of the process that holds most, by their number; P, and vectors of the space."""
+    found = {number: launched("scale_space", case, number) for number in case["ranks"]}
+    added = {f"{number}": max(row["peak"] - row["before"] for row in rows) for number, rows in found.items()}
+    first = found[case["ranks"][0]][0]
+    return case | {"added": added, "parameters": first["parameters"], "vectors": first["vectors"]}
+
+
+def launched(module: str, case: Case, processes: int) -> Any:
+    """What a module of benchmarks finds in so many processes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         root = Path(__file__).resolve().parents[1]
-        subprocess.run([*launch, "-m", "benchmarks.scale_ranks", json.dumps(case), str(path)], cwd=root, check=True)
-        found: Case = json.loads(path.read_text(encoding="utf-8"))
-    return case | found
+        subprocess.run([*launch, "-m", f"benchmarks.{module}", json.dumps(case), str(path)], cwd=root, check=True)
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def made(number: int, rows: int, columns: int) -> np.ndarray:
@@ -123,7 +142,7 @@ def fitted(case: Case) -> Case:
 
 def page(store: Store) -> dict[str, Any]:
     """What the template is filled with."""
-    ranks, rows = store.rows.get("ranks"), store.under("designs/")
+    ranks, space, rows = store.rows.get("ranks"), store.rows.get("space"), store.under("designs/")
     designs = [row for row in rows.values() if not row.failed]
     alone = {row["rows"]: row["cpu"] for row in designs if row["way"] == WAYS[0]}
     columns = {
@@ -137,9 +156,9 @@ def page(store: Store) -> dict[str, Any]:
     quick = store.settings["quick"]
     return {
         "provenance": provenance(store, "benchmarks.scale" + " --quick" * quick, "sampla torch numpy"),
-        "facts": store.environment, "quick": quick, "ranks": ranks, "targets": targets(ranks, designs),
+        "facts": store.environment, "quick": quick, "ranks": ranks, "targets": targets(ranks, space, designs),
         "designs": table(designs, columns, left=0), "ways": WAYS,
-        "ratios": None if ranks is None else told(ranks),
+        "ratios": None if ranks is None else told(ranks), "space": space, "held": slices_of(space),
         "largest": max((row["rows"] for row in designs), default=0), "columns": designs[0]["columns"] if designs else 0,
     }  # fmt: skip
 
@@ -156,12 +175,35 @@ def told(ranks: Case) -> dict[str, list[float]]:
     return {"all": ratios(ranks), "allowed": allowed, "cpu": ratios(cpu)}
 
 
-def targets(ranks: Case | None, designs: list[Any]) -> list[Target]:
+def slices_of(space: Case | None) -> str:
+    """One row for each number of processes."""
+    if space is None:
+        return ""
+    whole = 4 * space["parameters"] * space["vectors"]
+    rows = [
+        {"key": number, "slice": whole / number / GIB, "added": space["added"][f"{number}"] / GIB}
+        for number in space["ranks"]
+    ]
+    rows = [row | {"rest": row["added"] - row["slice"]} for row in rows]
+    columns = {
+        "processes": "{key}", "the fit adds to the peak of one, GiB": "{added:.2f}",
+        "slice of the space, GiB": "{slice:.2f}", "all else, GiB": "{rest:.2f}",
+    }  # fmt: skip
+    return table(rows, columns, left=0)
+
+
+def targets(ranks: Case | None, space: Case | None, designs: list[Any]) -> list[Target]:
     """What was to be shown."""
     found: list[Target] = []
     if ranks is not None:
         ratio = median(ratios(ranks))
         found.append((ratio >= FASTER, f"two processes at least {FASTER} times as fast as one", f"{ratio:.2f} times"))
+    if space is not None:
+        first, last = space["ranks"][0], space["ranks"][-1]
+        fallen = (space["added"][f"{first}"] - space["added"][f"{last}"]) / (4 * space["parameters"] * space["vectors"])
+        should = 1 / first - 1 / last
+        words = f"{fallen:.2f} of the space's bytes less on each of {last} than on {first}, of {should:.2f}"
+        found.append((fallen * LEFT >= should, "a process holds its slice of the Krylov space alone", words))
     dask = [row for row in designs if row["way"] == WAYS[1]]
     if len(dask) > 1:
         first, last = dask[0], dask[-1]

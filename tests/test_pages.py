@@ -98,8 +98,13 @@ def test_designs_by_chunk_are_the_same_in_each_way(tmp_path):
     ranks = scale.RANKS[True] | {"one": [2.0], "all": [1.0], "apart": 1e-7, "passes": 3.0, "ranks": 2}
     ranks |= {"alone": [2.5], "cpu": {"one": [1.9], "all": [1.0]}}
     store.put("ranks", ranks)
+    added = {"1": 12e6, "2": 9e6}
+    store.put("space", scale.SPACE[True] | {"added": added, "parameters": 100_000, "vectors": 16})
     text = render("benchmarks/scale.md.j2", **scale.page(store))
     assert "- **met** two processes at least 1.7 times as fast as one: 2.00 times" in text
+    assert (
+        "- **met** a process holds its slice of the Krylov space alone: 0.47 of the space's bytes less on each" in text
+    )
     assert text.count("| Dask, two threads |") == len(sizes["rows"])
 
 
