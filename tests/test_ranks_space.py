@@ -186,6 +186,11 @@ def answers(rank: int, size: int, folder: str) -> Iterator[tuple[str, Any]]:
             with Watched(SIZE) as watched:
                 yield f"resumed {name}", told(la.fit(part(whole, rank, size), place))
             yield f"bytes of resumed {name}", (watched.held, watched.whole)
+    if size == 2:
+        la, whole = case("noise learnt")
+        with Watched(SIZE) as watched:
+            yield "resumed of one", told(la.fit(part(whole, rank, size), Path(folder) / "of one"))
+        yield "bytes of resumed of one", (watched.held, watched.whole)
     yield "all", True
 
 
@@ -215,6 +220,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Any]]:
+    assert stopped("noise learnt", 0, 1, folder / "of one", 9) == "RuntimeError: this disk is gone"
     return run(answers, 2, folder)
 
 
@@ -281,6 +287,12 @@ def test_a_process_holds_its_slice_of_the_space_alone(groups: list[Any], name: s
 @pytest.mark.parametrize("name", STOPPED)
 def test_so_it_does_after_it_has_gone_on(four: list[dict[str, Any]], name: str) -> None:
     require_shared(four, f"bytes of resumed {name}")
+
+
+def test_two_go_on_from_what_one_has_left(two: list[dict[str, Any]], alone: Any) -> None:
+    for each in two:
+        require_equal(each["resumed of one"], alone["noise learnt"], 1e-10)
+    require_shared(two, "bytes of resumed of one")
 
 
 def test_so_it_does_of_what_is_kept_for_new_data(groups: list[Any]) -> None:
