@@ -37,7 +37,7 @@ from processes import (
 )
 from reliability import workers
 from sampla.core import journal
-from sampla.distributed import Shard, _ranks, ranks_of
+from sampla.distributed import Shard, _ranks, _words, ranks_of
 from sampla.laplace import spread
 
 CASES: dict[str, dict[str, Any]] = {
@@ -408,6 +408,19 @@ def test_a_restart_goes_on_from_the_checkpoint(folder: Path, alone: Any) -> None
     first, second = workers.readings(place)
     assert first <= killed_at
     assert second <= readings_from(killed_at, alone["readings"]["g-prior, noise learnt"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (3, 2), (0, 4)])
+def test_small_tensors_come_out_of_words_to_the_bit(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    tensor = torch.randn(shape[::-1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    tensor = tensor.mT if shape else tensor  # not in one piece
+    words = _words.spelled(tensor)
+    assert words is not None
+    back = _words.read(_words.kind_of(tensor), words)
+    assert back.dtype == dtype
+    assert torch.equal(back, tensor)
+    assert _words.spelled(torch.zeros(_words._FEW + 1, dtype=torch.uint8)) is None
 
 
 def test_parts_are_all_of_the_data_once() -> None:

@@ -1,8 +1,9 @@
 """Sums over processes, each of which holds a part of the data, and words on what keeps them from going on.
 
-Every process computes all that lies between passes for itself, on the same numbers: only sums over data are shared, by
-an all-reduce each. Before it the processes tell one another where they are, in a few hundred bytes. So one that has
-failed is named by all, and processes that have come apart say so, where a bare all-reduce would wait or give nonsense.
+Every process computes all that lies between passes for itself, on the same numbers: only sums over data are shared.
+For one the processes tell one another where they are, in a few hundred bytes, which hold small tensors too; large ones
+follow, by an all-reduce each. So a process that has failed is named by all, and processes that have come apart say so,
+where a bare all-reduce would wait or give nonsense.
 """
 
 import json
@@ -21,11 +22,12 @@ from torch.nn.functional import pad
 
 from sampla.core.checks import require
 from sampla.core.processes import runs
+from sampla.distributed._words import bytes_of, kind_of, like, read, spelled
 
 Held: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and facts as JSON knows them: what a file holds."""
 
-_SLOT = 512
+_SLOT = 2048
 """Bytes of what a process says before a sum, as long as that is enough."""
 _LENGTH = 8
 """Bytes of them that say how many of the others count."""
@@ -164,7 +166,7 @@ class Ranks:
             keep: what each process keeps of a tensor of that name, as soon as it has come.
         """
         made = make() if self.rank == 0 else None
-        told = None if made is None else [[[n, *_kind(t)] for n, t in made[0].items()], made[1]]
+        told = None if made is None else [[[n, *kind_of(t)] for n, t in made[0].items()], made[1]]
         told = self.gathered(at, told)[0]
         if told is None:
             return None
@@ -173,17 +175,15 @@ class Ranks:
 
     def joined(self, at: str, tensor: Tensor) -> Tensor:
         """The tensors of all processes behind one another along the first axis, where this one's is."""
-        kinds = self.gathered(at, _kind(tensor))
+        kinds = self.gathered(at, kind_of(tensor))
         return torch.cat([self._of(rank, tensor, kind) for rank, kind in enumerate(kinds)]).to(tensor.device)
 
     def _of(self, rank: int, tensor: Tensor | None, kind: list[Any]) -> Tensor:
         """The tensor of one process, of that type and shape, on the CPU of all."""
-        if rank != self.rank or tensor is None:
-            tensor = torch.empty(kind[1:], dtype=getattr(torch, kind[0].removeprefix("torch.")))
-        there = tensor.cpu().contiguous().view(-1).view(torch.uint8).to(self._device)
+        there = bytes_of(like(kind) if rank != self.rank or tensor is None else tensor).to(self._device)
         if len(there):
             self._do(lambda: dist.broadcast(there, rank))
-        return there.cpu().view(tensor.dtype).view(tensor.shape)
+        return there.cpu().view(getattr(torch, kind[0].removeprefix("torch."))).view(kind[1:])
 
     def summed(self, name: str, tensors: Sequence[Tensor | None], empty: bool) -> list[Tensor]:
         """Each of the tensors summed over all processes.
@@ -196,19 +196,21 @@ class Ranks:
         Raises:
             RankError: if a process has failed, is gone or sums something else.
         """
-        own = [None if empty or each is None else _kind(each) for each in tensors]
+        own = [None if empty or each is None else [kind_of(each), spelled(each)] for each in tensors]
         said = self.gathered(name, own)
-        kinds = [next((row[i] for row in said if row[i] is not None), None) for i in range(len(tensors))]
-        if any(kind not in (None, kinds[i]) for row in said for i, kind in enumerate(row)):
+        parts = [[part for part in parts if part is not None] for parts in zip(*said, strict=True)]
+        if any(kind != each[0][0] for each in parts for kind, _ in each):
             raise RankError(f"expected the same shapes of {name!r} on every process, got {said}. Report this, please.")
-        return [self._sum(tensor, kind, empty) for tensor, kind in zip(tensors, kinds, strict=True)]
+        return [self._sum(tensor, each, empty) for tensor, each in zip(tensors, parts, strict=True)]
 
-    def _sum(self, tensor: Tensor | None, kind: list[Any] | None, empty: bool) -> Tensor:
-        assert kind is not None, "a process with data has a part in every sum"
+    def _sum(self, tensor: Tensor | None, parts: list[Any], empty: bool) -> Tensor:
+        """The sum of the tensors that processes have, each with its kind and, where it is small, in words."""
+        assert parts, "a process with data has a part in every sum"
+        kind, told = parts[0]
         home = torch.device("cpu") if tensor is None else tensor.device
-        if tensor is None or empty:
-            tensor = torch.zeros(kind[1:], dtype=getattr(torch, kind[0].removeprefix("torch.")), device=home)
-        there = self._there(tensor)
+        if told is not None:
+            return sum((read(kind, words) for _, words in parts), start=like(kind)).to(home)
+        there = self._there(like(kind).to(home) if tensor is None or empty else tensor)
         self._do(lambda: dist.all_reduce(there))
         return there.to(home)
 
@@ -324,10 +326,6 @@ class Ranks:
             return f"rank {rank}" + (f" (process {process} on {host})" if process else "")
 
         return " and ".join(map(name, ranks))
-
-
-def _kind(tensor: Tensor) -> list[Any]:
-    return [str(tensor.dtype), *tensor.shape]
 
 
 def _short(text: Any) -> str:
