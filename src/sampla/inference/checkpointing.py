@@ -38,7 +38,7 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 _FILE, _NOISE = "em-state.safetensors", "noise.safetensors"
-_VERSION = 4
+_VERSION = 5
 """Of what the two files hold."""
 _HARMLESS = "em_tolerance"
 """The part of an identity that may change: where it has become smaller, a loop that had settled goes on."""

@@ -40,11 +40,11 @@ _OF_BRACKET = 0.25
 change little however far the limit is. Costs 2 % more iterations than 0.02, which was wrong by up to twenty times."""
 _SLOWEST = 0.9
 """Rate of convergence from which Aitken's estimate is not believed any more."""
-_CREEPS = 1 / 3
+CREEPS = 1 / 3
 """1 - rate below which a group creeps: what is left is more than three times the step."""
-_LONGEST, _BEYOND = 10.0, 1.5
+LONGEST, BEYOND = 10.0, 1.5
 """Times a step that a creeping group's next one may be, and by how much more than it in log alpha."""
-_SECANTS, _LEAST_MOVE, _SLOWEST_LEFT = 2, 0.02, 0.05
+_SECANTS, LEAST_MOVE, SLOWEST_LEFT = 2, 0.02, 0.05
 """Secants by which a rate is told, from how far a move of log alpha, and 1 - rate at least: less is rounding."""
 ALL_MET = "the linear model meets the targets up to rounding"
 
@@ -114,9 +114,9 @@ def accelerated(used: list[Tensor], updates: list[Tensor]) -> Tensor:
     slope = _slope(used, updates, 1)[1]
     secant = -step / slope
     usable = slope.isfinite() & (slope < -0.1) & (secant.abs() <= 3 * step.abs())
-    times = torch.where(slope < 0, -1 / slope, inf).clamp(1, _LONGEST)  # beyond zero the update runs away from x
-    long = torch.minimum(step.abs() * times, step.abs() + _BEYOND) * step.sign()
-    ahead = torch.where(slope.isfinite() & (slope > -_CREEPS), long, step)
+    times = torch.where(slope < 0, -1 / slope, inf).clamp(1, LONGEST)  # beyond zero the update runs away from x
+    long = torch.minimum(step.abs() * times, step.abs() + BEYOND) * step.sign()
+    ahead = torch.where(slope.isfinite() & (slope > -CREEPS), long, step)
     return torch.where(usable, x + secant, x + ahead).exp().clamp(*BOUNDS)
 
 
@@ -146,9 +146,9 @@ def distance_that_matters(
     left = torch.ones_like(used[-1])
     for back in range(1, min(_SECANTS, len(used) - 1) + 1):
         moved, slope = _slope(used, updates, back)
-        known = slope.isfinite() & (moved.abs() > _LEAST_MOVE) & (slope > -_CREEPS)
-        left = torch.where(known, torch.minimum(left, (-slope).clamp(_SLOWEST_LEFT, 1)), left)
-    creeps = (left < _CREEPS) & _counted(used[-1], updates[-1], gamma, turned)
+        known = slope.isfinite() & (moved.abs() > LEAST_MOVE) & (slope > -CREEPS)
+        left = torch.where(known, torch.minimum(left, (-slope).clamp(SLOWEST_LEFT, 1)), left)
+    creeps = (left < CREEPS) & counted(used[-1], updates[-1], gamma, turned)
     if not bool(creeps.any()):
         return change
     return max(change, float(((updates[-1] / used[-1]).log().abs() / left)[creeps].max()))
@@ -172,11 +172,11 @@ def change_that_matters(old: Tensor, new: Tensor, gamma: Tensor, turned: Tensor 
         turned: (G,) bool, groups whose alpha has risen before from a smaller one with as little gamma, so that the
             fixed point lies where the data say nothing. None: there are none.
     """
-    counts = _counted(old, new, gamma, turned)
+    counts = counted(old, new, gamma, turned)
     return relative_change(old[counts], new[counts]) if bool(counts.any()) else 0.0
 
 
-def _counted(old: Tensor, new: Tensor, gamma: Tensor, turned: Tensor | None) -> Tensor:
+def counted(old: Tensor, new: Tensor, gamma: Tensor, turned: Tensor | None) -> Tensor:
     """(G,) bool: the groups that EM waits for."""
     falls = new < old if turned is None else (new < old) & ~turned
     return (gamma > DETERMINED) | falls

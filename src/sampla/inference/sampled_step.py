@@ -1,8 +1,8 @@
 """EM from posterior samples (docs/method.md, sections 2 and 3): for what a single Krylov space of M cannot serve.
 
 That is a prior with several alphas, noise that is learnt per output or in full, and solvers other than block conjugate
-gradients. Every step solves for a few samples, warm-started, with the noise draws kept; the next
-alpha comes from a secant through the last two steps.
+gradients. Every step solves for a few samples, warm-started, with the noise draws kept; where the next step
+starts, the path of the last ones tells (steps.py).
 """
 
 from dataclasses import replace
@@ -21,9 +21,7 @@ from sampla.inference.mackay import (
     ALL_MET,
     DETERMINED,
     LEAST_LEFT,
-    accelerated,
     change_that_matters,
-    distance_that_matters,
     is_rounding,
     relative_change,
     tolerance_factor,
@@ -32,6 +30,7 @@ from sampla.inference.mackay import (
 from sampla.inference.quadrature import LogError
 from sampla.inference.route import SEARCH
 from sampla.inference.state import EMState, Task
+from sampla.inference.steps import Path
 from sampla.inference.trace import EMStep
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel, NoiseDraw
@@ -102,15 +101,16 @@ class SampledEStep(EStep):
         model, noise_change, unknown = self._updated_model(state, samples, theta, float(gamma.sum()), unknown)
         before = turned(state.trace, state.prior.precision)
         change = max(change_that_matters(state.prior.precision, alpha, gamma, before), noise_change)
-        row = _row(state, samples, alpha, gamma, gamma_error, sum_error, theta, mode, change)
+        row = _row(state, model.likelihood, samples, alpha, gamma, gamma_error, sum_error, theta, mode, change)
         trace, near = [*state.trace, row], self._factor == 1
-        ahead = change
-        if _alpha_alone(trace):  # else the update moves with the noise, and two steps tell no rate
-            ahead = max(change, distance_that_matters(*_history(trace, alpha), gamma, before))
+        path = Path.of(trace, gamma, before, em.tolerance)
+        ahead = max(change, path.distance())
         settled = em.has_settled(trace, ahead) and near and not unknown
         if settled and task.follows:  # the samples are those of the hyperparameters used, and may stay
             alpha, model = state.prior.precision, state.model
-        prior = state.prior.with_precision(alpha if settled else _proposed(trace, alpha, task.follows))
+        prior = state.prior.with_precision(alpha)
+        if not settled:
+            prior, model = _proposed(path, prior, model, task.follows)
         if mode is not None and model is not state.model:  # what is known of the loss is that of the old noise
             mode = replace(mode, memory=None)
         following = EMState(
@@ -295,15 +295,17 @@ class SampledEStep(EStep):
 
 
 def _row(
-    state: EMState, samples: Iterate, alpha: Tensor, gamma: Tensor, gamma_error: Tensor, sum_error: float,
-    theta: Tensor, mode: Mode | None, change: float,
+    state: EMState, updated: Likelihood, samples: Iterate, alpha: Tensor, gamma: Tensor, gamma_error: Tensor,
+    sum_error: float, theta: Tensor, mode: Mode | None, change: float,
 ) -> EMStep:  # fmt: skip
     noise, solve = state.model.likelihood.noise_precision, samples if isinstance(samples, Solution) else None
+    following = updated.noise_precision if updated.learns_noise else None
     error = 0.0 if solve is None else solve.error  # exact samples are not solved for
     return EMStep(
         precision=state.prior.precision.tolist(),
         updated_precision=alpha.tolist(),
         noise_precision=None if noise is None else noise.tolist(),
+        updated_noise_precision=None if following is None else following.tolist(),
         effective_dimension=gamma.tolist(),
         effective_dimension_error=gamma_error.tolist(),
         effective_dimension_sum_error=sum_error,
@@ -334,28 +336,25 @@ def _kept(samples: Iterate) -> Start:
     )
 
 
-def _proposed(trace: list[EMStep], updated: Tensor, follows: bool) -> Tensor:
-    """Where the next EM step starts: a secant through the last two, where only alpha is learnt.
+def _proposed(path: Path, updated: BoundPrior, model: LinearModel, follows: bool) -> tuple[BoundPrior, LinearModel]:
+    """Where the next EM step starts: as the path leads.
 
-    A first step that follows a fit to fewer data has none before it; the usual slope takes it further.
+    A first step that follows a fit to fewer data has none before it; the usual slope takes alpha further.
+
+    Args:
+        path: that EM has gone.
+        updated: prior with the alpha that MacKay's update has made.
+        model: with the noise that it has made.
+        follows: whether this follows a fit to fewer data.
     """
-    if follows and len(trace) == 1:
-        used = updated.new_tensor(trace[0].precision)
-        return used * (updated / used) ** (1 / (1 - _USUAL_SLOPE))
-    if not _alpha_alone(trace):  # the update moves with the noise: no secant
-        return updated
-    return accelerated(*_history(trace, updated))
-
-
-def _alpha_alone(trace: list[EMStep]) -> bool:
-    """Whether the noise has stood still."""
-    return bool(trace[-1].noise_precision == trace[0].noise_precision)
-
-
-def _history(trace: list[EMStep], like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """(G,) alpha of the last steps, and what each made of it."""
-    rows = trace[-3:]
-    return [like.new_tensor(row.precision) for row in rows], [like.new_tensor(row.updated_precision) for row in rows]
+    if len(path.used) == 1:
+        used = path.used[0][: len(updated.precision)].to(updated.precision)
+        further = used * (updated.precision / used) ** (1 / (1 - _USUAL_SLOPE))
+        return updated.with_precision(further) if follows else updated, model
+    alpha, noise = path.following()
+    if noise is not None:
+        model = model.replaced(likelihood=model.likelihood.with_noise(noise))
+    return updated.with_precision(alpha.to(updated.precision)), model
 
 
 def _precision_error(trace: list[EMStep], prior: BoundPrior, ahead: float) -> LogError | None:

@@ -12,7 +12,7 @@ class EMStep:
     precision: list[float]
     """alpha of each prior group that the E-step used."""
     updated_precision: list[float]
-    """What MacKay's update made of it; the next step starts from a secant through these."""
+    """What MacKay's update made of it; the next step starts from a secant through these, and through those of noise."""
     noise_precision: Any
     """The noise precision that the E-step used; None if the likelihood has none."""
     effective_dimension: list[float]
@@ -39,6 +39,8 @@ class EMStep:
     """By how much another move of B would change log alpha; None where B does not move by such rounds."""
     effective_dimension_sum_error: float | None = None
     """Standard error of the sum over the groups, whose own errors are not independent; None for a single group."""
+    updated_noise_precision: Any = None
+    """What the update made of the noise precision where that is learnt from samples; None elsewhere."""
     seconds: float = 0.0
     products: float = 0.0
     """All products with M and gradients of this step."""
