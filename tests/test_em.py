@@ -242,4 +242,4 @@ def test_the_trace_tells_every_step(problems):
     assert all(row["solve_error"] < 1e-9 for row in trace)
     for before, after in pairwise(trace):
         ratio = after["precision"][0] / before["precision"][0]
-        assert abs(log(ratio)) <= before["change"] + 1e-12
+        assert abs(log(ratio)) <= 10 * before["change"] + 1e-12  # a plain step, or a long one

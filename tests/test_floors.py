@@ -57,6 +57,7 @@ FLOORS = (
     ("the same over the outputs", "inference.output_space"),
     ("what follows from samples and from the space", "inference.evidence inference.quadrature"),
     ("what an EM step found", "inference.trace"),
+    ("where EM's steps lead", "inference.steps"),
     ("what is asked of EM", "inference.settings"),
     ("which way a fit goes", "inference.route"),
     ("what the loop remembers", "inference.state"),
