@@ -11,10 +11,9 @@ from torch import Tensor
 from dense_tomography import differences, likeliest_spread, smoothed_mode, variational_tv
 from sampla import ConvergenceWarning
 from sampla.core import checkpoint
-from sampla.tomography import MatrixOperator, VariationalTV, ray_transform, reweighting, variational
+from sampla.tomography import MatrixOperator, VariationalTV, ray_transform, reweighting
 from sampla.tomography.differences import DifferencePrior
 from sampla.tomography.mode import RoundedTV, towards_mode
-from sampla.tomography.prepared import prepare
 from tomography_case import SIDE, digit, noisy, parallel
 
 SAMPLES = 256
@@ -76,7 +75,7 @@ def test_noise_and_mode_are_those_of_the_fixed_point(fitted, dense):
     assert "linear model's mean" not in str(fitted.report_)
     assert fitted.noise_std_ / scale == pytest.approx(found.noise_std, rel=0.01)
     wrong = fitted.reconstruction_.flatten() / scale - found.mode
-    assert float(wrong.norm() / found.mode.norm()) < 0.005
+    assert float(wrong.norm() / found.mode.norm()) < 0.007  # noise is right to .3 %, and lambda sigma^2 twice that
 
 
 def test_the_strength_predicts_left_out_measurements_best(scan, fitted, dense):
@@ -140,7 +139,7 @@ def test_a_covariance_has_the_likeliest_strength_where_the_mode_s_is_weaker(scan
     fit = VariationalTV(operator, num_samples=SAMPLES, progress=False).fit(sinogram)
     scale = fitted_scale(operator, sinogram)
     assert fit.settled_
-    assert fit.strength_ * scale == pytest.approx(weak)
+    assert fit.strength_ * scale == pytest.approx(weak, rel=0.1), "it follows the noise, at a given weight"
     found, _ = fixed_point(scan, fit.strength_)
     strength, covariance = likeliest_spread(
         torch.from_numpy(operator.scipy.toarray()), (SIDE, SIDE), found, reweighting._ANCHOR
@@ -165,18 +164,22 @@ def test_noise_that_is_given_is_kept(scan, fitted):
     assert relative.strength_ == pytest.approx(fitted.strength_, rel=0.3)
 
 
-def test_learnt_noise_is_held_below_its_start_until_the_strength_is_about_known(scan, fitted, monkeypatch):
+@pytest.mark.parametrize("stronger", [1, 10, 30])
+def test_learnt_noise_is_what_the_image_of_a_weight_leaves(scan, fitted, monkeypatch, stronger):
+    """At a given lambda it runs away from thirty times the weight on: a flat image, which noise explains."""
     operator, sinogram, _ = scan
-    seen = prepare(operator, sinogram, None, True)
-    assert fitted.noise_std_ < seen.noise_std * seen.scale
-    small = fitted.noise_std_ / seen.scale / 1.5
-    monkeypatch.setattr(variational, "prepare", lambda *given: replace(prepare(*given), noise_std=small))
-    with pytest.warns(ConvergenceWarning):
-        held = VariationalTV(operator, num_samples=4, max_steps=3, progress=False).fit(sinogram)
-    assert held.noise_std_ == pytest.approx(small * seen.scale)
-    free = VariationalTV(operator, num_samples=4, progress=False).fit(sinogram)
-    assert free.noise_std_ == pytest.approx(fitted.noise_std_, rel=0.05), "as where T is not exact, it rises in the end"
-    assert free.strength_ == pytest.approx(fitted.strength_, rel=0.3)
+    scale = fitted_scale(operator, sinogram)
+    weight = stronger * fitted.strength_ * scale * (fitted.noise_std_ / scale) ** 2
+    monkeypatch.setattr(reweighting, "_DRAWS", SAMPLES)
+    monkeypatch.setattr(reweighting.Reweighting, "_ladder", lambda _, state, *__: state.weighing(weight))
+    monkeypatch.setattr(reweighting.Reweighting, "_spread", lambda _, state, *__: state)
+    fit = VariationalTV(operator, num_samples=SAMPLES, progress=False).fit(sinogram)
+    assert fit.settled_
+    assert fit.strength_ * scale * (fit.noise_std_ / scale) ** 2 == pytest.approx(weight)
+    missed = float((operator.forward(fit.reconstruction_[None])[0] - sinogram.flatten()).square().sum())
+    free = sinogram.numel() - sum(fit.report_.effective_dimension)
+    assert fit.noise_std_ == pytest.approx((missed / free) ** 0.5, rel=0.01)
+    assert fit.noise_std_ < 0.5 * float(sinogram.std()), "a flat image would leave about that"
 
 
 def test_a_matrix_in_float32_gives_the_same_image(scan, fitted):

@@ -23,10 +23,13 @@ count the leverages c = 1.2 to 1.4 times therefore; so that h may come near one,
 
     minimise   |r|^2 / (m sigma^2 (1 - h)^c) + log sigma^2 - c log (1 - h).
 
-Strengths far apart are tried from strong to weak, since a smooth image is found soonest and the next begins with it,
-until this rises; then a ladder of others near the best. What predicts bins says little of pixels that are smaller by
-far: around that mode the covariance has the lambda = N / sum_i w_i, for N pixels, at which the bound is largest, where
-that is the larger one. (With the mode free this holds at almost every lambda, and chooses none.)
+What is tried is kappa = lambda sigma^2, the weight of the prior against the measurements, on which alone the mode
+depends. At a given lambda a noise that grows smooths the image, which leaves more to be noise, and so on to a flat one;
+at a given kappa it is what the mode leaves. Weights far apart are tried from strong to weak, since a smooth image is
+found soonest and the next begins with it, until the score rises; then a ladder of others near the best, and the least
+of a parabola through their scores. What predicts bins says little of pixels that are smaller by far: around that mode
+the covariance has the lambda = N / sum_i w_i, for N pixels, at which the bound is largest, where that is the larger
+one. (With the mode free this holds at almost every lambda, and chooses none.)
 """
 
 from collections.abc import Callable
@@ -35,6 +38,7 @@ from math import inf, log
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,15 +67,15 @@ _FAR_MODE_STEPS, _MODE_STEPS, _LAST_MODE_STEPS = 12, 2, 100
 _TIGHT = 0.1
 """Deviation of the differences, at first, for an image of about one."""
 _FAR = 4.0
-"""Between two strengths far apart."""
+"""Between two weights far apart."""
 _RUNG, _STEPS = 2**0.5, 3
-"""Between two strengths, and steps at each."""
+"""Between two weights, or strengths of the covariance, and steps at each."""
 _COUNTED = 1.2
 """c: how many times leverages count."""
 _WORSE = 2
-"""Rungs beyond the best before the ladder ends."""
+"""Rungs beyond the best before the ladder ends, and from which its parabola is."""
 _FRESH = 8
-"""Steps at the chosen strength, at least, until the noise has settled."""
+"""Steps at the chosen weight, at least, until the noise has settled."""
 _AVERAGED, _KEPT = 8, 0.75
 """Last steps, at the mode, and the share of the variances so far in the average with their own."""
 _SETTLED = 0.01
@@ -91,7 +95,7 @@ class ReweightingStep:
     change: float
     """Of the mode, relative."""
     score: float
-    """What is least at the chosen strength."""
+    """What is least at the chosen weight."""
     solved: bool
     """Whether the samples it was made from were as accurate as they should be."""
     seconds: float
@@ -117,6 +121,15 @@ class State:
     def widths(self) -> Tensor:
         """(2, H, W) w."""
         return (gradient(self.image).square() + self.variance).sqrt()
+
+    @property
+    def weight(self) -> float:
+        """kappa = lambda sigma^2."""
+        return self.strength * self.noise_std**2
+
+    def weighing(self, weight: float) -> "State":
+        """The same with a prior of that kappa."""
+        return self.at(weight / self.noise_std**2)
 
     @property
     def likeliest(self) -> float:
@@ -189,9 +202,10 @@ class Reweighting:
             )  # fmt: skip
 
         before = state = self._ladder(self._far(state, step, steps), step, steps)
-        fresh = 0
+        weight, fresh = state.weight, 0
         while len(steps) < self.max_steps and (fresh < _FRESH or _moves(state, before)):
-            before, state, fresh = state, step(state), fresh + 1
+            before, state, fresh = state, step(state.weighing(weight)), fresh + 1
+        state = state.weighing(weight)
         at_mode = self._towards_mode(state, _LAST_MODE_STEPS)
         state, averaged = self._spread(at_mode, step, steps), 0
         while len(steps) < self.max_steps and averaged < _AVERAGED:
@@ -200,30 +214,25 @@ class Reweighting:
         return replace(state, solved=at_mode.solved), steps, settled
 
     def _far(self, state: State, step: Callable[..., State], steps: list[ReweightingStep]) -> State:
-        """The state at the best of strengths far apart, from strong to weak.
-
-        Where noise explains an image, a smoother one explains less, and so on to a flat one: sigma is held here below
-        its start, that of second differences along the detector. It may rise later, as it must where T is not exact.
-        """
-        first, best, strength = state, state, state.strength
+        """The state at the best of weights far apart, from strong to weak."""
+        best, weight = state, state.weight
         while len(steps) < self.max_steps:
             for towards in (_FAR_MODE_STEPS, _MODE_STEPS)[: self.max_steps - len(steps)]:
-                state = step(state.at(strength), towards=towards)
-                state = replace(state, noise_std=min(state.noise_std, first.noise_std))
+                state = step(state.weighing(weight), towards=towards)
             if state.score >= best.score:
                 break
-            best, strength = state, strength / _FAR
+            best, weight = state, weight / _FAR
         return best
 
     def _ladder(self, state: State, step: Callable[..., State], steps: list[ReweightingStep]) -> State:
-        """The state on the best rung, its strength moved to the least of a parabola through it and its neighbours."""
+        """The state on the best rung, its weight moved to the least of a parabola through it and those near it."""
 
-        def settled(state: State, strength: float) -> State:
+        def settled(state: State, weight: float) -> State:
             for _ in range(min(_STEPS, self.max_steps - len(steps))):
-                state = step(state.at(strength))
-            return state
+                state = step(state.weighing(weight))
+            return state.weighing(weight)
 
-        middle, best = state.strength, 0
+        middle, best = state.weight, 0
         rungs = {0: settled(state, middle)}
         for way in (1, -1):  # down only where nothing above is better
             state, rung = rungs[0], 0
@@ -231,11 +240,8 @@ class Reweighting:
                 rung += way
                 state = rungs[rung] = settled(state, middle * _RUNG**rung)
                 best = min(rungs, key=lambda n: rungs[n].score)
-        found = rungs[best]
-        if best - 1 in rungs and best + 1 in rungs:
-            below, at, above = (rungs[n].score for n in (best - 1, best, best + 1))
-            found = found.at(found.strength * _RUNG ** ((below - above) / (below - 2 * at + above) / 2))
-        return found
+        near = {rung: state.score for rung, state in rungs.items() if abs(rung - best) <= _WORSE}
+        return rungs[best].weighing(rungs[best].weight * _RUNG ** _lowest(near, best))
 
     def _spread(self, state: State, step: Callable[..., State], steps: list[ReweightingStep]) -> State:
         """The state with the larger lambda of its covariance: the mode's, or that of the largest bound."""
@@ -294,6 +300,14 @@ def first(scan: Scan, noise_std: float) -> State:
     image = torch.ones(scan.operator.image_shape, dtype=torch.float64)
     strength = 1 / (2 * _TIGHT)
     return State(variance, image, strength, strength, noise_std)
+
+
+def _lowest(scores: dict[int, float], best: int) -> float:
+    """How far from the best rung the least score is expected, at most one: of the parabola nearest to all of them."""
+    if not {best - 1, best, best + 1} <= scores.keys():
+        return 0.0
+    bent, slope, _ = np.polyfit([rung - best for rung in scores], list(scores.values()), 2)
+    return float(min(max(-slope / (2 * bent), -1.0), 1.0)) if bent > 0 else 0.0
 
 
 def _prior(state: State, widths: Tensor) -> DifferencePrior:
