@@ -148,6 +148,18 @@ def test_the_distance_is_what_is_left(steps):
     assert 0.3 < path.distance() / float(left.abs().max()) < 4
 
 
+def test_where_nothing_moves_any_more_the_next_step_is_none():
+    rows = [(2.0, 1.5), (1.5, 1.25), (1.25, 1.25)]
+    trace = [
+        EMStep([used], [updated], [used], [5.0], [0.0], 1.0, 0.1, 0, 0.0, updated_noise_precision=[updated])
+        for used, updated in rows
+    ]
+    path = Path.of(trace, torch.tensor([5.0]), torch.tensor([False]), 0.02)
+    alpha, noise = path.following()
+    assert path.distance() == 0
+    assert (float(alpha), float(noise)) == pytest.approx((1.25, 1.25))
+
+
 def test_a_matrix_of_noise_goes_through_its_logarithm_and_back():
     noise = torch.tensor([[3.0, 0.9], [0.9, 0.5]], dtype=torch.float64)
     row = EMStep(

@@ -87,9 +87,9 @@ class Path:
         if self.first is None:
             return accelerated(self.used, self.updates), None
         step = self._step(-1)
-        reach = self._reaches()[0]
-        if self._plain(len(self.used) - 1) and reach > 1 / (1 - CREEPS):
-            times = min(LONGEST, reach, 1 + BEYOND / float(step[self.counts].norm()))
+        reach, size = self._reaches()[0], float(step[self.counts].norm())
+        if self._plain(len(self.used) - 1) and reach > 1 / (1 - CREEPS) and size > 0:
+            times = min(LONGEST, reach, 1 + BEYOND / size)
             step = step.where(~self.counts, step * times)
         ahead = self.used[-1].log() + step
         groups = len(self.gamma)
