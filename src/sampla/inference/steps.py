@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sampla.inference.mackay import (
     BEYOND,
+    BOUNDS,
     CREEPS,
     LONGEST,
     SLOWEST_LEFT,
@@ -93,7 +94,7 @@ class Path:
             step = step.where(~self.counts, step * times)
         ahead = self.used[-1].log() + step
         groups = len(self.gamma)
-        return ahead[:groups].exp(), _precision(ahead[groups:] + _logarithms(self.first), self.first)
+        return ahead[:groups].exp().clamp(*BOUNDS), _precision(ahead[groups:] + _logarithms(self.first), self.first)
 
     def _step(self, number: int) -> Tensor:
         return (self.updates[number] / self.used[number]).log()
