@@ -117,6 +117,27 @@ def test_by_samples_it_ends_at_the_same_place_from_both_sides(structure):
     assert max(distances(ends[0], ends[1].prior_precision_.numpy(), noise if noise.ndim > 1 else np.diag(noise))) < 0.03
 
 
+def test_an_output_without_noise_is_told_and_does_not_throw_em_into_another_basin():
+    """Its precision grows without end; from where rounding hides the prior, a flat posterior was called settled."""
+    rows, targets = problem(2)
+    targets[:, 0] = rows.sum(1)
+    with pytest.warns(sampla.ConvergenceWarning, match="meets the targets up to rounding: give Gaussian"):
+        la = fitted(rows, targets, "diagonal", "isotropic")
+    assert not la.report_.settled
+    assert float(la.noise_precision_[0]) ** -0.5 > 1e-7 * float(targets[:, 0].std())
+    assert 1.5 < float(la.prior_precision_) < 2.2, "that of weights of one"
+
+
+def test_what_creeps_says_so():
+    """Targets that are noise: alpha is on its way to infinity by steps of one per cent."""
+    rows, _ = problem(2)
+    targets = torch.randn(DATA, 2, generator=torch.Generator().manual_seed(3)).double()
+    with pytest.warns(sampla.ConvergenceWarning, match=r"creep, and are about \d+\.\d% from where they are going"):
+        la = fitted(rows, targets, "full", "layerwise", max_steps=12)
+    last = la.report_.trace[-1]
+    assert last["change"] < 0.02 < last["ahead"]
+
+
 TOGETHER = torch.tensor([[0.6, 0.35], [0.3, 0.6]], dtype=torch.float64)
 """What a plain step makes of the distances of log alpha and log noise: by rates of .28 and .92."""
 END = torch.tensor([1.0, 2.0], dtype=torch.float64)

@@ -46,6 +46,9 @@ LONGEST, BEYOND = 10.0, 1.5
 """Times a step that a creeping group's next one may be, and by how much more than it in log alpha."""
 _SECANTS, LEAST_MOVE, SLOWEST_LEFT = 2, 0.02, 0.05
 """Secants by which a rate is told, from how far a move of log alpha, and 1 - rate at least: less is rounding."""
+FINEST = 1e-7
+"""Noise over the spread of the targets below which EM does not go: its square is the rounding of float64, and from
+there beta M hides A."""
 ALL_MET = "the linear model meets the targets up to rounding"
 
 

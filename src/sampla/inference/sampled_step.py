@@ -20,6 +20,7 @@ from sampla.inference.krylov import KrylovSpace, krylov_space
 from sampla.inference.mackay import (
     ALL_MET,
     DETERMINED,
+    FINEST,
     LEAST_LEFT,
     change_that_matters,
     is_rounding,
@@ -51,6 +52,8 @@ from sampla.solvers import (
 
 _USUAL_SLOPE = 1 / 3
 """d log update / d log alpha near the fixed point, as a rule."""
+_EXACTLY = 0.1
+"""Part of the tolerance from which steps tell a rate where samples are exact; else the whole of it."""
 _SLOWEST = 0.02
 """EM's update of the noise covers a part 1 - used of the way, at least this."""
 
@@ -103,8 +106,9 @@ class SampledEStep(EStep):
         change = max(change_that_matters(state.prior.precision, alpha, gamma, before), noise_change)
         row = _row(state, model.likelihood, samples, alpha, gamma, gamma_error, sum_error, theta, mode, change)
         trace, near = [*state.trace, row], self._factor == 1
-        path = Path.of(trace, gamma, before, em.tolerance)
+        path = Path.of(trace, gamma, before, em.tolerance * (_EXACTLY if self._exact else 1))
         ahead = max(change, path.distance())
+        trace[-1] = replace(row, ahead=ahead)
         settled = em.has_settled(trace, ahead) and near and not unknown
         if settled and task.follows:  # the samples are those of the hyperparameters used, and may stay
             alpha, model = state.prior.precision, state.model
@@ -289,7 +293,10 @@ class SampledEStep(EStep):
         assert old is not None
         assert new is not None
         if old.ndim == 2:
-            old, new = old.diagonal(), new.diagonal()
+            old, new, target = old.diagonal(), new.diagonal(), target.diagonal()
+        spread = (target.to(new) / (entries / new.numel())).sqrt()
+        if bool((new.rsqrt() <= FINEST * spread).any()):
+            return state.model, 0.0, ALL_MET
         ahead = 1.0 if exact else 1 / max(1 - used, _SLOWEST)  # EM's own update goes so small a part of the way
         return state.model.replaced(likelihood=updated), relative_change(old, new) * ahead, ""
 

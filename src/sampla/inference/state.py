@@ -223,6 +223,11 @@ def what_is_open(task: Task, state: EMState) -> str:
         falling = state.model.likelihood.learns_noise and last.change > _FALLING
         remedy = ", or give Gaussian(noise_precision=1 / std**2) if the noise only ever falls" if falling else ""
         return f"the hyperparameters still change by {last.change:.1%} a step: raise EM(max_steps=...){remedy}"
+    if last.ahead is not None and last.ahead > task.em.tolerance:
+        return (
+            f"the hyperparameters creep, and are about {_percent(last.ahead)} from where they are going: raise "
+            "EM(max_steps=...)"
+        )
     if last.mode_error <= min(task.em.mode_tolerance, task.em.tolerance / 4):
         return "it has not settled by EM.has_settled, a rule of your own: raise EM(max_steps=...), or change the rule"
     return (

@@ -45,18 +45,18 @@ class Path:
     turned: Tensor
     first: Tensor | None
     """Noise precision of the first step; None: it is not learnt."""
-    tolerance: float
-    """Of the hyperparameters, relatively."""
+    least: float
+    """Length of a step from which it tells a rate: a shorter one may be an error of the samples."""
 
     @classmethod
-    def of(cls, trace: list[EMStep], gamma: Tensor, turned: Tensor, tolerance: float) -> "Path":
+    def of(cls, trace: list[EMStep], gamma: Tensor, turned: Tensor, least: float) -> "Path":
         """The path of a trace.
 
         Args:
             trace: all steps.
             gamma: (G,) effective dimensions of the last one.
             turned: (G,) bool, as for ``change_that_matters``.
-            tolerance: that EM is to settle within.
+            least: length of a step from which it tells a rate.
         """
         known = None if trace[-1].updated_noise_precision is None else trace[0].noise_precision
         first = None if known is None else torch.tensor(known, dtype=torch.float64)
@@ -74,7 +74,7 @@ class Path:
         more = len(used[-1]) - len(gamma)  # the data always say something about their noise
         padded = torch.cat([gamma, gamma.new_full((more,), inf)]), torch.cat([turned, turned.new_zeros(more)])
         counts = counted(used[-1], updates[-1], *padded)
-        return cls(used, updates, counts, gamma, turned, first, tolerance)
+        return cls(used, updates, counts, gamma, turned, first, least)
 
     def distance(self) -> float:
         """How far the hyperparameters are from their fixed point, relatively, as far as steps tell."""
@@ -109,12 +109,12 @@ class Path:
         """How many times a plain step it is to their limit, by every two of them in turn, the last two first.
 
         After a long step it may look too near: what that has stirred up dies away first. Hence the distance goes by two
-        estimates. Steps that may be errors of the samples tell none.
+        estimates.
         """
         found = []
         for number in range(len(self.used) - 1, 0, -1):
             before, step = (self._step(each)[self.counts] for each in (number - 1, number))
-            if self._plain(number) and float(before.norm()) > self.tolerance:
+            if self._plain(number) and float(before.norm()) > self.least:
                 along = float(step @ before)
                 rate = float(step @ step) / along if along > 0 else 0.0  # the later one has less of what dies away
                 found.append(1 / (1 - rate) if rate < 1 else inf)

@@ -41,6 +41,8 @@ class EMStep:
     """Standard error of the sum over the groups, whose own errors are not independent; None for a single group."""
     updated_noise_precision: Any = None
     """What the update made of the noise precision where that is learnt from samples; None elsewhere."""
+    ahead: float | None = None
+    """How far the hyperparameters still are from where they are going, relatively; None where ``truncation`` tells."""
     seconds: float = 0.0
     products: float = 0.0
     """All products with M and gradients of this step."""
