@@ -88,6 +88,7 @@ def executed(source: str, stem: str) -> tuple[dict[int, str], dict[str, bytes]]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.close("all")  # what others have left open in this process is none of this page's
     page, pictures, names = {}, {}, {"__name__": "__main__"}
     for number, (kind, text) in enumerate(cells(source)):
         if kind == "markdown":
