@@ -44,7 +44,7 @@ CREEPS = 1 / 3
 """1 - rate below which a group creeps: what is left is more than three times the step."""
 LONGEST, BEYOND = 10.0, 1.5
 """Times a step that a creeping group's next one may be, and by how much more than it in log alpha."""
-_SECANTS, LEAST_MOVE, SLOWEST_LEFT = 2, 0.02, 0.05
+_SECANTS, _LEAST_MOVE, SLOWEST_LEFT = 2, 0.02, 0.05
 """Secants by which a rate is told, from how far a move of log alpha, and 1 - rate at least: less is rounding."""
 FINEST = 1e-7
 """Noise over the spread of the targets below which EM does not go: its square is the rounding of float64, and from
@@ -149,7 +149,7 @@ def distance_that_matters(
     left = torch.ones_like(used[-1])
     for back in range(1, min(_SECANTS, len(used) - 1) + 1):
         moved, slope = _slope(used, updates, back)
-        known = slope.isfinite() & (moved.abs() > LEAST_MOVE) & (slope > -CREEPS)
+        known = slope.isfinite() & (moved.abs() > _LEAST_MOVE) & (slope > -CREEPS)
         left = torch.where(known, torch.minimum(left, (-slope).clamp(SLOWEST_LEFT, 1)), left)
     creeps = (left < CREEPS) & counted(used[-1], updates[-1], gamma, turned)
     if not bool(creeps.any()):
