@@ -46,7 +46,13 @@ def fixed_point(scan, strength: float):
 
 @pytest.fixture(scope="module")
 def dense(scan, fitted):
-    return fixed_point(scan, fitted.strength_)
+    """At the weight lambda sigma^2 of the fit, which alone the mode depends on."""
+    weight, strength = fitted.strength_ * fitted.noise_std_**2, fitted.strength_
+    for _ in range(4):
+        found, scale = fixed_point(scan, strength)
+        strength = weight / (found.noise_std * scale) ** 2
+    assert strength == pytest.approx(fitted.strength_, rel=0.02)
+    return found, scale
 
 
 def fitted_scale(operator, sinogram: Tensor) -> float:
@@ -75,7 +81,7 @@ def test_noise_and_mode_are_those_of_the_fixed_point(fitted, dense):
     assert "linear model's mean" not in str(fitted.report_)
     assert fitted.noise_std_ / scale == pytest.approx(found.noise_std, rel=0.01)
     wrong = fitted.reconstruction_.flatten() / scale - found.mode
-    assert float(wrong.norm() / found.mode.norm()) < 0.007  # noise is right to .3 %, and lambda sigma^2 twice that
+    assert float(wrong.norm() / found.mode.norm()) < 0.005
 
 
 def test_the_strength_predicts_left_out_measurements_best(scan, fitted, dense):
@@ -135,11 +141,17 @@ def test_a_covariance_has_the_likeliest_strength_where_the_mode_s_is_weaker(scan
     operator, sinogram, _ = scan
     weak = 0.3  # in a scan's own units, as if it predicted best
     monkeypatch.setattr(reweighting, "_DRAWS", SAMPLES)
-    monkeypatch.setattr(reweighting.Reweighting, "_ladder", lambda _, state, *__: state.at(weak))
+    weights = []
+
+    def ladder(_, state, *__):
+        weights.append(state.at(weak).weight)
+        return state.at(weak)
+
+    monkeypatch.setattr(reweighting.Reweighting, "_ladder", ladder)
     fit = VariationalTV(operator, num_samples=SAMPLES, progress=False).fit(sinogram)
     scale = fitted_scale(operator, sinogram)
     assert fit.settled_
-    assert fit.strength_ * scale == pytest.approx(weak, rel=0.1), "it follows the noise, at a given weight"
+    assert [fit.strength_ * scale * (fit.noise_std_ / scale) ** 2] == pytest.approx(weights)
     found, _ = fixed_point(scan, fit.strength_)
     strength, covariance = likeliest_spread(
         torch.from_numpy(operator.scipy.toarray()), (SIDE, SIDE), found, reweighting._ANCHOR
