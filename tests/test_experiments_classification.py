@@ -11,6 +11,8 @@ import pytest
 import torch
 from experiments.classification import contenders, methods, peers, report, runner
 from experiments.classification.experiment import Experiment, Settings, Task
+from experiments.classification.kept import kept
+from experiments.classification.registry import METHODS
 from experiments.common import corruptions, metrics, page, training
 from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated
 from experiments.common.images import Data, Images, Shift, cifar
@@ -20,6 +22,7 @@ from experiments.common.store import Row, Store, save_arrays
 from experiments.common.training import Swag, swag_samples
 from PIL import Image
 
+import sampla
 from sampla.posterior.metrics import expected_calibration_error
 
 TORCHMETRICS = importlib.util.find_spec("torchmetrics") is not None
@@ -233,6 +236,56 @@ def test_temperature_finds_by_how_much_logits_are_too_large():
     probs = fitted.predict(made.images)[""].probs
     expected = (3 * true.flatten(1) / fitted.facts["temperature"]).softmax(-1)
     torch.testing.assert_close(probs, expected)
+
+
+class _Posterior:
+    """What ``kept`` needs of a fit."""
+
+    def save(self, path):
+        path.write_text("kept")
+
+
+def test_a_fit_that_has_ended_is_not_done_twice_and_one_that_was_cut_off_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampla.LinearisedLaplace, "load", lambda path, network: (path.read_text(), network))
+    folders = []
+
+    def cut(checkpoint):
+        checkpoint.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    def fit(checkpoint):
+        folders.append(checkpoint)
+        if checkpoint is not None:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+        sum(range(3_000_000))
+        return _Posterior(), {"gamma": 1.0}
+
+    assert kept(None, "network", fit)[1:] == ({"gamma": 1.0}, 0.0)
+    assert kept(tmp_path / "a", "network", fit)[1:] == ({"gamma": 1.0}, 0.0)
+    la, facts, earlier = kept(tmp_path / "a", "network", fit)
+    assert (la, facts) == (("kept", "network"), {"gamma": 1.0})
+    assert earlier > 0
+    with pytest.raises(KeyboardInterrupt):
+        kept(tmp_path / "b", "network", cut)
+    assert kept(tmp_path / "b", "network", fit)[1:] == ({"gamma": 1.0, "continued": True}, 0.0)
+    assert folders == [None, tmp_path / "a" / "checkpoint", tmp_path / "b" / "checkpoint"]
+
+
+def test_a_scaled_row_predicts_from_the_fit_of_the_row_that_is_not(tmp_path):
+    experiment = _experiment()
+    settings = experiment.full
+    made = experiment.load(Path(), settings)
+    network = experiment.trained(made, settings, None, 0)[0]
+    rows = {}
+    for fits in (None, tmp_path):
+        task = Task(network, (network,), made, settings, fits)
+        rows[fits] = [METHODS[key].fit(task) for key in ("sampla-g", "sampla-g-scaled")]
+    assert len(list(tmp_path.iterdir())) == 1
+    for alone, shared in zip(rows[None], rows[tmp_path], strict=True):
+        assert alone.facts["gamma"] == shared.facts["gamma"]
+        torch.testing.assert_close(
+            alone.predict(made.test.images)[""].probs, shared.predict(made.test.images)[""].probs
+        )
 
 
 def test_linearised_predictions_of_a_linear_network_are_its_own_under_other_weights():

@@ -6,6 +6,7 @@ A method is a function Task -> Fitted.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 import sampla
 from experiments.classification.experiment import Task
+from experiments.classification.kept import kept
 from experiments.common.devices import device_of
 from experiments.common.metrics import Prediction
 from experiments.common.training import swag_samples
@@ -37,6 +39,7 @@ class Fitted:
     predict: Callable[[Tensor], dict[str, Prediction]]  # (n, channels, side, side) -> way of averaging -> what it says
     facts: dict[str, Any] = field(default_factory=dict)  # what is worth writing down: JSON only
     own: Callable[[Tensor], dict[str, Tensor]] | None = None  # a library's own predictions (n, C), for the clean images
+    earlier: float = 0.0  # CPU seconds of the fit that an earlier process spent
 
 
 def network_alone(task: Task) -> Fitted:
@@ -82,30 +85,29 @@ def sampled(
         options: dict[str, Any] = {"num_samples": samples or settings.samples}
         if reference:
             options = {"num_samples": settings.reference_samples, "tolerance": settings.reference_tolerance}
-        la = sampla.LinearisedLaplace(
-            task.network,
-            "categorical",
-            prior,
-            parameters,
-            seed=settings.seed,
-            curvature_at=curvature_at,
-            progress=False,
-            **options,
-        )
-        report = la.fit(task.data.train.batches(_ROWS)).report_
-        facts = {
-            "alpha": report.prior_precision, "gamma": sum(report.effective_dimension),
-            "gamma_error": sum(e**2 for e in report.effective_dimension_error) ** 0.5,
-            "passes": report.passes, "solve_error": report.solve_error, "status": report.status,
-            "settled": report.settled, "em": report.method, "samples": report.num_samples,
-            "parameters": report.num_parameters, "trace": report.trace, "certificate": str(report),
-        }  # fmt: skip
+        options |= {"prior": prior, "parameters": parameters, "seed": settings.seed, "curvature_at": curvature_at}
+
+        def fresh(checkpoint: Path | None) -> tuple[sampla.LinearisedLaplace, dict[str, Any]]:
+            la = sampla.LinearisedLaplace(task.network, "categorical", **options, progress=False)
+            report = la.fit(task.data.train.batches(_ROWS), checkpoint=checkpoint).report_
+            return la, {
+                "alpha": report.prior_precision, "gamma": sum(report.effective_dimension),
+                "gamma_error": sum(e**2 for e in report.effective_dimension_error) ** 0.5,
+                "passes": report.passes, "solve_error": report.solve_error, "status": report.status,
+                "settled": report.settled, "em": report.method, "samples": report.num_samples,
+                "parameters": report.num_parameters, "trace": report.trace, "certificate": str(report),
+            }  # fmt: skip
+
+        folder = task.fits and task.fits / "-".join(str(value) for value in options.values())
+        la, facts, earlier = kept(folder, task.network, fresh)
         factor = 1.0
         if scaled:
             few = task.data.held_out.rows(slice(500))  # as many as ELLA's prior is chosen on
             factor = la.predict(few.images, num_draws=settings.draws).best_scale(few.labels)
             facts["scale"] = factor
-        return Fitted(lambda x: of_predictive(la.predict(x, num_draws=settings.draws).scaled(factor)), facts)
+        return Fitted(
+            lambda x: of_predictive(la.predict(x, num_draws=settings.draws).scaled(factor)), facts, earlier=earlier
+        )
 
     return fit
 

@@ -182,6 +182,7 @@ def _learnt(facts: dict[str, Any]) -> str:
     if "gamma" in facts:
         settled = "" if facts["settled"] else ", EM NOT settled"
         settled += f", scaled by {facts['scale']:.3f}" if "scale" in facts else ""
+        settled += ", seconds since it was cut off" if "continued" in facts else ""
         return (
             f"alpha {several(facts['alpha'])}, gamma {facts['gamma']:.1f} ± {facts['gamma_error']:.1f}, "
             f"{facts['passes']:.1f} passes, error {facts['solve_error']:.2%}{settled}"

@@ -4,9 +4,9 @@
 
 Each method runs in a process of its own with one thread, so that its peak memory is its own. What a method gives is
 kept in OUT/results.json as soon as it is done, what it predicts in the cache, with images and weights; a run that was
-cut off goes on there, and a new measure is computed from the kept predictions. Where images or weights are missing they
-are made again, and all methods run anew if they come out otherwise. ``--again METHOD`` runs one anew. Times are CPU
-seconds of the thread: what others do on the machine, or a pause, does not change them.
+cut off goes on there, within a fit of sampla too, and a new measure is computed from the kept predictions. Where images
+or weights are missing they are made again, and all methods run anew if they come out otherwise. ``--again METHOD`` runs
+one anew. Times are CPU seconds of the thread: what others do on the machine, or a pause, does not change them.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 from experiments.classification import report
 from experiments.classification.experiment import Experiment, Settings, Task
 from experiments.classification.peers import full_if_it_fits
-from experiments.classification.registry import FULL, METHODS
+from experiments.classification.registry import FULL, METHODS, SAMPLA
 from experiments.common.command import command, say
 from experiments.common.devices import Meter
 from experiments.common.images import CLEAN, Data, scored_sets
@@ -36,7 +37,7 @@ from experiments.common.process import Case, apart
 from experiments.common.store import Arrays, Measures, Store, save_arrays
 from sampla.core.allocator import freed_memory_kept
 
-PREPARED, FOREIGN = "prepared", "foreign: "
+PREPARED, FOREIGN, FITS = "prepared", "foreign: ", "fits"
 _MOST_BYTES, _MOST_SECONDS = 8 * 2.0**30, 900.0
 """What laplace-torch's full Laplace may take; otherwise its cost is stated."""
 
@@ -56,6 +57,8 @@ def main(experiment: Experiment) -> None:
     store = Store(asked.out / "results.json", asdict(settings), asked.cache)
     for key in asked.again or ():
         store.rows.pop(key, None)
+        if METHODS[key].family == SAMPLA:
+            _forget_fits(store)
     case = {"experiment": experiment.name, "settings": asdict(settings), "cache": str(store.cache)}
     _prepare(store, case | {"root": str(asked.root), "checkpoint": checkpoint and str(checkpoint)})
     wanted = [key for key in experiment.methods if not asked.only or key in asked.only]
@@ -89,7 +92,13 @@ def _prepare(store: Store, case: Case) -> None:
         raise SystemExit(f"preparing images and network failed: {found['failed']}")
     if known is None or known["fingerprint"] != found["fingerprint"]:
         store.rows.clear()
+        _forget_fits(store)
     store.put(PREPARED, found, ours=False)
+
+
+def _forget_fits(store: Store) -> None:
+    """All that is kept of sampla's: methods share them."""
+    rmtree(store.cache / FITS, ignore_errors=True)
 
 
 def prepare(case: Case) -> Case:
@@ -118,7 +127,8 @@ def run_method(case: Case) -> Case:
         network = experiment.architecture()
         network.load_state_dict(load_file(folder / _weights(member)))
         networks.append(network.eval())
-    task = Task(networks[0], tuple(networks), Data.from_tensors(load_file(folder / "data.safetensors")), settings)
+    data = Data.from_tensors(load_file(folder / "data.safetensors"))
+    task = Task(networks[0], tuple(networks), data, settings, folder / FITS)
     with freed_memory_kept():  # for every method: without it page faults cost more than arithmetic
         facts, arrays = fitted_and_predicted(experiment, task, case["key"])
     if arrays:
@@ -139,7 +149,7 @@ def fitted_and_predicted(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitted = METHODS[key].fit(task)
-    found: Case = {"fit_seconds": meter.seconds() - start, "facts": fitted.facts}
+    found: Case = {"fit_seconds": meter.seconds() - start + fitted.earlier, "facts": fitted.facts}
     found["warnings"] = sorted({str(w.message) for w in caught if "sampla" in str(w.filename)})
     arrays: dict[str, np.ndarray] = {}
     for name, images in scored_sets(task.data, experiment.shifts(settings), settings.shifted):
