@@ -8,6 +8,7 @@ linearised deep image prior. Each is kept in OUT/results.json, its pictures unde
 stopped; results.md is written anew from all cases that are there.
 """
 
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from experiments.common.command import command, say
 from experiments.common.page import RESULTS, states, table, write_page
 from experiments.common.store import Row, Store, save_arrays
 from experiments.tomography.scans import CASES, load
+from experiments.tomography.truth import TRUTH, beside
 from sampla.apps.ct import Settings, reconstruct
 from sampla.apps.ct.run import pictures, summarise
 from sampla.tomography import PATCH_SIZES
@@ -24,19 +26,17 @@ _PEERS = {"PSNR, dB: FBP": "filtered back-projection", "TV": "total variation"}
 _BESIDE = "VariationalTV"
 
 
-def run_case(
-    store: Store, root: Path, case: str, factor: int, steps: int | None, out: Path, method: str
-) -> dict[str, Any]:
+def run_case(predictions: Path, asked: Namespace, case: str, method: str) -> dict[str, Any]:
     """Reconstruct one case by "network" or "variational"; its pictures and images are kept beside its summary."""
-    of_training = {"steps": steps} if method == "network" else {}
-    result = reconstruct(Settings(quiet=True, method=method, **of_training), load(root, case, factor))
-    name = case if method == "network" else f"{case}-{method}"
+    of_training = {"steps": asked.steps} if method == "network" else {}
+    result = reconstruct(Settings(quiet=True, method=method, **of_training), load(asked.root, case, asked.factor))
+    name, out = case if method == "network" else f"{case}-{method}", asked.out / "cases"
     out.mkdir(parents=True, exist_ok=True)
     for picture in pictures(result):
         if picture.name != "samples":
             (out / f"{name}-{picture.name}.png").write_bytes(picture.png)
-    save_arrays(store.predictions(name), mean=result.predictive.mean, deviations=result.predictive.deviations)
-    return {**summarise(result), "factor": factor}
+    save_arrays(predictions, mean=result.predictive.mean, deviations=result.predictive.deviations)
+    return {**summarise(result), "factor": asked.factor}
 
 
 def _statuses(row: Any) -> list[str]:
@@ -47,6 +47,16 @@ def _statuses(row: Any) -> list[str]:
         "converged" if row["fit"]["status"].startswith("reached") else "NOT converged",
         "converged" if row["total_variation"]["converged"] else "NOT converged",
     ]
+
+
+def _correlation(row: Any) -> str:
+    """Of the deviations with the errors, and what exactly right deviations would have."""
+    best = f" ({row[TRUTH]['rank_correlation']:.2f})" if TRUTH in row else ""
+    return f"{row['scores']['rank_correlation']:.2f}{best}"
+
+
+def _beside_truth(row: Any) -> str:
+    return f"{row[TRUTH]['noise'] / row[TRUTH]['error']:.0%}: {_within(row[TRUTH])}" if TRUTH in row else "-"
 
 
 def _within(scores: Any) -> str:
@@ -69,10 +79,12 @@ def page(store: Store) -> dict[str, Any]:
         _BESIDE: _beside(lambda row: f"{row['quality']['variational total variation']['psnr']:.2f}"),
         "within 1, 2, 3 std: DIP": _network(lambda row: _within(row["scores"])),
         f"{_BESIDE} ": _beside(lambda row: _within(row["scores"])),
-        "rank correlation: DIP": _network(lambda row: f"{row['scores']['rank_correlation']:.2f}"),
-        f"{_BESIDE}  ": _beside(lambda row: f"{row['scores']['rank_correlation']:.2f}"),
+        "noise of the truth, within 1, 2, 3 std with it: DIP": _network(_beside_truth),
+        f"{_BESIDE}  ": _beside(_beside_truth),
+        "rank correlation: DIP": _network(_correlation),
+        f"{_BESIDE}   ": _beside(_correlation),
         "s: DIP": _network(lambda row: f"{row['seconds']:.0f}"),
-        f"{_BESIDE}   ": _beside(lambda row: f"{row['seconds']:.0f}"),
+        f"{_BESIDE}    ": _beside(lambda row: f"{row['seconds']:.0f}"),
         "DIP: EM, solve, TV": _network(lambda row: ", ".join(_statuses(row))),
         f"{_BESIDE}: weights, solve, TV": _beside(lambda row: ", ".join(_statuses(row))),
     }  # fmt: skip
@@ -127,7 +139,8 @@ def main() -> None:
             key = case if method == "network" else f"{case}/{_BESIDE}"
             row: Row = store.once(
                 key,
-                partial(run_case, store, asked.root, case, asked.factor, asked.steps, asked.out / "cases", method),
+                partial(run_case, store.predictions(key), asked, case, method),
+                measures={TRUTH: beside(asked.root, case, asked.factor)},
             )
             say(f"{case}, {method}: {row['seconds']:.0f} s")
             write_page(asked.out / "results.md", "experiments/tomography/real.md.j2", **page(store))

@@ -22,6 +22,20 @@ def load(root: Path, case: str, factor: int) -> Scan:
     return _pepper(root, kind, factor) if name == "pepper" else _phantom(root, name, int(kind), factor)
 
 
+def every_view(root: Path, case: str) -> tuple[np.ndarray, Geometry]:
+    """Line integrals of the whole turn that a case's reference is from, as the detector has them; their geometry."""
+    name, _, _ = case.partition("-")
+    if name == "pepper":
+        with np.load(root / "ct" / "bell_pepper.npz") as data:
+            sinogram, _ = from_counts(data["counts_high"].astype(float), data["I0_high"])
+            return np.asarray(sinogram), _geometry(
+                data, data["angles_deg"], data["recon_fbp_high"].shape, sinogram.shape[1], 1
+            )
+    with np.load(root / "ct" / f"htc2022_{name}.npz") as data:
+        sinogram = data["sinogram"][:720].astype(float)
+        return sinogram, _geometry(data, data["angles_deg"][:720], data["recon_fbp"].shape, sinogram.shape[1], 1)
+
+
 def _phantom(root: Path, name: str, views: int, factor: int) -> Scan:
     with np.load(root / "ct" / f"htc2022_{name}.npz") as data:
         every = slice(0, 720, 720 // views)
