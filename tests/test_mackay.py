@@ -44,8 +44,8 @@ def test_the_fixed_point_of_both_updates_is_that_of_bayesian_ridge():
 
 def test_groups_with_nothing_to_go_by_keep_their_alpha_and_the_others_stay_within_bounds():
     alpha = torch.tensor([3.0, 3.0, 3.0, 3.0])
-    gamma, size = torch.tensor([6.0, 0.0, 2.0, 5.0]), torch.tensor([2.0, 1.0, 0.0, 1e-20])
-    assert updated_alphas(alpha, gamma, size).tolist() == [3.0, 3.0, 3.0, pytest.approx(1e12)]
+    gamma, size = torch.tensor([6.0, 0.0, 2.0, 5.0]), torch.tensor([2.0, 1.0, 0.0, 1e-40], dtype=torch.float64)
+    assert updated_alphas(alpha, gamma, size).tolist() == [3.0, 3.0, 3.0, pytest.approx(1e30)]
 
 
 def test_parameters_that_use_up_all_data_leave_a_thousandth():

@@ -18,8 +18,8 @@ from torch import Tensor
 
 Number = TypeVar("Number", float, Tensor)
 
-BOUNDS = 1e-12, 1e12
-"""Where alpha is stopped: beyond, the data say nothing about it, or everything."""
+BOUNDS = 1e-30, 1e30
+"""Where alpha is stopped: far from what any units of data make of it, whose squares float32 still holds."""
 LEAST_LEFT = 1e-3
 """Part of N C that N C - gamma is taken to be at least, and must exceed for the noise to be learnt from it."""
 _SMALLEST = 1e-300
@@ -84,17 +84,16 @@ def degrees_left(entries: float, gamma: Number) -> Number:
     return _at_least(entries - gamma, LEAST_LEFT * entries)
 
 
-def updated_alphas(alpha: Tensor, gamma: Tensor, size: Tensor, bounds: tuple[float, float] = BOUNDS) -> Tensor:
+def updated_alphas(alpha: Tensor, gamma: Tensor, size: Tensor) -> Tensor:
     """(G,) MacKay's update of every group's alpha; as it was where there is nothing to go by.
 
     Args:
         alpha: (G,) present alpha.
         gamma: (G,) effective dimension.
         size: (G,) |theta*|^2. Both are zero for a dead layer.
-        bounds: where an updated alpha is stopped.
     """
     known = (gamma > 0) & (size > 0)
-    return torch.where(known, updated_alpha(gamma, size).clamp(*bounds), alpha)
+    return torch.where(known, updated_alpha(gamma, size).clamp(*BOUNDS), alpha)
 
 
 def accelerated(used: list[Tensor], updates: list[Tensor]) -> Tensor:

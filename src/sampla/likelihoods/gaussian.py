@@ -13,6 +13,8 @@ from sampla.likelihoods._base import Likelihood, require_plain
 
 Structure = Literal["scalar", "diagonal", "full"]
 
+_SILENT = 1e-30
+"""Variance of the residuals of a network that meets its targets exactly: what learning the noise begins at."""
 _SINGULAR = 1e-12
 """Ratio of the eigenvalues of a noise correlation below which it cannot be inverted in float64."""
 
@@ -217,7 +219,7 @@ class Gaussian(Likelihood):
             matrix = mean_square.cpu()
             matrix = matrix + 1e-6 * matrix.diagonal().mean() * torch.eye(len(matrix))
             return self.with_noise(_inverse(matrix))
-        return self.with_noise(mean_square.clamp_min(1e-12).reciprocal().cpu())
+        return self.with_noise(mean_square.clamp_min(_SILENT).reciprocal().cpu())
 
     def config(self) -> dict[str, Any]:
         precision = None if self.noise_precision is None else self.noise_precision.tolist()

@@ -24,6 +24,7 @@ from sampla.core.checks import ConvergenceWarning
 from sampla.core.progress import Progress
 from sampla.features import Rows
 from sampla.inference.mackay import (
+    BOUNDS,
     change_that_matters,
     degrees_left,
     has_settled,
@@ -38,8 +39,6 @@ from sampla.linear.sources import Chunk, Source
 _BLOCK = 2**24
 """Entries of the dense rows of X that are in memory at once in the dual: 128 MiB."""
 Noise = Literal["shared", "diagonal", "full"]
-_BOUNDS = 1e-30, 1e30
-"""Of alpha, in the units of the columns and targets: only where there is nothing to be learnt."""
 _SMALLEST = 1e-14
 """Noise variance over the variance of the targets, at least: beyond, rounding decides."""
 _TIGHT = 1e-6
@@ -289,7 +288,7 @@ def _start(spectrum: Spectrum, learn: Learn, groups: int) -> Hyperparameters:
     else:
         variances, axes = power.mean().expand_as(power) if learn.noise == "shared" else power, None
     level = float(like.mean() / max(learn.degrees, 1.0)) if len(like) else 1.0
-    alpha = min(max(level / float(power.mean()), _BOUNDS[0]), _BOUNDS[1])
+    alpha = min(max(level / float(power.mean()), BOUNDS[0]), BOUNDS[1])
     start = like.new_full((groups,), alpha) if learn.precision is None else learn.precision.to(like)
     return Hyperparameters(start, variances.to(like), axes)
 
@@ -330,7 +329,7 @@ def _updated(spectrum: Spectrum, at: Hyperparameters, mean: Tensor, gamma: Tenso
         whole = mean.square().sum() if len(gamma) == 1 else (spectrum.basis.mT @ mean).square().sum(1)
         size = whole[None] if len(gamma) == 1 else size.index_add(0, learn.group, whole)
         # the mean is in units of A^(-1/2): |theta*|^2 is size over alpha
-        precision = updated_alphas(precision, precision * gamma, size, _BOUNDS)
+        precision = updated_alphas(precision, precision * gamma, size)
     if learn.covariance is not None:
         return Hyperparameters(precision, at.variances, at.axes)
     return Hyperparameters(precision, *_updated_noise(spectrum, at, mean, learn))

@@ -86,9 +86,12 @@ class GaussianLeftOut:
     """log det B / 2 for each output, a number or (n, *out)."""
 
     def log_prob(self, factors: list[float], powers: tuple[float, ...]) -> Tensor:
-        """As for ``LeftOut``, in closed form: (powers, factors, n, *out); only powers of one mean anything."""
-        variance = torch.stack([1 + factor**2 * self.variance for factor in factors])
-        density = -0.5 * (self.residual.square() / variance + variance.log() + log(2 * pi)) + self.log_root
+        """As for ``LeftOut``, in closed form: (powers, factors, n, *out) in float64; only powers of one mean anything.
+
+        Factors are told apart by differences far below the log of a noise in small units.
+        """
+        variance = torch.stack([1 + factor**2 * self.variance.double() for factor in factors])
+        density = -0.5 * (self.residual.double().square() / variance + variance.log() + log(2 * pi)) + self.log_root
         return density.expand(len(powers), *density.shape)
 
 

@@ -1,0 +1,60 @@
+"""Targets or inputs in other units: the same fit in those units, however small or large they are."""
+
+import pytest
+import torch
+from torch import nn
+
+import sampla
+from cases import batches
+
+ROUTES = [
+    ("isotropic", "scalar", {"solver": "dense"}),
+    ("isotropic", "scalar", {"solver": "block-cg"}),
+    ("isotropic", "diagonal", {"solver": "block-cg"}),
+    ("isotropic", "full", {"solver": "dense"}),
+    ("layerwise", "scalar", {"solver": "block-cg"}),
+    ("g-prior", "scalar", {"solver": "block-cg"}),
+    ("isotropic", "scalar", {"em": sampla.EM(method="samples"), "solver": "block-cg"}),
+]
+
+
+def fitted(likelihood, prior, dtype, inputs_in=1.0, targets_in=1.0, **options):
+    """A linear network, no bias where the inputs' unit changes, whose weights follow the units."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 4, dtype=torch.float64, generator=generator)
+    weight = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+    outputs = x @ weight.T
+    targets = outputs + torch.randn(80, 3, dtype=torch.float64, generator=generator)
+    if likelihood == "categorical":
+        targets = targets.argmax(1)
+    network = nn.Linear(4, 3, bias=False, dtype=dtype)
+    with torch.no_grad():
+        network.weight.copy_(weight * targets_in / inputs_in)
+    targets = targets if likelihood == "categorical" else (targets * targets_in).to(dtype)
+    la = sampla.LinearisedLaplace(network.eval(), likelihood, prior, seed=1, progress=False, **options)
+    inputs = (x * inputs_in).to(dtype)
+    return la.fit(batches(inputs, targets, 20)), inputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("unit", [1e-12, 1e-7, 1e9])
+@pytest.mark.parametrize(("prior", "structure", "options"), ROUTES)
+def test_targets_in_another_unit_have_the_same_error_bars_in_that_unit(prior, structure, options, unit, dtype):
+    one, inputs = fitted(sampla.Gaussian(structure=structure), prior, dtype, **options)
+    other, _ = fitted(sampla.Gaussian(structure=structure), prior, dtype, targets_in=unit, **options)
+    assert one.report_.settled
+    assert other.report_.settled
+    ratio = other.prior_precision_ * (1 if prior == "g-prior" else unit**2) / one.prior_precision_
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=2e-3, atol=0)
+    torch.testing.assert_close(other.noise_precision_ * unit**2, one.noise_precision_, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(other.predict(inputs).std / unit, one.predict(inputs).std, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+@pytest.mark.parametrize("curvature_at", ["network", "linear-mode"])
+def test_inputs_in_another_unit_leave_a_classifier_as_it_is(unit, curvature_at):
+    one, inputs = fitted("categorical", "isotropic", torch.float64, curvature_at=curvature_at)
+    other, moved = fitted("categorical", "isotropic", torch.float64, inputs_in=unit, curvature_at=curvature_at)
+    ratio = other.prior_precision_ / unit**2 / one.prior_precision_
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=2e-3, atol=0)
+    torch.testing.assert_close(other.predict(moved).std, one.predict(inputs).std, rtol=2e-3, atol=0)
