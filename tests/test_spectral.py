@@ -93,6 +93,18 @@ def test_one_probe_tells_its_own_error_but_not_that_of_alpha():
     assert FixedPoint(space, 1, mode_size=(1.0, 30.0, -1.0)).solved(1.0).precision_error.standard_error == inf
 
 
+@pytest.mark.parametrize("unit", [1e-20, 1.0, 1e20])
+def test_alpha_of_a_mode_that_vanishes_ends_where_the_data_say_nothing_in_any_unit(unit):
+    """|mode|^2 falls as alpha^-2.5, faster than gamma can: there is no fixed point."""
+    rows = unit**0.5 * dense.prescribed(SPECTRA["flat"], NUM_DATA)
+    model = linear_model(sampla.DesignMatrix(SIZE), sampla.Gaussian(1.0), batches(rows, rows[:, :1], 50))
+    space = spaces(model, model.draw_noise(0, 4).data_part)[-1]
+    largest = float(torch.linalg.eigvalsh(rows.mT @ rows).max())
+    found = FixedPoint(space, 4, mode_size=(unit, 1e-9 / unit, -2.5)).solved(unit)
+    assert found.hyper.precision == pytest.approx(1e8 * largest, rel=1e-6)
+    assert found.precision_error.truncation < 1e-6
+
+
 @pytest.mark.parametrize(
     ("history", "bracket", "expected"),
     [

@@ -20,7 +20,6 @@ from torch import Tensor
 from sampla.inference.krylov import KrylovSpace, Quadrature
 from sampla.inference.mackay import (
     ALL_MET,
-    BOUNDS,
     settled_error,
     trace_error,
     updated_alpha,
@@ -28,7 +27,9 @@ from sampla.inference.mackay import (
     why_noise_is_unknown,
 )
 
-_RANGE = log(BOUNDS[0]), log(BOUNDS[1])
+_WEAKEST, _STRONGEST = 1e-24, 1e8
+"""alpha / noise factor over the largest eigenvalue of M, at least and at most: beyond, the data say everything about
+every parameter that they say anything about, or nothing about any."""
 _NARROW = 1.5
 """Upper over lower bound up to which the quadratures are believed; at a smaller alpha the space must grow first."""
 _SILENT = 10.0
@@ -172,20 +173,21 @@ class FixedPoint:
         reach = self.reach(start, lowest)
         if reach is None:
             return Settled(self.at(start, self.space.quadrature, uniform), LogError(inf, inf), LogError(inf, inf))
+        within = reach, self._highest
         history = [
-            replace(self, space=one)._root(start, reach, one.quadrature, uniform) for one in _history(self.space)
+            replace(self, space=one)._root(start, within, one.quadrature, uniform) for one in _history(self.space)
         ]
         found = history[-1]
-        ends = [self._root(start, reach, one, uniform) for one in (self.space.gauss, self.space.gauss_radau)]
+        ends = [self._root(start, within, one, uniform) for one in (self.space.gauss, self.space.gauss_radau)]
         left_out = (1 - torch.eye(self.probes, dtype=torch.float64)).unbind() if self.probes > 1 else ()
-        without = [self._root(start, reach, self.space.quadrature, row / row.sum()) for row in left_out]
+        without = [self._root(start, within, self.space.quadrature, row / row.sum()) for row in left_out]
         spread = self._spread(found.ratio)
         errors = [_errors(history, ends, without, name, spread) for name in ("precision", "noise_factor")]
         if self.learn_noise and self.space.exact:  # the residual is the difference of numbers known up to rounding
             left = max(self.residual(found.ratio, self.space.quadrature), self._least_residual)
             lost = min(_LOST * self._least_residual / left, _MOST_LOST)
             errors[1] = replace(errors[1], truncation=errors[1].truncation + lost)
-        if found.ratio > 1.001 * reach or reach <= max(lowest, exp(_RANGE[0])):
+        if found.ratio > 1.001 * reach or reach <= max(lowest, self._lowest):
             return Settled(found, *errors)
         return Settled(found, *(replace(one, truncation=inf) for one in errors))
 
@@ -195,7 +197,8 @@ class FixedPoint:
         if reach is None:
             return inf
         uniform = torch.full((self.probes,), 1 / self.probes, dtype=torch.float64)
-        return abs(log(max(self._root(start, reach, self.space.quadrature, uniform).ratio, 1e-300) / start))
+        within = reach, self._highest
+        return abs(log(max(self._root(start, within, self.space.quadrature, uniform).ratio, 1e-300) / start))
 
     def _spread(self, ratio: float) -> float:
         """Standard error of gamma over that which the spread of the probes themselves shows."""
@@ -206,8 +209,7 @@ class FixedPoint:
 
     def reach(self, start: float, lowest: float = 0.0) -> float | None:
         """The smallest a, from ``start`` down, at which the two quadratures agree; None if they do not at the start."""
-        end = max(log(lowest), _RANGE[0]) if lowest > 0 else _RANGE[0]
-        place, reached = log(start), None
+        end, place, reached = log(max(lowest, self._lowest)), log(start), None
         while self._agree(exp(place)):
             reached = exp(place)
             if place <= end:
@@ -225,13 +227,21 @@ class FixedPoint:
             return [determined]
         return [determined, float((quadrature.nodes + ratio).reciprocal().square() @ quadrature.weights[:, -1])]
 
-    def _root(self, start: float, reach: float, quadrature: Quadrature, weights: Tensor) -> Hyper:
+    @property
+    def _lowest(self) -> float:
+        return _WEAKEST * float(self.space.quadrature.nodes.max())
+
+    @property
+    def _highest(self) -> float:
+        return _STRONGEST * float(self.space.quadrature.nodes.max())
+
+    def _root(self, start: float, within: tuple[float, float], quadrature: Quadrature, weights: Tensor) -> Hyper:
         """The first root on the way from the start on which EM goes, or the end of that way."""
 
         def ahead(place: float) -> float:
             return log(max(self.at(exp(place), quadrature, weights).ratio, 1e-300)) - place
 
-        lowest, highest = log(reach), _RANGE[1]
+        lowest, highest = (log(end) for end in within)
         here = min(max(log(start), lowest), highest)
         way = 1.0 if ahead(here) > 0 else -1.0
         behind, stride = here, 0.25
@@ -240,7 +250,10 @@ class FixedPoint:
             here = min(max(here, lowest), highest)
         if ahead(here) * way < 0 < abs(here - behind):
             here = float(brentq(ahead, behind, here, xtol=1e-14))
-        return self.at(exp(here), quadrature, weights)
+        found = self.at(exp(here), quadrature, weights)
+        if self.learn_prior and here >= highest and found.ratio > within[1]:
+            return replace(found, ratio=within[1], precision=within[1] * found.noise_factor)
+        return found
 
 
 @dataclass(frozen=True)
