@@ -258,16 +258,17 @@ def test_a_fit_that_has_ended_is_not_done_twice_and_one_that_was_cut_off_says_so
         if checkpoint is not None:
             checkpoint.mkdir(parents=True, exist_ok=True)
         sum(range(3_000_000))
-        return _Posterior(), {"gamma": 1.0}
+        return _Posterior()
 
-    assert kept(None, "network", fit)[1:] == ({"gamma": 1.0}, 0.0)
-    assert kept(tmp_path / "a", "network", fit)[1:] == ({"gamma": 1.0}, 0.0)
-    la, facts, earlier = kept(tmp_path / "a", "network", fit)
-    assert (la, facts) == (("kept", "network"), {"gamma": 1.0})
+    assert kept(None, "network", fit)[1:] == (0.0, False)
+    assert kept(tmp_path / "a", "network", fit)[1:] == (0.0, False)
+    la, earlier, continued = kept(tmp_path / "a", "network", fit)
+    assert (la, continued) == (("kept", "network"), False)
     assert earlier > 0
     with pytest.raises(KeyboardInterrupt):
         kept(tmp_path / "b", "network", cut)
-    assert kept(tmp_path / "b", "network", fit)[1:] == ({"gamma": 1.0, "continued": True}, 0.0)
+    assert kept(tmp_path / "b", "network", fit)[1:] == (0.0, True)
+    assert kept(tmp_path / "b", "network", fit)[2]
     assert folders == [None, tmp_path / "a" / "checkpoint", tmp_path / "b" / "checkpoint"]
 
 
@@ -447,5 +448,6 @@ def test_a_whole_experiment_on_a_toy(tmp_path, monkeypatch):
     assert (tmp_path / "shifts.png").stat().st_size > 1000
     network, sampled = store.rows["network"], store.rows["sampla-isotropic"]
     assert sampled["accuracy"]["clean"][""][0] == pytest.approx(network["accuracy"]["clean"][""][0], abs=0.1)
-    assert sampled[NLL]["clean"][""][0] != network[NLL]["clean"][""][0]
-    assert set(sampled["AUROC"]["noise"]) == {"", "probit"}
+    wide = methods.EM_WIDTH
+    assert sampled[NLL]["clean"][wide][0] != network[NLL]["clean"][""][0]
+    assert set(sampled["AUROC"]["noise"]) == {"", "probit", wide, f"{wide}, probit"}

@@ -4,38 +4,36 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import TypeAlias
 
 from torch import nn
 
 import sampla
 
-Facts = dict[str, Any]
+Fit: TypeAlias = Callable[[Path | None], sampla.LinearisedLaplace]
+"""A fit that keeps its checkpoint in the folder it is given."""
 
 
-def kept(
-    folder: Path | None, network: nn.Module, fit: Callable[[Path | None], tuple[sampla.LinearisedLaplace, Facts]]
-) -> tuple[sampla.LinearisedLaplace, Facts, float]:
-    """A fit with its facts, and the CPU seconds that it took in an earlier process.
+def kept(folder: Path | None, network: nn.Module, fit: Fit) -> tuple[sampla.LinearisedLaplace, float, bool]:
+    """A fit, and what it had taken before.
 
     Args:
         folder: of this fit alone; None keeps nothing.
         network: to which a fit that has ended belongs.
-        fit: is given a folder for its checkpoint.
+        fit: the fit itself.
 
     Returns:
-        the fit, its facts, and the seconds that this process did not spend itself. A fit that was cut off counts from
-        where it went on, and says so: "continued" is among its facts.
+        the fit; the CPU seconds of a process that has ended it before; whether a fit had been cut off, whose seconds
+        count from where it went on.
     """
     if folder is None:
-        return *fit(None), 0.0
-    posterior, said = folder / "fit.safetensors", folder / "facts.json"
-    if said.is_file():
-        found = json.loads(said.read_text())
-        return sampla.LinearisedLaplace.load(posterior, network), found["facts"], found["seconds"]
-    begun, start = folder.is_dir(), process_time()
-    la, facts = fit(folder / "checkpoint")
-    facts |= {"continued": True} if begun else {}
+        return fit(None), 0.0, False
+    posterior, told = folder / "fit.safetensors", folder / "told.json"
+    if told.is_file():
+        found = json.loads(told.read_text())
+        return sampla.LinearisedLaplace.load(posterior, network), found["seconds"], found["continued"]
+    continued, start = folder.is_dir(), process_time()
+    la = fit(folder / "checkpoint")
     la.save(posterior)
-    said.write_text(json.dumps({"facts": facts, "seconds": process_time() - start}))
-    return la, facts, 0.0
+    told.write_text(json.dumps({"seconds": process_time() - start, "continued": continued}))
+    return la, 0.0, continued

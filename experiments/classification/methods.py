@@ -24,8 +24,9 @@ from sampla.features import NetworkFeatures
 from sampla.inference.infer import CurvatureAt
 from sampla.likelihoods import Categorical
 
-MAIN, PROBIT = "", "probit"
-"""Ways of averaging probabilities: over functions, which have a joint distribution, or MacKay's formula."""
+MAIN, PROBIT, EM_WIDTH = "", "probit", "EM's width"
+"""Ways of averaging probabilities: over functions, which have a joint distribution, or MacKay's formula; at the default
+width of sampla's error bars, which leave-one-out on the training images finds, or as wide as EM leaves them."""
 _ROWS = 500
 """Images that are pushed through a network at once."""
 _IN_FLIGHT = 512
@@ -87,27 +88,34 @@ def sampled(
             options = {"num_samples": settings.reference_samples, "tolerance": settings.reference_tolerance}
         options |= {"prior": prior, "parameters": parameters, "seed": settings.seed, "curvature_at": curvature_at}
 
-        def fresh(checkpoint: Path | None) -> tuple[sampla.LinearisedLaplace, dict[str, Any]]:
+        def fresh(checkpoint: Path | None) -> sampla.LinearisedLaplace:
             la = sampla.LinearisedLaplace(task.network, "categorical", **options, progress=False)
-            report = la.fit(task.data.train.batches(_ROWS), checkpoint=checkpoint).report_
-            return la, {
-                "alpha": report.prior_precision, "gamma": sum(report.effective_dimension),
-                "gamma_error": sum(e**2 for e in report.effective_dimension_error) ** 0.5,
-                "passes": report.passes, "solve_error": report.solve_error, "status": report.status,
-                "settled": report.settled, "em": report.method, "samples": report.num_samples,
-                "parameters": report.num_parameters, "trace": report.trace, "certificate": str(report),
-            }  # fmt: skip
+            return la.fit(task.data.train.batches(_ROWS), checkpoint=checkpoint)
 
         folder = task.fits and task.fits / "-".join(str(value) for value in options.values())
-        la, facts, earlier = kept(folder, task.network, fresh)
-        factor = 1.0
+        la, earlier, continued = kept(folder, task.network, fresh)
+        report = la.report_
+        facts: dict[str, Any] = {
+            "alpha": report.prior_precision, "gamma": sum(report.effective_dimension),
+            "gamma_error": sum(e**2 for e in report.effective_dimension_error) ** 0.5,
+            "passes": report.passes, "solve_error": report.solve_error, "status": report.status,
+            "width": report.width, "settled": report.settled, "em": report.method, "samples": report.num_samples,
+            "parameters": report.num_parameters, "trace": report.trace, "certificate": str(report),
+            "continued": continued,
+        }  # fmt: skip
         if scaled:
             few = task.data.held_out.rows(slice(500))  # as many as ELLA's prior is chosen on
             factor = la.predict(few.images, num_draws=settings.draws).best_scale(few.labels)
             facts["scale"] = factor
-        return Fitted(
-            lambda x: of_predictive(la.predict(x, num_draws=settings.draws).scaled(factor)), facts, earlier=earlier
-        )
+
+        def predict(x: Tensor) -> dict[str, Prediction]:
+            said = la.predict(x, num_draws=settings.draws)
+            if scaled:
+                return of_predictive(said.scaled(factor))
+            wide = of_predictive(said.scaled(1.0))
+            return of_predictive(said) | {EM_WIDTH: wide[MAIN], f"{EM_WIDTH}, {PROBIT}": wide[PROBIT]}
+
+        return Fitted(predict, facts, earlier=earlier)
 
     return fit
 

@@ -36,7 +36,7 @@ _OURS = {
     "sampla-g-8": ("g-prior, K = 8", sampled("g-prior", samples=8)),
     "sampla-g-64": ("g-prior, K = 64", sampled("g-prior", samples=64)),
     "sampla-last": ("last layer alone, isotropic", sampled("isotropic", parameters="last-layer")),
-    "sampla-g-scaled": ("g-prior, scaled on held-out images", sampled("g-prior", scaled=True)),
+    "sampla-g-scaled": ("g-prior, width chosen on held-out images", sampled("g-prior", scaled=True)),
     "sampla-isotropic-mode": ("isotropic, at the linear mode", sampled("isotropic", "linear-mode")),
     "sampla-g-mode": ("g-prior, at the linear mode", sampled("g-prior", "linear-mode")),
     REFERENCE: ("isotropic, reference", sampled("isotropic", reference=True)),

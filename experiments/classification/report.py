@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from experiments.classification.contenders import Contender, Sets, behind, best, contenders
 from experiments.classification.experiment import Experiment, Settings
+from experiments.classification.methods import EM_WIDTH, MAIN
 from experiments.classification.registry import LAPLACE, METHODS, NETWORK, SAMPLA
 from experiments.common.facts import GIB
 from experiments.common.images import CLEAN, Shift
@@ -182,7 +183,9 @@ def _learnt(facts: dict[str, Any]) -> str:
     if "gamma" in facts:
         settled = "" if facts["settled"] else ", EM NOT settled"
         settled += f", scaled by {facts['scale']:.3f}" if "scale" in facts else ""
-        settled += ", seconds since it was cut off" if "continued" in facts else ""
+        if facts.get("width") and "scale" not in facts:
+            settled += f", width {facts['width']['marginal']:.2f}, joint {facts['width']['joint']:.2f}"
+        settled += ", seconds since it was cut off" if facts.get("continued") else ""
         return (
             f"alpha {several(facts['alpha'])}, gamma {facts['gamma']:.1f} ± {facts['gamma_error']:.1f}, "
             f"{facts['passes']:.1f} passes, error {facts['solve_error']:.2%}{settled}"
@@ -235,7 +238,9 @@ def draw(path: Path, those: list[Contender], shifts: tuple[Shift, ...], angles: 
     for number, strength in enumerate(shifts[0].strengths):
         moved = {strength: [shifts[0].names[number]]} if angles else {number + 1: [s.names[number] for s in shifts]}
         points |= moved
-    complete = [one for one in those if one.way == "" and all(one.score(sets, NLL) for sets in points.values())]
+    complete = [
+        one for one in those if one.way in (MAIN, EM_WIDTH) and all(one.score(sets, NLL) for sets in points.values())
+    ]
     if not complete:
         return False
     with rc_context(STYLE):
