@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures docs docs-check release-check benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence benchmark-scale benchmark-predict projection extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset clean
+.PHONY: demo test test-second-device accelerator-tiny soak integrations lint figures docs docs-check release-check benchmark-solvers benchmark-linear-models benchmark-engine benchmark-evidence benchmark-scale benchmark-predict projection extras uci calibration width peers mnist-lenet cifar10-resnet20 cifar100-subset tomography league clean
 
 demo: $(INSTALLED)
 	$(BIN)/sampla demo --out sampla-demo
@@ -90,11 +90,11 @@ extras: $(INSTALLED)
 
 # experiments/results/uci: ROOT holds the npz files. A run that is cut off goes on where it stopped.
 uci: extras
-	$(BIN)/python -m experiments.regression.uci --root $(ROOT)
+	$(BIN)/python -m experiments.regression.uci --root $(ROOT) $(ANEW)
 
 # experiments/results/calibration: a few minutes.
 calibration: $(INSTALLED)
-	$(BIN)/python -m experiments.regression.calibration
+	$(BIN)/python -m experiments.regression.calibration $(ANEW)
 
 # experiments/results/width: ROOT holds the images and the tables, CHECKPOINTS the ResNets. Half an hour on one core.
 width: extras
@@ -107,20 +107,32 @@ peers: extras
 
 # experiments/results/influence: three quarters of an hour on one core, most of it training; no data needed.
 influence: peers
-	$(BIN)/python -m experiments.influence.lds
+	$(BIN)/python -m experiments.influence.lds $(ANEW)
 
 mnist-lenet: peers
-	$(BIN)/python -m experiments.classification.mnist --root $(ROOT)
+	$(BIN)/python -m experiments.classification.mnist --root $(ROOT) $(ANEW)
 
 cifar10-resnet20: peers
-	$(BIN)/python -m experiments.classification.cifar10 --root $(ROOT) --checkpoints $(CHECKPOINTS)
+	$(BIN)/python -m experiments.classification.cifar10 --root $(ROOT) --checkpoints $(CHECKPOINTS) $(ANEW)
 
 # experiments/results/cifar100-subset: a network trained for three epochs and posteriors of 192 images, to see the
 # headline's 11 million parameters and 100 outputs at work on a CPU. Two hours; without --quick it takes a GPU.
 cifar100-subset: peers
 	$(BIN)/python -m experiments.classification.cifar100_train --root $(ROOT) --checkpoints $(CHECKPOINTS) --epochs 3 --bfloat16
 	$(BIN)/python -m experiments.classification.cifar100 --root $(ROOT) --checkpoints $(CHECKPOINTS) --quick \
-		--out experiments/results/cifar100-subset
+		--out experiments/results/cifar100-subset $(ANEW)
+
+# experiments/results/tomography-*: ROOT holds ct/ and mnist/. Half a day of a core, an hour and a half of it at 501 x 501.
+tomography: extras
+	$(BIN)/python -m experiments.tomography.small --root $(ROOT) $(ANEW)
+	$(BIN)/python -m experiments.tomography.medium $(ANEW)
+	$(BIN)/python -m experiments.tomography.real --root $(ROOT) $(ANEW)
+	$(BIN)/python -m experiments.tomography.real --root $(ROOT) --factor 2 --alone --out experiments/results/tomography-real-256 $(ANEW)
+	$(BIN)/python -m experiments.tomography.large --root $(ROOT) $(ANEW)
+
+# Every page of experiments/results that a CPU makes, from one state of the source: ANEW=--anew computes again what another
+# state gave. Two days of a core; goes on where it was cut off.
+league: uci calibration width influence mnist-lenet cifar10-resnet20 cifar100-subset tomography
 
 # torch first and by its exact version, so that pip never considers another (much larger) build for the rest.
 $(INSTALLED): pyproject.toml constraints.txt

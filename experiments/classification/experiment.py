@@ -68,4 +68,4 @@ class Task:
     members: tuple[nn.Module, ...]
     data: Data
     settings: Settings
-    fits: Path | None = None  # where fits of sampla are kept, so that one that is cut off goes on
+    fits: Path | None = None  # where fits of this state of sampla are kept, so that one that is cut off goes on

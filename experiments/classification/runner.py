@@ -6,7 +6,8 @@ Each method runs in a process of its own with one thread, so that its peak memor
 kept in OUT/results.json as soon as it is done, what it predicts in the cache, with images and weights; a run that was
 cut off goes on there, within a fit of sampla too, and a new measure is computed from the kept predictions. Where images
 or weights are missing they are made again, and all methods run anew if they come out otherwise. ``--again METHOD`` runs
-one anew. Times are CPU seconds of the thread: what others do on the machine, or a pause, does not change them.
+one anew, ``--anew`` all that ran with another state of the library. Times are CPU seconds of the thread: what others do
+on the machine, or a pause, does not change them.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from experiments.common.images import CLEAN, Data, scored_sets
 from experiments.common.metrics import AUROC, MEASURES, Labelled, Measure, Prediction, Score, auroc
 from experiments.common.page import RESULTS
 from experiments.common.process import Case, apart
-from experiments.common.store import Arrays, Measures, Store, save_arrays
+from experiments.common.store import Arrays, Measures, Store, fingerprint, save_arrays
 from sampla.core.allocator import freed_memory_kept
 
 PREPARED, FOREIGN, FITS = "prepared", "foreign: ", "fits"
@@ -46,15 +47,16 @@ def main(experiment: Experiment) -> None:
     """The command line."""
     asked = command(
         experiment.title, RESULTS / experiment.name, "the data (experiments/README.md)", experiment.checkpoint,
-        "a run of minutes, whose figures mean little", experiment.methods, again=(experiment.methods, "run this anew"),
-        images=(int, "training images that are fitted"), test=(int, "test images"), samples=(int, "K"),
+        "a run of minutes, whose figures mean little", experiment.methods, anew=True,
+        again=(experiment.methods, "run this anew"), images=(int, "training images that are fitted"),
+        test=(int, "test images"), samples=(int, "K"),
     )  # fmt: skip
     settings, checkpoint = _settings(experiment, asked), None
     if experiment.checkpoint:
         checkpoint = asked.checkpoints / experiment.checkpoint
         if not checkpoint.is_file():
             raise SystemExit(f"expected --checkpoints DIR with {experiment.checkpoint}, got {asked.checkpoints}.")
-    store = Store(asked.out / "results.json", asdict(settings), asked.cache)
+    store = Store(asked.out / "results.json", asdict(settings), asked.cache, asked.anew)
     for key in asked.again or ():
         store.rows.pop(key, None)
         if METHODS[key].family == SAMPLA:
@@ -63,7 +65,7 @@ def main(experiment: Experiment) -> None:
     _prepare(store, case | {"root": str(asked.root), "checkpoint": checkpoint and str(checkpoint)})
     wanted = [key for key in experiment.methods if not asked.only or key in asked.only]
     for key in wanted:
-        if key not in store.rows or store.rows[key].failed:
+        if store.lacks(key) or store.rows[key].failed:
             store.put(key, apart(run_method, case | {"key": key, "file": str(store.predictions(key))}, threads=1))
             say(f"{key}: {_brief(store.scored(key, measures(settings.seed)))}")
             report.write(experiment, store, asked.out)
@@ -128,7 +130,7 @@ def run_method(case: Case) -> Case:
         network.load_state_dict(load_file(folder / _weights(member)))
         networks.append(network.eval())
     data = Data.from_tensors(load_file(folder / "data.safetensors"))
-    task = Task(networks[0], tuple(networks), data, settings, folder / FITS)
+    task = Task(networks[0], tuple(networks), data, settings, folder / FITS / fingerprint())
     with freed_memory_kept():  # for every method: without it page faults cost more than arithmetic
         facts, arrays = fitted_and_predicted(experiment, task, case["key"])
     if arrays:

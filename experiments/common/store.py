@@ -80,10 +80,13 @@ class Store:
             ours: whether the row depends on the library.
             measures: scores of the predictions; those that the row lacks are computed from the kept predictions.
         """
-        row = self.rows.get(key)
-        if row is None or (ours and self._anew and row.source != self.source):
-            row = self.put(key, compute(), ours)
+        row = self.put(key, compute(), ours) if self.lacks(key, ours) else self.rows[key]
         return self.scored(key, measures) if measures else row
+
+    def lacks(self, key: str, ours: bool = True) -> bool:
+        """Whether there is no row of this name, or one of another state of the library where such are computed anew."""
+        row = self.rows.get(key)
+        return row is None or (ours and self._anew and row.source != self.source)
 
     def put(self, key: str, values: Any, ours: bool = True) -> Row:
         """Keep a row."""

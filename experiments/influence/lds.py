@@ -227,11 +227,11 @@ def _mean(values: np.ndarray) -> list[float]:
 def main() -> None:
     """The networks, the predictions, the scores and the page."""
     asked = command(
-        __doc__, RESULTS / "influence", subsets=(80, "random halves of the training data"),
+        __doc__, RESULTS / "influence", anew=True, subsets=(80, "random halves of the training data"),
         seeds=(6, "networks trained on each"), bases=(2, "networks trained on all data"),
     )  # fmt: skip
     settings = {"subsets": asked.subsets, "seeds": asked.seeds, "bases": asked.bases}
-    store = Store(asked.out / "results.json", settings, asked.cache)
+    store = Store(asked.out / "results.json", settings, asked.cache, asked.anew)
     for regime in REGIMES:
         key = f"retrained/{regime}"
         row = store.once(key, partial(retrained, store, key, regime), ours=False)

@@ -88,8 +88,8 @@ MEASURES: Measures = {
 
 def main() -> None:
     """All ways, each on its own data sets."""
-    asked = command(__doc__, RESULTS / "calibration", sets=(1000, "simulated data sets for each way"))
-    store = Store(asked.out / "results.json", {"sets": asked.sets}, asked.cache)
+    asked = command(__doc__, RESULTS / "calibration", anew=True, sets=(1000, "simulated data sets for each way"))
+    store = Store(asked.out / "results.json", {"sets": asked.sets}, asked.cache, asked.anew)
     for number, way in enumerate(WAYS):
         row = store.once(way.key, partial(_all, store, way, number, asked.sets), measures=MEASURES)
         say(f"{way.key}: {row['p']}")

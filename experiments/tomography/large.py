@@ -169,13 +169,16 @@ def _draw(out: Path, image: Tensor, found: dict[str, ImagePredictive], reference
 
 def main() -> None:
     """Command line."""
-    asked = command(__doc__, RESULTS / "tomography-large", "ct/", threads=None, device=("cpu", "of the fit"))
-    store = Store(asked.out / "results.json", {"pixels": SIDE, "views": ANGLES, "device": asked.device}, asked.cache)
+    asked = command(__doc__, RESULTS / "tomography-large", "ct/", anew=True, threads=None, device=("cpu", "of the fit"))
+    store = Store(
+        asked.out / "results.json", {"pixels": SIDE, "views": ANGLES, "device": asked.device}, asked.cache, asked.anew
+    )
     operator = tomography.ray_transform(geometry())
     image, sinogram = measurement(asked.root, operator)
     operator, sinogram = operator.to(torch.float32, asked.device), sinogram.to(asked.device)
-    store.once(f"walnut/{_VARIATIONAL}", lambda: variational(operator, image, sinogram, asked.out, store.cache))
-    store.once("walnut", lambda: whole(operator, image, sinogram, asked.out, store.cache))
+    kept = store.cache / store.source  # what another state of the library has begun is not gone on with
+    store.once(f"walnut/{_VARIATIONAL}", lambda: variational(operator, image, sinogram, asked.out, kept))
+    store.once("walnut", lambda: whole(operator, image, sinogram, asked.out, kept))
     write_page(asked.out / "results.md", "experiments/tomography/large.md.j2", **page(store))
     say(store.rows["walnut"]["certificate"])
 

@@ -22,9 +22,9 @@ from sampla.tomography import LinearisedDIP, Recipe, VariationalTV, ray_transfor
 def main() -> None:
     """Command line."""
     more = {"pixels": (128, "of a side"), "views": (30, "angles"), "steps": (Recipe().steps, "of training")}
-    asked = command(__doc__, RESULTS / "tomography-medium", threads=None, **more)
+    asked = command(__doc__, RESULTS / "tomography-medium", anew=True, threads=None, **more)
     settings = {"pixels": asked.pixels, "views": asked.views, "steps": asked.steps}
-    store = Store(asked.out / "results.json", settings, asked.cache)
+    store = Store(asked.out / "results.json", settings, asked.cache, asked.anew)
     scan = demo_scan(asked.pixels, asked.views)
     result = reconstruct(Settings(quiet=True, method="network", steps=asked.steps), scan)
     assert isinstance(result.fit, LinearisedDIP)

@@ -131,8 +131,8 @@ def main() -> None:
         "factor": (8, "bins that become one"), "steps": (int, "of training; by default the library's rule"),
         "alone": (False, f"{_BESIDE} only, without the network"),
     }  # fmt: skip
-    asked = command(__doc__, RESULTS / "tomography-real", "ct/", only=CASES, threads=None, **more)
-    store = Store(asked.out / "results.json", {"factor": asked.factor, "steps": asked.steps}, asked.cache)
+    asked = command(__doc__, RESULTS / "tomography-real", "ct/", only=CASES, anew=True, threads=None, **more)
+    store = Store(asked.out / "results.json", {"factor": asked.factor, "steps": asked.steps}, asked.cache, asked.anew)
     for case in asked.only or CASES:
         for method in ("variational",) if asked.alone else ("variational", "network"):
             key = case if method == "network" else f"{case}/{_BESIDE}"

@@ -89,8 +89,8 @@ def page(store: Store) -> dict[str, Any]:
 def main() -> None:
     """Command line."""
     more = {"images": (10, "digits"), "samples": (64, "K")}
-    asked = command(__doc__, RESULTS / "tomography-small", "mnist/", threads=None, **more)
-    store = Store(asked.out / "results.json", {"samples": asked.samples}, asked.cache)
+    asked = command(__doc__, RESULTS / "tomography-small", "mnist/", anew=True, threads=None, **more)
+    store = Store(asked.out / "results.json", {"samples": asked.samples}, asked.cache, asked.anew)
     digits = torch.from_numpy(read_idx(asked.root / "mnist" / "t10k-images-idx3-ubyte.gz")[: asked.images] / 255)
     for seed, image in enumerate(digits):
         key = f"digit/{seed}"

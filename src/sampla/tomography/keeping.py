@@ -19,7 +19,7 @@ from sampla.features import network_fingerprint
 from sampla.tomography.dip import Training
 from sampla.tomography.operators import Operator
 
-_TRAINING, _DIAGONAL, _VERSION = "training.safetensors", "diagonal.safetensors", 1
+_TRAINING, _DIAGONAL, _VERSION = "training.safetensors", "diagonal.safetensors", 2
 
 Kept = tuple[dict[str, Tensor], dict[str, Any]]
 Made = Callable[[], Kept]
