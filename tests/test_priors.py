@@ -6,7 +6,7 @@ from scipy.stats import norm
 from torch import nn
 
 import sampla
-from cases import FIXED_PRIORS, LIKELIHOODS, NUM_TRAIN, linear_model, randn
+from cases import FIXED_PRIORS, LIKELIHOODS, NUM_TRAIN, batches, linear_model, randn
 from dense import curvature
 from sampla.core.params import ParameterLayout
 
@@ -90,8 +90,24 @@ def test_g_prior_takes_dead_tensors_out_and_lists_them():
     bound = sampla.GPrior().bind(LAYOUT, diagonal)
     assert bound.dead == ("body.0.bias",)
     assert bound.scale[6:8].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("prior", [sampla.Isotropic, sampla.Layerwise, sampla.GPrior])
+def test_a_prior_is_not_learnt_from_data_that_say_nothing(prior):
     with pytest.raises(ValueError, match="data that inform at least one parameter"):
-        sampla.GPrior().bind(LAYOUT, torch.zeros(12))
+        prior().bind(LAYOUT, torch.zeros(12))
+    if prior is not sampla.GPrior:
+        assert prior(2.0, learn=False).bind(LAYOUT, torch.zeros(12)).precision[0] == 2
+
+
+@pytest.mark.parametrize("solver", ["dense", "block-cg", None])
+def test_the_posterior_of_data_that_say_nothing_is_the_prior(solver):
+    network = nn.Linear(300, 2, bias=False).eval()
+    data = batches(torch.zeros(40, 300), torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), 20)
+    prior, options = sampla.Isotropic(4.0, learn=False), {} if solver is None else {"solver": solver}
+    la = sampla.LinearisedLaplace(network, "gaussian", prior, num_samples=200, progress=False, **options).fit(data)
+    x = torch.eye(300)[:50]
+    assert float(la.predict(x).scaled(1.0).std.mean()) == pytest.approx(0.5, rel=0.02)
 
 
 class HalfDead(nn.Module):

@@ -104,7 +104,13 @@ class Prior(ABC):
         return None if self.mean is None else flat_by_parameter(self.mean, layout, "prior mean", both=False)
 
     def starting(self, diagonal: Tensor, scale: Tensor, group: Tensor, names: tuple[str, ...]) -> BoundPrior:
-        """The prior with these scales and groups, at the precision that it was given or at one to start EM from."""
+        """The prior with these scales and groups, at the precision that it was given or at one to start EM from.
+
+        Raises:
+            ValueError: if it is to be learnt from data that inform no parameter.
+        """
+        if self.learn:
+            _require_informed(diagonal, " With learn=False the posterior is the prior.")
         given = _for_groups(self.precision, names)
         precision = torch.tensor(given, dtype=torch.float64, device=scale.device)
         bound = BoundPrior(precision, scale, group.to(scale.device), names, self.learn)
@@ -192,12 +198,7 @@ class GPrior(Prior):
         tensors = curvature_diagonal.split(list(layout.sizes))
         scale = torch.cat([self._scale(t) for t in tensors])
         dead = dead_tensors(layout, curvature_diagonal)
-        require(
-            len(dead) < len(tensors),
-            "data that inform at least one parameter",
-            "a curvature of zero everywhere",
-            "The outputs do not depend on the chosen parameters, or the likelihood is saturated on every datum.",
-        )
+        _require_informed(curvature_diagonal, "")  # there is no scale either
         bound = self.starting(curvature_diagonal, scale, _one_group(layout), ("all",))
         return replace(bound, dead=dead)
 
@@ -206,6 +207,12 @@ class GPrior(Prior):
         if level == 0:
             return torch.zeros_like(diagonal)
         return diagonal.double().clamp_min(self.floor * level).rsqrt().to(diagonal)
+
+
+def _require_informed(diagonal: Tensor, otherwise: str) -> None:
+    why = "The outputs do not depend on the chosen parameters, or the likelihood is saturated on every datum."
+    informed = bool((diagonal != 0).any())
+    require(informed, "data that inform at least one parameter", "a curvature of zero everywhere", why + otherwise)
 
 
 def _one_group(layout: ParameterLayout) -> Tensor:

@@ -198,10 +198,10 @@ class KrylovSpace:
     def sketch(self) -> Sketch:
         """M on this space, for preconditioning, with the lowest quarter of the Ritz values as the level outside.
 
-        Outside of the whole range of M there is nothing.
+        Outside of the whole range of M there is nothing, and nothing at all of an M that is zero.
         """
         values, vectors = self.spectrum
-        level = 0.0 if self.exact else float(values.quantile(_TAIL))
+        level = 0.0 if self.exact or not len(values) else float(values.quantile(_TAIL))
         return Sketch(self.basis, (vectors * values) @ vectors.mT, level)
 
     def determined(self, ratio: float) -> Tensor:

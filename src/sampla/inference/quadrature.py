@@ -229,11 +229,18 @@ class FixedPoint:
 
     @property
     def _lowest(self) -> float:
-        return _WEAKEST * float(self.space.quadrature.nodes.max())
+        return _WEAKEST * self._largest
 
     @property
     def _highest(self) -> float:
-        return _STRONGEST * float(self.space.quadrature.nodes.max())
+        return _STRONGEST * self._largest
+
+    @property
+    def _largest(self) -> float:
+        """Eigenvalue of M that the space has seen; of an M that is zero any alpha is as good as another."""
+        nodes = self.space.quadrature.nodes
+        seen = float(nodes.max()) if len(nodes) else 0.0
+        return seen if seen > 0 else 1.0
 
     def _root(self, start: float, within: tuple[float, float], quadrature: Quadrature, weights: Tensor) -> Hyper:
         """The first root on the way from the start on which EM goes, or the end of that way."""
