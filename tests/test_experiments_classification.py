@@ -289,6 +289,27 @@ def test_a_scaled_row_predicts_from_the_fit_of_the_row_that_is_not(tmp_path):
         )
 
 
+def test_a_row_has_the_default_widths_and_beside_them_that_of_em():
+    experiment = _experiment()
+    settings, made = experiment.full, experiment.load(Path(), experiment.full)
+    network = experiment.trained(made, settings, None, 0)[0]
+    fitted = METHODS["sampla-g"].fit(Task(network, (network,), made, settings))
+    la = sampla.LinearisedLaplace(
+        network, "categorical", "g-prior", num_samples=settings.samples, seed=settings.seed, progress=False
+    ).fit(made.train.batches(500))
+    own, wide, labels = la.predict(made.test.images, num_draws=settings.draws), methods.EM_WIDTH, made.test.labels
+    assert len({own.width, own.joint_width, 1.0}) == 3
+    said = fitted.predict(made.test.images)
+    assert said.keys() == {"", "probit", wide, f"{wide}, probit"}
+    torch.testing.assert_close(said[""].probs, own.probs)
+    torch.testing.assert_close(said[wide].probs, own.scaled(1.0).probs)
+    arrays = runner._arrays("clean", said, labels)
+    scores = {name: runner.measures(0)[name](arrays)["clean"] for name in (NLL, JOINT_NLL)}
+    for way, one in (("", own), (wide, own.scaled(1.0))):
+        assert scores[NLL][way][0] == pytest.approx(-float(one.log_prob(labels).mean()), rel=1e-5)
+    assert scores[JOINT_NLL][""] != scores[JOINT_NLL][wide]
+
+
 def test_linearised_predictions_of_a_linear_network_are_its_own_under_other_weights():
     torch.manual_seed(0)
     network, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)), torch.randn(5, 1, 2, 2)

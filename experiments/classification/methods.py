@@ -159,7 +159,11 @@ def of_predictive(predictive: sampla.Predictive) -> dict[str, Prediction]:
     def label_log_prob(labels: Tensor) -> Tensor:
         return predictive.sample_log_prob(labels.to(predictive.mean.device)).cpu()
 
+    def single(labels: Tensor) -> Tensor:
+        return predictive.log_prob(labels.to(predictive.mean.device)).cpu()
+
+    two_widths = predictive.width != predictive.joint_width
     return {
-        MAIN: Prediction(predictive.probs.cpu(), label_log_prob),
+        MAIN: Prediction(predictive.probs.cpu(), label_log_prob, single if two_widths else None),
         PROBIT: Prediction(replace(predictive, method=PROBIT).probs.cpu(), None),
     }

@@ -170,7 +170,7 @@ def fitted_and_predicted(
 
 
 def _arrays(name: str, answers: dict[str, Prediction], labels: Tensor | None) -> dict[str, np.ndarray]:
-    """SET|WAY|probs (n, C), and SET|WAY|log_prob (S, n) where there is a joint; SET|labels."""
+    """SET|WAY|probs (n, C), SET|WAY|log_prob (S, n) and single (n,) as ``Prediction`` has them; SET|labels."""
     found = {} if labels is None else {f"{name}|labels": labels.numpy()}
     for way, said in answers.items():
         if not bool(said.probs.isfinite().all()):
@@ -178,6 +178,8 @@ def _arrays(name: str, answers: dict[str, Prediction], labels: Tensor | None) ->
         found[f"{name}|{way}|probs"] = said.probs.numpy()
         if labels is not None and said.label_log_prob is not None:
             found[f"{name}|{way}|log_prob"] = said.label_log_prob(labels).numpy()
+        if labels is not None and said.single is not None:
+            found[f"{name}|{way}|single"] = said.single(labels).numpy()
     return found
 
 
@@ -191,8 +193,9 @@ def _over_sets(measure: Measure, seed: int) -> Callable[[Arrays], Any]:
         found: dict[str, dict[str, Any]] = {}
         for name, way, probs in _predicted(arrays):
             if not name.startswith(FOREIGN):
-                log_prob, labels = arrays.get(f"{name}|{way}|log_prob"), torch.from_numpy(arrays[f"{name}|labels"])
-                said = Labelled(probs, labels, None if log_prob is None else torch.from_numpy(log_prob), seed)
+                of_labels = (arrays.get(f"{name}|{way}|{what}") for what in ("log_prob", "single"))
+                log_prob, single = (None if each is None else torch.from_numpy(each) for each in of_labels)
+                said = Labelled(probs, torch.from_numpy(arrays[f"{name}|labels"]), log_prob, seed, single)
                 score = measure.score(said)
                 if score is not None:
                     found.setdefault(name, {})[way] = _plain(score)

@@ -46,6 +46,8 @@ class Prediction:
     """(n, C) probabilities."""
     label_log_prob: Callable[[Tensor], Tensor] | None = None
     """(n,) labels -> (S, n) log-probability of each label under each of S functions; None without a joint."""
+    single: Callable[[Tensor], Tensor] | None = None
+    """(n,) labels -> (n,) log-probability of each label, where it is not the average over these functions."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Labelled:
     """(S, n) log-probability of each label under each of S functions; None without a joint."""
     seed: int = 0
     """Of the dyadic groups."""
+    single: Tensor | None = None
+    """(n,) log-probability of each label, where it is not the average over these functions."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,6 +76,8 @@ class Labelled:
     @property
     def nll(self) -> Tensor:
         """(n,) minus log-probability of the label."""
+        if self.single is not None:
+            return -self.single.double()
         if self.log_prob is not None:
             return log(len(self.log_prob)) - self.log_prob.double().logsumexp(0)
         probs = self.probs.double().gather(1, self.labels[:, None])[:, 0]
