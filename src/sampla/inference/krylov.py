@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sampla.core.blocks import CHUNK, gram, orthonormal
+from sampla.core.blocks import CHUNK, dots, gram, orthonormal
 from sampla.core.stack import Stack
 from sampla.distributed import Slices
 from sampla.solvers import Sketch
@@ -161,7 +161,7 @@ class KrylovSpace:
         onto itself, and so its complement: nothing couples the two.
         """
         slices = self.basis.slices
-        rest, lengths = slices.own(vectors).clone(), vectors.norm(dim=1)
+        rest, lengths = slices.own(vectors).clone(), dots(vectors, vectors).sqrt()
         self.basis.add_to(rest, -gram(self.basis, rest).mT)
         self.basis.add_to(rest, -gram(self.basis, rest).mT)
         following, _ = orthonormal(rest, lengths, slices)
@@ -224,7 +224,7 @@ class KrylovSpace:
         """One more application of M, for as many products as there are following rows."""
         slices = self.basis.slices
         rest = model.curvature_product(slices.whole(self.following))
-        lengths, rest = rest.norm(dim=1), slices.own(rest)
+        lengths, rest = dots(rest, rest).sqrt(), slices.own(rest)
         basis = self.basis.added(self.following)
         added, size = len(self.following), len(basis)
         inner = gram(basis, rest).cpu()  # (m, j)

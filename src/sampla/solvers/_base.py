@@ -325,7 +325,7 @@ def _checked(
 
 def _curves_down(rhs: RightHandSide, found: Start) -> bool:
     """Whether sum_k z_k' M z_k, gamma where the columns are samples, is negative by more than rounding explains."""
-    lengths = found.value.norm(dim=1).double() * rhs.total.norm(dim=1).double()
+    lengths = (dots(found.value, found.value) * dots(rhs.total, rhs.total)).sqrt()
     size = float(dots(found.value, found.curvature_value).sum())
     return size < -1e3 * torch.finfo(found.value.dtype).eps * float(lengths.sum())
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sampla.core.blocks import gram, orthonormal
+from sampla.core.blocks import dots, gram, orthonormal
 from sampla.core.checks import require
 from sampla.core.stack import Stack
 from sampla.model import LinearModel
@@ -96,7 +96,7 @@ class KrylovDual(Solver[KrylovDualState]):
         return _corrected(replace(state, basis=kept.basis, images=images, inner=(inner + inner.mT) / 2))
 
     def step(self, system: LinearSystem, rhs: RightHandSide, state: KrylovDualState) -> KrylovDualState:
-        rest, lengths = state.residual.clone(), state.residual.norm(dim=1)
+        rest, lengths = state.residual.clone(), dots(state.residual, state.residual).sqrt()
         for _ in range(2):
             state.basis.add_to(rest, -gram(state.basis, rest).mT)
         block, _ = orthonormal(rest, lengths)
