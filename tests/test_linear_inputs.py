@@ -237,6 +237,35 @@ def test_degenerate_columns(solver):
     np.testing.assert_allclose(copies.coef_[:, :6], copies.coef_[:, 6:], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("value", [0.1, 1.0, 3.7])
+def test_a_group_of_constant_columns_has_nothing_to_learn(value, seed):
+    """Its centred columns are rounding, and alpha of rounding has no end."""
+    rng = np.random.default_rng(seed)
+    x = np.hstack([rng.standard_normal((60, 2)), np.full((60, 2), value)])
+    y, kept = x[:, 0] + rng.standard_normal(60), {"random_state": seed, "progress": False}
+    found = sampla.BayesianLinearRegression(solver="block-cg", groups=[0, 0, 1, 1], **kept).fit(x, y)
+    plain = sampla.BayesianLinearRegression(solver="exact", **kept).fit(x[:, :2], y)
+    assert found.prior_precision_[1] == 1
+    if plain.prior_precision_ < 100:  # else the data do not tell it
+        assert found.prior_precision_[0] == pytest.approx(float(plain.prior_precision_), rel=0.01)
+    mean, std = found.predict(x, return_std=True)
+    np.testing.assert_allclose(mean, plain.predict(x[:, :2]), atol=0.02)
+    np.testing.assert_allclose(std, plain.predict(x[:, :2], return_std=True)[1], rtol=0.05)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0, 3.7])
+@pytest.mark.parametrize("solver", ["exact", "block-cg"])
+def test_constant_columns_alone_leave_the_intercept(solver, value, seed):
+    rng = np.random.default_rng(seed)
+    x, y, kept = np.full((60, 4), value), rng.standard_normal(60), {"random_state": seed, "progress": False}
+    found = sampla.BayesianLinearRegression(solver=solver, **kept).fit(x, y)
+    np.testing.assert_allclose(found.predict(x), y.mean(), atol=1e-6)
+    classes = sampla.BayesianLogisticRegression(solver=solver, **kept).fit(x, y > 0)
+    np.testing.assert_allclose(classes.predict_proba(x)[:, 1], (y > 0).mean(), atol=0.02)
+
+
 @pytest.mark.parametrize("solver", ["exact", "block-cg"])
 def test_degenerate_rows(solver):
     x, y = problem()

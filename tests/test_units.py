@@ -58,3 +58,34 @@ def test_inputs_in_another_unit_leave_a_classifier_as_it_is(unit, curvature_at):
     ratio = other.prior_precision_ / unit**2 / one.prior_precision_
     torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=2e-3, atol=0)
     torch.testing.assert_close(other.predict(moved).std, one.predict(inputs).std, rtol=2e-3, atol=0)
+
+
+def large(likelihood, inputs_in=1.0, targets_in=1.0):
+    """More parameters and outputs than exact traces are taken of, in float32."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 500, dtype=torch.float64, generator=generator) / torch.arange(1, 501)
+    weight = torch.randn(3, 500, dtype=torch.float64, generator=generator)
+    targets = x @ weight.T + torch.randn(200, 3, dtype=torch.float64, generator=generator)
+    network = nn.Linear(500, 3, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(weight * targets_in / inputs_in)
+    targets = targets.argmax(1) if likelihood == "categorical" else (targets * targets_in).float()
+    la = sampla.LinearisedLaplace(network.eval(), likelihood, "isotropic", seed=1, num_samples=8, progress=False)
+    inputs = (x * inputs_in).float()
+    return la.fit(batches(inputs, targets, 50)), inputs
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "units"),
+    [("gaussian", (1.0, 1e-9)), ("gaussian", (1e10, 1.0)), ("categorical", (1e10, 1.0)), ("categorical", (1e-15, 1.0))],
+)
+def test_a_krylov_space_in_float32_is_the_same_in_another_unit(likelihood, units):
+    one, inputs = large(likelihood)
+    other, moved = large(likelihood, *units)
+    assert one.report_.method == other.report_.method == "krylov"
+    assert one.report_.settled
+    assert other.report_.settled
+    ratio = other.prior_precision_ * (units[1] / units[0]) ** 2 / one.prior_precision_
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=5e-3, atol=0)
+    spread = other.predict(moved).scaled(1.0).std / units[1]
+    torch.testing.assert_close(spread, one.predict(inputs).scaled(1.0).std, rtol=2e-2, atol=0)

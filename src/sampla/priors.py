@@ -106,14 +106,14 @@ class Prior(ABC):
     def starting(self, diagonal: Tensor, scale: Tensor, group: Tensor, names: tuple[str, ...]) -> BoundPrior:
         """The prior with these scales and groups, at the precision that it was given or at one to start EM from.
 
-        Raises:
-            ValueError: if it is to be learnt from data that inform no parameter.
+        A group on which the data say nothing at all keeps its alpha.
         """
-        if self.learn:
-            _require_informed(diagonal, " With learn=False the posterior is the prior.")
         given = _for_groups(self.precision, names)
         precision = torch.tensor(given, dtype=torch.float64, device=scale.device)
         bound = BoundPrior(precision, scale, group.to(scale.device), names, self.learn)
+        informed = (bound.group_sum(diagonal) != 0).tolist()
+        unknown = tuple(name for name, known in zip(names, informed, strict=True) if not known)
+        bound = replace(bound, fixed=unknown, learn=self.learn and any(informed))
         if self.precision is not None:
             return bound
         mean = bound.group_sum(diagonal * scale.square()) / bound.group_sum((scale > 0).to(scale)).clamp_min(1)
@@ -128,6 +128,7 @@ class Isotropic(Prior):
 
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         ones = torch.ones_like(curvature_diagonal)
+        _require_informed(curvature_diagonal, self.learn)
         bound = self.starting(curvature_diagonal, ones, _one_group(layout), ("all",))
         return replace(bound, dead=dead_tensors(layout, curvature_diagonal))
 
@@ -157,10 +158,9 @@ class Layerwise(Prior):
         names = tuple(dict.fromkeys(of_tensor))
         numbers = torch.tensor([names.index(g) for g in of_tensor])
         group = numbers[layout.tensor_index(torch.device("cpu"))]
+        _require_informed(curvature_diagonal, self.learn)
         bound = self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, names)
-        informed = bound.group_sum(curvature_diagonal) != 0
-        unknown = tuple(name for name, known in zip(names, informed.tolist(), strict=True) if not known)
-        return replace(bound, dead=dead_tensors(layout, curvature_diagonal), fixed=unknown)
+        return replace(bound, dead=dead_tensors(layout, curvature_diagonal))
 
     def _group_of(self, parameter: str) -> str:
         if self.groups is None:
@@ -198,7 +198,7 @@ class GPrior(Prior):
         tensors = curvature_diagonal.split(list(layout.sizes))
         scale = torch.cat([self._scale(t) for t in tensors])
         dead = dead_tensors(layout, curvature_diagonal)
-        _require_informed(curvature_diagonal, "")  # there is no scale either
+        _require_informed(curvature_diagonal, True)  # there is no scale either
         bound = self.starting(curvature_diagonal, scale, _one_group(layout), ("all",))
         return replace(bound, dead=dead)
 
@@ -209,10 +209,14 @@ class GPrior(Prior):
         return diagonal.double().clamp_min(self.floor * level).rsqrt().to(diagonal)
 
 
-def _require_informed(diagonal: Tensor, otherwise: str) -> None:
-    why = "The outputs do not depend on the chosen parameters, or the likelihood is saturated on every datum."
-    informed = bool((diagonal != 0).any())
-    require(informed, "data that inform at least one parameter", "a curvature of zero everywhere", why + otherwise)
+def _require_informed(diagonal: Tensor, needed: bool) -> None:
+    """Refuse data that inform no parameter, where an alpha or a scale is to be learnt from them."""
+    require(
+        not needed or bool((diagonal != 0).any()),
+        "data that inform at least one parameter",
+        "a curvature of zero everywhere",
+        "The outputs do not depend on the chosen parameters, or the likelihood is saturated on every datum.",
+    )
 
 
 def _one_group(layout: ParameterLayout) -> Tensor:

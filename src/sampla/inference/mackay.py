@@ -19,7 +19,7 @@ from torch import Tensor
 Number = TypeVar("Number", float, Tensor)
 
 BOUNDS = 1e-30, 1e30
-"""Where alpha is stopped: far from what any units of data make of it, whose squares float32 still holds."""
+"""Where alpha is stopped: inside of float32, and far from what usual units of inputs and targets make of it."""
 LEAST_LEFT = 1e-3
 """Part of N C that N C - gamma is taken to be at least, and must exceed for the noise to be learnt from it."""
 _SMALLEST = 1e-300

@@ -28,8 +28,8 @@ from sampla.inference.mackay import (
 )
 
 _WEAKEST, _STRONGEST = 1e-24, 1e8
-"""alpha / noise factor over the largest eigenvalue of M, at least and at most: beyond, the data say everything about
-every parameter that they say anything about, or nothing about any."""
+"""alpha / noise factor over M's largest eigenvalue, down to which a fixed point is looked for, and at most: beyond, the
+data say everything about every parameter that they say anything about, or nothing about any."""
 _NARROW = 1.5
 """Upper over lower bound up to which the quadratures are believed; at a smaller alpha the space must grow first."""
 _SILENT = 10.0

@@ -193,6 +193,16 @@ class Columns:
         """(G,) the model's alpha over the user's: the model's theta is the user's, times unit over target_unit."""
         return self.target_unit**2 / self.unit.square()
 
+    def informed(self, diagonal: Tensor, outputs: int) -> Tensor:
+        """The diagonal of M (D C,), zero for columns without power, of which it has rounding only.
+
+        Args:
+            diagonal: (D C,) or more, of what follows the columns.
+            outputs: C.
+        """
+        dead = (self.power == 0).repeat_interleave(outputs).to(diagonal.device)
+        return diagonal.masked_fill(torch.nn.functional.pad(dead, (0, len(diagonal) - len(dead))), 0)
+
     def design(self, source: Source, outputs: int, constants: Tensor | None = None) -> DesignMatrix:
         """The features of such rows."""
         return DesignMatrix(

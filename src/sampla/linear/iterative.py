@@ -42,19 +42,22 @@ class ColumnGroups(Prior):
     Args:
         group: (D,) int64, numbered from 0.
         precision: alpha, kept; None: learnt.
-        unit: (G,) what the given alpha is multiplied with for each group.
+        columns: whose units a given alpha is in; constant ones say nothing, though rounding says that they do.
     """
 
-    def __init__(self, group: Tensor, precision: float | None, unit: Tensor) -> None:
+    def __init__(self, group: Tensor, precision: float | None, columns: Columns) -> None:
         super().__init__(precision, learn=precision is None)
-        self.group, self.unit = group, unit
+        self.group, self.columns = group, columns
 
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         outputs = layout.total // len(self.group)
         group = self.group.repeat_interleave(outputs).to(curvature_diagonal.device)
-        names = tuple(f"group {g}" for g in range(int(self.group.max()) + 1))
-        bound = self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, names)
-        return bound if self.learn else bound.with_precision(bound.precision * self.unit.to(bound.precision))
+        count = int(self.group.max()) + 1
+        names = tuple(f"group {g}" for g in range(count)) if count > 1 else ("all",)
+        diagonal = self.columns.informed(curvature_diagonal, outputs)
+        bound = self.starting(diagonal, torch.ones_like(diagonal), group, names)
+        unit = self.columns.precision_unit.to(bound.precision)
+        return bound if self.learn else bound.with_precision(bound.precision * unit)
 
 
 def iterative_fit(

@@ -21,7 +21,7 @@ from sampla.inference.infer import infer
 from sampla.inference.report import build_report
 from sampla.inference.settings import EM
 from sampla.likelihoods import Bernoulli, Categorical, Likelihood
-from sampla.linear.columns import RowData, columns_of, measure
+from sampla.linear.columns import Columns, RowData, columns_of, measure
 from sampla.linear.dask_parts import is_dask
 from sampla.linear.dask_source import CodesOf, labels_of, predicted_by_part
 from sampla.linear.inputs import (
@@ -68,12 +68,12 @@ class WithIntercept(Prior):
         group: (D,) int64, numbered from 0.
         precision: alpha, kept; None: learnt.
         constants: how many parameters at the end are constants of the outputs.
-        unit: (G,) what the given alpha is multiplied with for each group.
+        columns: as of ``ColumnGroups``.
     """
 
-    def __init__(self, group: Tensor, precision: float | None, constants: int, unit: Tensor) -> None:
+    def __init__(self, group: Tensor, precision: float | None, constants: int, columns: Columns) -> None:
         super().__init__(precision, learn=precision is None)
-        self.group, self.constants, self.unit = group, constants, unit
+        self.group, self.constants, self.columns = group, constants, columns
 
     def bind(self, layout: ParameterLayout, curvature_diagonal: Tensor) -> BoundPrior:
         outputs = layout.shapes[0][1]
@@ -82,14 +82,16 @@ class WithIntercept(Prior):
         if self.constants:
             group = torch.cat([group, torch.full((self.constants,), count)])
             names.append("intercept")
-        bound = self.starting(curvature_diagonal, torch.ones_like(curvature_diagonal), group, tuple(names))
+        diagonal = self.columns.informed(curvature_diagonal, outputs)
+        bound = self.starting(diagonal, torch.ones_like(diagonal), group, tuple(names))
         precision = bound.precision.clone()
         if not self.learn:
-            precision[:count] *= self.unit.to(precision)
+            precision[:count] *= self.columns.precision_unit.to(precision)
         if not self.constants:
             return bound if self.learn else bound.with_precision(precision)
-        precision[count] = _INTERCEPT
-        return BoundPrior(precision, bound.scale, bound.group, bound.names, bound.learn, fixed=("intercept",))
+        precision[count], fixed = _INTERCEPT, (*bound.fixed, "intercept")
+        learn = bound.learn and len(fixed) < len(names)
+        return BoundPrior(precision, bound.scale, bound.group, bound.names, learn, fixed=fixed)
 
 
 class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
@@ -308,12 +310,8 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         return LinearReport.of_iterative(in_users_units(certificate, self._columns), self.log_marginal_likelihood_)
 
     def _prior(self, settings: Settings) -> WithIntercept:
-        return WithIntercept(
-            settings.group(self._design.shape[0]),
-            settings.precision,
-            len(self._directions),
-            self._columns.precision_unit,
-        )
+        group = settings.group(self._design.shape[0])
+        return WithIntercept(group, settings.precision, len(self._directions), self._columns)
 
     def _set_fitted(self, precision: Tensor, gamma: Tensor, mode: Tensor, samples: Tensor, steps: int) -> None:
         """What both ways find: alpha and gamma (G,), mode (P,), samples (K, P); the intercept's group goes."""

@@ -34,7 +34,6 @@ from sampla.linear.inputs import (
 from sampla.linear.iterative import ColumnGroups, iterative_fit
 from sampla.linear.settings import LinearReport, Settings, SolverChoice, choose_solver, in_users_units
 from sampla.linear.sources import Source, as_matrix
-from sampla.priors import Isotropic, Prior
 
 _STRUCTURES: dict[Noise, Structure] = {"shared": "scalar", "diagonal": "diagonal", "full": "full"}
 """What the estimator calls the structure of the noise -> what the likelihood calls it."""
@@ -278,9 +277,7 @@ class BayesianLinearRegression(RegressorMixin, MultiOutputMixin, BaseEstimator):
     ) -> LinearReport:
         unit, given, alpha = columns.target_unit, settings.noise_precision, settings.precision
         noise = Gaussian(None if given is None else given * unit**2, _STRUCTURES[settings.noise])
-        prior: Prior = Isotropic(alpha and alpha * float(columns.precision_unit[0]), learn=alpha is None)
-        if settings.groups is not None:
-            prior = ColumnGroups(settings.group(source.num_columns), alpha, columns.precision_unit)
+        prior = ColumnGroups(settings.group(source.num_columns), alpha, columns)
         fit = iterative_fit(
             source, columns, outputs, prior, noise,
             num_samples=settings.num_samples, seed=seed_of(self.random_state), tolerance=settings.tol / 10,
