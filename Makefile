@@ -130,7 +130,7 @@ tomography: extras
 	$(BIN)/python -m experiments.tomography.real --root $(ROOT) --factor 2 --alone --out experiments/results/tomography-real-256 $(ANEW)
 	$(BIN)/python -m experiments.tomography.large --root $(ROOT) $(ANEW)
 
-# Every page of experiments/results that a CPU makes, from one state of the source: ANEW=--anew computes again what another
+# Every page of experiments/results that a CPU makes, but for the demo's, from one state of the source: ANEW=--anew computes again what another
 # state gave. Two days of a core; goes on where it was cut off.
 league: uci calibration width influence mnist-lenet cifar10-resnet20 cifar100-subset tomography
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import warnings
 from dataclasses import asdict
 from math import exp, log
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from experiments.classification import contenders, methods, peers, report, runner
 from experiments.classification.experiment import Experiment, Settings, Task
-from experiments.classification.kept import kept
+from experiments.classification.kept import Earlier, kept
 from experiments.classification.registry import METHODS
 from experiments.common import corruptions, metrics, page, training
 from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated
@@ -258,17 +259,21 @@ def test_a_fit_that_has_ended_is_not_done_twice_and_one_that_was_cut_off_says_so
         if checkpoint is not None:
             checkpoint.mkdir(parents=True, exist_ok=True)
         sum(range(3_000_000))
+        warnings.warn_explicit("it is slow", UserWarning, "sampla/fit.py", 1)
         return _Posterior()
 
-    assert kept(None, "network", fit)[1:] == (0.0, False)
-    assert kept(tmp_path / "a", "network", fit)[1:] == (0.0, False)
-    la, earlier, continued = kept(tmp_path / "a", "network", fit)
-    assert (la, continued) == (("kept", "network"), False)
-    assert earlier > 0
+    with pytest.warns(UserWarning, match="it is slow"):
+        assert kept(None, "network", fit)[1] == Earlier()
+    assert kept(tmp_path / "a", "network", fit)[1] == Earlier(warnings=("it is slow",))
+    la, earlier = kept(tmp_path / "a", "network", fit)
+    assert la == ("kept", "network")
+    assert earlier.seconds > 0
+    assert earlier.peak > 2**20
+    assert (list(earlier.warnings), earlier.continued) == (["it is slow"], False)
     with pytest.raises(KeyboardInterrupt):
         kept(tmp_path / "b", "network", cut)
-    assert kept(tmp_path / "b", "network", fit)[1:] == (0.0, True)
-    assert kept(tmp_path / "b", "network", fit)[2]
+    assert kept(tmp_path / "b", "network", fit)[1].continued
+    assert kept(tmp_path / "b", "network", fit)[1].continued
     assert folders == [None, tmp_path / "a" / "checkpoint", tmp_path / "b" / "checkpoint"]
 
 

@@ -1,7 +1,9 @@
 """Fits of sampla that outlive their process: one that was cut off goes on, one that has ended is not done twice."""
 
 import json
+import warnings
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import process_time
 from typing import TypeAlias
@@ -9,31 +11,43 @@ from typing import TypeAlias
 from torch import nn
 
 import sampla
+from experiments.common.facts import peak_memory
 
 Fit: TypeAlias = Callable[[Path | None], sampla.LinearisedLaplace]
 """A fit that keeps its checkpoint in the folder it is given."""
 
 
-def kept(folder: Path | None, network: nn.Module, fit: Fit) -> tuple[sampla.LinearisedLaplace, float, bool]:
+@dataclass(frozen=True)
+class Earlier:
+    """What a fit took and said in an earlier process."""
+
+    seconds: float = 0.0
+    """Of the CPU."""
+    peak: int = 0
+    """Bytes."""
+    warnings: tuple[str, ...] = ()
+    continued: bool = False
+    """Whether it had been cut off: its seconds count from where it went on."""
+
+
+def kept(folder: Path | None, network: nn.Module, fit: Fit) -> tuple[sampla.LinearisedLaplace, Earlier]:
     """A fit, and what it had taken before.
 
     Args:
         folder: of this fit alone; None keeps nothing.
         network: to which a fit that has ended belongs.
         fit: the fit itself.
-
-    Returns:
-        the fit; the CPU seconds of a process that has ended it before; whether a fit had been cut off, whose seconds
-        count from where it went on.
     """
     if folder is None:
-        return fit(None), 0.0, False
+        return fit(None), Earlier()
     posterior, told = folder / "fit.safetensors", folder / "told.json"
     if told.is_file():
-        found = json.loads(told.read_text())
-        return sampla.LinearisedLaplace.load(posterior, network), found["seconds"], found["continued"]
+        return sampla.LinearisedLaplace.load(posterior, network), Earlier(**json.loads(told.read_text()))
     continued, start = folder.is_dir(), process_time()
-    la = fit(folder / "checkpoint")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        la = fit(folder / "checkpoint")
+    said = sorted({str(w.message) for w in caught if "sampla" in str(w.filename)})
     la.save(posterior)
-    told.write_text(json.dumps({"seconds": process_time() - start, "continued": continued}))
-    return la, 0.0, continued
+    told.write_text(json.dumps(asdict(Earlier(process_time() - start, peak_memory(), tuple(said), continued))))
+    return la, Earlier(warnings=tuple(said), continued=continued)

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 import sampla
 from experiments.classification.experiment import Task
-from experiments.classification.kept import kept
+from experiments.classification.kept import Earlier, kept
 from experiments.common.devices import device_of
 from experiments.common.metrics import Prediction
 from experiments.common.training import swag_samples
@@ -40,7 +40,7 @@ class Fitted:
     predict: Callable[[Tensor], dict[str, Prediction]]  # (n, channels, side, side) -> way of averaging -> what it says
     facts: dict[str, Any] = field(default_factory=dict)  # what is worth writing down: JSON only
     own: Callable[[Tensor], dict[str, Tensor]] | None = None  # a library's own predictions (n, C), for the clean images
-    earlier: float = 0.0  # CPU seconds of the fit that an earlier process spent
+    earlier: Earlier = field(default_factory=Earlier)  # what of it another process has done
 
 
 def network_alone(task: Task) -> Fitted:
@@ -93,7 +93,7 @@ def sampled(
             return la.fit(task.data.train.batches(_ROWS), checkpoint=checkpoint)
 
         folder = task.fits and task.fits / "-".join(str(value) for value in options.values())
-        la, earlier, continued = kept(folder, task.network, fresh)
+        la, earlier = kept(folder, task.network, fresh)
         report = la.report_
         facts: dict[str, Any] = {
             "alpha": report.prior_precision, "gamma": sum(report.effective_dimension),
@@ -101,7 +101,7 @@ def sampled(
             "passes": report.passes, "solve_error": report.solve_error, "status": report.status,
             "width": report.width, "settled": report.settled, "em": report.method, "samples": report.num_samples,
             "parameters": report.num_parameters, "trace": report.trace, "certificate": str(report),
-            "continued": continued,
+            "continued": earlier.continued,
         }  # fmt: skip
         if scaled:
             few = task.data.held_out.rows(slice(500))  # as many as ELLA's prior is chosen on

@@ -151,8 +151,9 @@ def fitted_and_predicted(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitted = METHODS[key].fit(task)
-    found: Case = {"fit_seconds": meter.seconds() - start + fitted.earlier, "facts": fitted.facts}
-    found["warnings"] = sorted({str(w.message) for w in caught if "sampla" in str(w.filename)})
+    found: Case = {"fit_seconds": meter.seconds() - start + fitted.earlier.seconds, "facts": fitted.facts}
+    said = {str(w.message) for w in caught if "sampla" in str(w.filename)}
+    found["warnings"] = sorted(said.union(fitted.earlier.warnings))
     arrays: dict[str, np.ndarray] = {}
     for name, images in scored_sets(task.data, experiment.shifts(settings), settings.shifted):
         start = meter.seconds()
@@ -162,7 +163,7 @@ def fitted_and_predicted(
         arrays |= _arrays(name, answers, images.labels)
     for name, inputs in task.data.foreign.items():
         arrays |= _arrays(FOREIGN + name, fitted.predict(inputs), None)
-    found["peak_bytes"] = meter.peak()
+    found["peak_bytes"] = max(meter.peak(), fitted.earlier.peak)
     if fitted.own is not None and settings.own_predictions:  # a library's own predictions of the clean images
         answers = {way: Prediction(probs) for way, probs in fitted.own(task.data.test.images).items()}
         arrays |= _arrays(CLEAN, answers, task.data.test.labels)

@@ -1,14 +1,16 @@
 """What the reference of a real scan does not know itself, and error bars scored with it.
 
 The reference is filtered back-projection from all views. Its noise is that of the same back-projection of the
-sinogram's noise alone: second differences from view to view, in which the object all but cancels, with the variance of
-one view and a random sign for each of them, without which they would cancel again in pixels that lie in the same bin of
-several views. An error bar is that of the image; the error that is seen is the image's and the reference's.
+sinogram's noise alone: sixth differences from view to view, in which the object all but cancels (of second ones half
+the variance is the object's where views are a degree apart), with the variance of one view and a random sign for each
+of them, without which they would cancel again in pixels that lie in the same bin of several views. An error bar is that
+of the image; the error that is seen is the image's and the reference's, taken for independent, though the views of the
+image are some of those of the reference.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import sqrt
+from math import comb, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,15 @@ from experiments.tomography.scans import every_view, load
 from sampla.tomography import Geometry, ImagePredictive, filtered_back_projection
 
 TRUTH = "with the truth's noise"
+_ORDER = 6
 
 
 def noise_of_views(sinogram: np.ndarray, seed: int = 0) -> np.ndarray:
     """Noise of the same covariance within a view, none between views, from views (A, D) that go once around."""
-    second = np.roll(sinogram, 1, axis=0) - 2 * sinogram + np.roll(sinogram, -1, axis=0)
+    weights = [(-1) ** k * comb(_ORDER, k) for k in range(_ORDER + 1)]
+    rest = sum(weight * np.roll(sinogram, k, axis=0) for k, weight in enumerate(weights))
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (len(sinogram), 1))
-    return np.asarray(second * signs / sqrt(1 + 4 + 1))
+    return np.asarray(rest * signs / sqrt(sum(weight**2 for weight in weights)))
 
 
 def reference_noise(sinogram: np.ndarray, geometry: Geometry, block: int, known: np.ndarray) -> float:
