@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,6 +52,22 @@ class ParameterLayout:
         """(P,) int64: for each parameter the number of the tensor it belongs to."""
         counts = torch.tensor(self.sizes, device=device)
         return torch.repeat_interleave(torch.arange(len(self.sizes), device=device), counts)
+
+
+class Lying(Protocol):
+    """Where the parameters lie in a vector of P."""
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Named views of K vectors."""
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of ``views``."""
+
+
+def side_by_side(lying: Lying, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor a name, copied to where those of one vector of P lie."""
+    one = lying.flatten({name: each[None] for name, each in tensors.items()})
+    return {name: each[0] for name, each in lying.views(one).items()}
 
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import jvp, vmap
 
-from sampla.core.params import ParameterLayout
+from sampla.core.params import ParameterLayout, side_by_side
 from sampla.core.typing import Inputs
 from sampla.features._base import Linearisation, OutputCurvature
 from sampla.features._products import Products
@@ -39,6 +39,7 @@ class ForwardAt(Linearisation):
     def __init__(self, features: Callee, inputs: Inputs) -> None:
         self._features, self._inputs = features, inputs
         self._kept: tuple[dict[str, Tensor], Tensor] | None = None
+        self._placed: Mapping[str, Tensor] | None = None
 
     def _forward(self, point: Mapping[str, Tensor]) -> Tensor:
         return self._features.call(point, self._inputs)
@@ -51,13 +52,24 @@ class ForwardAt(Linearisation):
                 self._kept = leaves, self._forward(leaves)
         return self._kept
 
+    def _point(self) -> Mapping[str, Tensor]:
+        """The parameters where their tangents lie, if they lie row by row as these do.
+
+        Forward mode copies each of the K tangents that lies otherwise in its storage than its parameter.
+        """
+        if self._placed is None:
+            given = self._features.point
+            alike = all(each.is_contiguous() for each in given.values())
+            self._placed = side_by_side(self._features.layout, given) if alike else given
+        return self._placed
+
     @property
     def outputs(self) -> Tensor:
         return self._graph()[1].detach()
 
     def jvp(self, vectors: Tensor) -> Tensor:
-        tangents = self._features.layout.views(vectors)
-        push = vmap(lambda tangent: jvp(self._forward, (self._features.point,), (tangent,))[1])
+        point, tangents = self._point(), self._features.layout.views(from_the_start(vectors))
+        push = vmap(lambda tangent: jvp(self._forward, (point,), (tangent,))[1])
         pushed: Tensor = push(tangents)
         return pushed.detach()
 
@@ -65,7 +77,7 @@ class ForwardAt(Linearisation):
         """Reverse mode through the jvps, which are linear in v: one forward serves both products."""
         if not self._features.products.shared:
             return super().product(vectors, output_curvature)
-        point, tangents = self._features.point, leaves_of(self._features.layout.views(vectors))
+        point, tangents = self._point(), leaves_of(self._features.layout.views(from_the_start(vectors)))
 
         def pushed(tangent: dict[str, Tensor]) -> Any:
             return jvp(self._forward, (point,), (tangent,))[::-1]
@@ -93,6 +105,13 @@ def recorded() -> Iterator[None]:
         disable_saved_tensors_hooks("a graph in forward mode does not go with saved tensor hooks"),
     ):
         yield
+
+
+def from_the_start(vectors: Tensor) -> Tensor:
+    """The vectors at the start of a storage: for some rows of more the same memory, where that can be had."""
+    if not vectors.storage_offset():
+        return vectors
+    return torch.from_dlpack(vectors.detach()) if vectors.device.type in ("cpu", "cuda") else vectors.clone()
 
 
 def leaves_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from sampla.core.params import ParameterLayout
+from sampla.core.params import Lying, ParameterLayout, side_by_side
 from sampla.core.typing import Inputs
 from sampla.features._base import Features, Linearisation, Origin, OutputCurvature
 from sampla.features._coarse import Coarse
 from sampla.features._folding import Fold
-from sampla.features._forward import ForwardAt, leaves_of, pulled, recorded
+from sampla.features._forward import ForwardAt, from_the_start, leaves_of, pulled, recorded
 from sampla.features._lock import LockedLinearisation
 from sampla.features._products import Products
 from sampla.features._scaled import Scaled
@@ -68,9 +68,10 @@ class LaidNetwork:
     Args:
         network: the network.
         dtype: of its parameters and products.
+        lying: where the parameters lie, which is where those of the vectors do.
     """
 
-    def __init__(self, network: Network, dtype: torch.dtype) -> None:
+    def __init__(self, network: Network, dtype: torch.dtype, lying: Lying) -> None:
         self.layout, self.products, self.dtype = network.layout, network.products, dtype
         self._network = network
         state = {**network.constants, **network.point}
@@ -81,11 +82,11 @@ class LaidNetwork:
         def taken(name: str, tensor: Tensor) -> Tensor:
             if name in factors:
                 tensor = tensor * factors[name].view(-1, *[1] * (tensor.ndim - 1))
-            return _last(tensor.to(dtype))
+            return tensor.to(dtype)
 
-        self.point = LastChannels(self.layout).side_by_side({name: taken(name, p) for name, p in network.point.items()})
+        self.point = side_by_side(lying, {name: taken(name, p) for name, p in network.point.items()})
         cast = network.weights
-        self._rest = {name: taken(name, t) if name in cast else t for name, t in network.constants.items()}
+        self._rest = {name: _last(taken(name, t)) if name in cast else t for name, t in network.constants.items()}
 
     def call(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """f(point, inputs), with a point as ``point`` is."""
@@ -130,8 +131,8 @@ class ReducedNetwork(Features):
 
     def __init__(self, network: Network, dtype: torch.dtype) -> None:
         self.layout, self.like, self.origin = network.layout, network.like, network.origin
-        self._network, self._laid = network, LaidNetwork(network, dtype)
         self._lying = LastChannels(network.layout)
+        self._network, self._laid = network, LaidNetwork(network, dtype, self._lying)
 
     @property
     def device(self) -> torch.device:
@@ -173,14 +174,6 @@ class LastChannels:
         """Named views in the network's own shapes."""
         return {n: v.permute(0, 1, 4, 2, 3) if v.ndim == 5 else v for n, v in self._laid.views(vectors).items()}
 
-    def side_by_side(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same tensors where those of a vector lie.
-
-        Forward mode copies a tangent that lies otherwise in its storage than what it belongs to.
-        """
-        one = self.flatten({name: each[None] for name, each in tensors.items()})
-        return {name: each[0] for name, each in self.views(one).items()}
-
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The inverse of ``views``: one new (K, P) tensor."""
         return self._laid.flatten({n: t.permute(0, 1, 3, 4, 2) if t.ndim == 5 else t for n, t in tensors.items()})
@@ -205,7 +198,7 @@ class _ReducedAt(Linearisation):
     def jvp(self, vectors: Tensor) -> Tensor:
         point = self._laid.point
         push = vmap(lambda tangent: jvp(self._forward, (point,), (tangent,))[1])
-        tangents: Tensor = push(self._lying.views(_from_the_start(vectors)))
+        tangents: Tensor = push(self._lying.views(from_the_start(vectors)))
         return tangents.detach().to(self._network.like.dtype)
 
     def vjp(self, cotangents: Tensor) -> Tensor:
@@ -225,12 +218,6 @@ def _scale(network: Network, factors: Mapping[str, Tensor]) -> Tensor | None:
     ones = {name: like.new_ones(1, *shape) for name, shape in shapes.items()}
     whole = {n: one * factors[n].view(-1, *[1] * (one.ndim - 2)) if n in factors else one for n, one in ones.items()}
     return network.layout.flatten(whole)[0]
-
-
-def _from_the_start(vectors: Tensor) -> Tensor:
-    """The same memory as a storage of its own, for some rows of more vectors; they must outlive it."""
-    apart = vectors.storage_offset() and vectors.device.type in ("cpu", "cuda")  # other devices may lack the exchange
-    return torch.from_dlpack(vectors.detach()) if apart else vectors
 
 
 def _last(tensor: Tensor) -> Tensor:
