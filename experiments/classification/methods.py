@@ -22,6 +22,7 @@ from experiments.common.metrics import Prediction
 from experiments.common.training import swag_samples
 from sampla.features import NetworkFeatures
 from sampla.inference.infer import CurvatureAt
+from sampla.laplace.choices import Precision
 from sampla.likelihoods import Categorical
 
 MAIN, PROBIT, EM_WIDTH = "", "probit", "EM's width"
@@ -74,11 +75,12 @@ def voting(networks: Sequence[nn.Module]) -> Fitted:
 
 def sampled(
     prior: str, curvature_at: CurvatureAt = "network", reference: bool = False, scaled: bool = False,
-    parameters: str | None = None, samples: int | None = None,
+    parameters: str | None = None, samples: int | None = None, precision: Precision = "full",
 ) -> Callable[[Task], Fitted]:  # fmt: skip
     """sampla with this prior; as a reference with more samples and a small tolerance; scaled on held-out images.
 
-    ``parameters`` are those of ``LinearisedLaplace``: "last-layer", or None for all; ``samples`` K, if not the run's.
+    ``parameters`` are those of ``LinearisedLaplace``: "last-layer", or None for all; ``samples`` K, if not the run's;
+    ``precision`` is that of EM's products.
     """
 
     def fit(task: Task) -> Fitted:
@@ -87,6 +89,7 @@ def sampled(
         if reference:
             options = {"num_samples": settings.reference_samples, "tolerance": settings.reference_tolerance}
         options |= {"prior": prior, "parameters": parameters, "seed": settings.seed, "curvature_at": curvature_at}
+        options |= {} if precision == "full" else {"precision": precision}  # names of folders that are there stay so
 
         def fresh(checkpoint: Path | None) -> sampla.LinearisedLaplace:
             la = sampla.LinearisedLaplace(task.network, "categorical", **options, progress=False)

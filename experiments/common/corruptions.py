@@ -67,3 +67,27 @@ def corrupted(images: np.ndarray, severity: float, kind: str, seed: int = 0) -> 
 def rotated(images: np.ndarray, degrees: float) -> np.ndarray:
     """The images turned about their middle, by linear interpolation with black outside."""
     return rotate(images, degrees, axes=(3, 2), reshape=False, order=1).clip(0, 1)
+
+
+def turned(images: np.ndarray, most: float, fill: tuple[float, ...], seed: int) -> np.ndarray:
+    """Each image turned by an angle of its own, uniform in [-most, most] degrees: the nearest pixel, ``fill`` outside.
+
+    The sets on which others have published figures for CIFAR-10 (experiments/classification/published.py).
+
+    Args:
+        images: (n, channels, side, side).
+        most: degrees.
+        fill: for each channel.
+        seed: of the angles, the same share of the most at every strength.
+    """
+    side, angles = images.shape[-1], np.random.default_rng(seed).uniform(-1, 1, len(images)) * np.deg2rad(most)
+    centred = np.arange(side) - (side - 1) / 2
+    cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
+    row, column = centred[None, :, None], centred[None, None, :]
+    rows, columns = (
+        np.rint(at + (side - 1) / 2).astype(int) for at in (cos * row + sin * column, cos * column - sin * row)
+    )
+    inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
+    picked = images[np.arange(len(images))[:, None, None], :, rows.clip(0, side - 1), columns.clip(0, side - 1)]
+    result: np.ndarray = np.where(inside[..., None], picked, np.asarray(fill, images.dtype)).transpose(0, 3, 1, 2)
+    return result

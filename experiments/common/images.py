@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated
+from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated, turned
 from sampla.apps.demo.data import ImageSet
 
 _STRIP, _FILES = 100, 5
@@ -83,6 +83,11 @@ class Shift:
 def rotations(degrees: tuple[float, ...]) -> Shift:
     """Turned by so many degrees."""
     return Shift("rotated by", degrees, " degrees", rotated)
+
+
+def turns(degrees: tuple[float, ...], fill: tuple[float, ...], seed: int) -> Shift:
+    """Each image turned by a random angle of at most so many degrees, either way."""
+    return Shift("turned by up to", degrees, " degrees", partial(turned, fill=fill, seed=seed))
 
 
 def corruptions(seed: int) -> tuple[Shift, ...]:
