@@ -15,13 +15,14 @@ from experiments.classification.experiment import Experiment, Settings, Task
 from experiments.classification.kept import Earlier, kept
 from experiments.classification.registry import METHODS
 from experiments.common import corruptions, metrics, page, training
-from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated
+from experiments.common.corruptions import CORRUPTIONS, SEVERITIES, corrupted, rotated, turned
 from experiments.common.images import Data, Images, Shift, cifar
 from experiments.common.metrics import ECE, JOINT_NLL, MEASURES, NLL, PARTS, Labelled, Score
 from experiments.common.networks import cifar10_network, resnet18, without_normalisation
 from experiments.common.store import Row, Store, save_arrays
 from experiments.common.training import Swag, swag_samples
 from PIL import Image
+from torch.nn.functional import affine_grid, grid_sample
 
 import sampla
 from sampla.posterior.metrics import expected_calibration_error
@@ -54,6 +55,19 @@ def test_corruptions_do_not_mix_images_or_touch_their_input():
     for kind in set(CORRUPTIONS) - {"Gaussian noise"}:
         np.testing.assert_allclose(corrupted(images, 4, kind)[:2], corrupted(images[:2], 4, kind), atol=1e-6)
     np.testing.assert_array_equal(images, copy)
+
+
+def test_images_turned_each_by_an_angle_of_its_own():
+    """Against torch's sampling of a grid, at the angles of the seed; whichever way is positive."""
+    images, fill = torch.from_numpy(pictures(20, 11)), torch.tensor([0.1, 0.2, 0.3])[:, None, None]
+    angles = torch.from_numpy(np.deg2rad(70.0 * np.random.default_rng(5).uniform(-1, 1, 20))).float()
+    rows = [torch.stack([angles.cos(), -angles.sin()], 1), torch.stack([angles.sin(), angles.cos()], 1)]
+    turns = torch.cat([torch.stack(rows, 1), torch.zeros(20, 2, 1)], 2)
+    grid = affine_grid(turns, list(images.shape), align_corners=False)
+    expected = grid_sample(images - fill, grid, "nearest", "zeros", align_corners=False) + fill
+    found = turned(images.numpy(), 70.0, (0.1, 0.2, 0.3), 5)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(turned(images.numpy(), 0.0, (0.1, 0.2, 0.3), 5), images.numpy())
 
 
 def test_each_corruption_against_its_definition():
