@@ -127,7 +127,7 @@ def shifted(those: list[Contender], shifts: tuple[Shift, ...], angles: bool) -> 
     else:
         for number, severity in enumerate(shifts[0].strengths):
             columns[f"severity {severity:g}"] = [shift.names[number] for shift in shifts]
-    columns |= {shift.kind: shift.names for shift in shifts[angles:]}
+    columns |= {shift.kind: shift.names for shift in shifts}
     columns["all"] = sorted({name for names in columns.values() for name in names})
 
     def words(score: Score, measure: str, head: str) -> str:
