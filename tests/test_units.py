@@ -50,6 +50,29 @@ def test_targets_in_another_unit_have_the_same_error_bars_in_that_unit(prior, st
     torch.testing.assert_close(other.predict(inputs).std / unit, one.predict(inputs).std, rtol=2e-3, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("start", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize(("prior", "structure", "options"), ROUTES[:5])
+def test_a_first_precision_far_from_the_data_leads_where_another_does(prior, structure, options, start, dtype):
+    one, inputs = fitted(sampla.Gaussian(structure=structure), prior, dtype, **options)
+    given = {"isotropic": sampla.Isotropic, "layerwise": sampla.Layerwise}[prior](start)
+    for unit in (1.0, 1e-7):
+        other, _ = fitted(sampla.Gaussian(structure=structure), given, dtype, targets_in=unit, **options)
+        assert other.report_.settled
+        ratio = other.prior_precision_ * unit**2 / one.prior_precision_
+        torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=1e-2, atol=0)
+        torch.testing.assert_close(other.noise_precision_ * unit**2, one.noise_precision_, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(other.predict(inputs).std / unit, one.predict(inputs).std, rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("units", [(1e6, 1e-10), (1e-8, 1e9)])
+@pytest.mark.parametrize(("structure", "solver"), [("scalar", "dense"), ("diagonal", "block-cg")])
+def test_a_precision_that_is_stopped_is_not_called_settled(structure, solver, units):
+    with pytest.warns(sampla.ConvergenceWarning, match="stopped at 1e-30 or 1e30: give inputs, or targets, in units"):
+        la, _ = fitted(sampla.Gaussian(structure=structure), "isotropic", torch.float64, *units, solver=solver)
+    assert not la.report_.settled
+
+
 @pytest.mark.parametrize("unit", [1e-9, 1e9])
 @pytest.mark.parametrize("curvature_at", ["network", "linear-mode"])
 def test_inputs_in_another_unit_leave_a_classifier_as_it_is(unit, curvature_at):

@@ -25,7 +25,7 @@ from sampla.inference import final
 from sampla.inference.dual_step import DualEStep
 from sampla.inference.e_step import EStep, FinalProblem
 from sampla.inference.krylov_step import KrylovEStep
-from sampla.inference.mackay import highest_start, is_rounding
+from sampla.inference.mackay import highest_start, is_rounding, lowest_start
 from sampla.inference.moving_step import MovingEStep
 from sampla.inference.route import choose_route
 from sampla.inference.sampled_step import SampledEStep
@@ -158,7 +158,7 @@ def prepared(
     started, like = model, model.features.like
     drawn = noise(lambda: started.draw_noise(seed, num_samples))
     draw = NoiseDraw(drawn.data_part.to(like.device), drawn.diagonal.to(like.device))  # what was kept is on the CPU
-    bound = lowered(prior.bind(model.features.layout, draw.diagonal), draw.diagonal)
+    bound = startable(prior.bind(model.features.layout, draw.diagonal), draw.diagonal)
     draw = NoiseDraw(draw.data_part * bound.scale, draw.diagonal * bound.scale.square())
     model = model.replaced(features=ScaledFeatures(model.features, bound.scale))
     route = choose_route(model, bound, solver, em, survey.numbers, curvature_at=curvature_at, log_evidence=log_evidence)
@@ -167,18 +167,19 @@ def prepared(
     return Task(solver, em, seed, num_samples, survey, draw, tolerance, max_passes, route, say), EMState(bound, model)
 
 
-def lowered(prior: BoundPrior, diagonal: Tensor) -> BoundPrior:
-    """The prior without an alpha to learn that is so large that the data determine nothing at all.
+def startable(prior: BoundPrior, diagonal: Tensor) -> BoundPrior:
+    """The prior with every alpha to learn where the data tell it from none and from one that is infinite.
 
     Args:
         prior: where EM is to start.
         diagonal: (P,) an estimate of the diagonal of M, in the coordinates of theta.
     """
     trace = prior.group_sum(diagonal * prior.scale.square())
-    too_high = prior.learnt & (trace > 0) & (prior.precision > highest_start(trace))
-    if not bool(too_high.any()):
-        return prior
-    return prior.with_precision(torch.where(too_high, highest_start(trace), prior.precision))
+    sizes = prior.group_sum(torch.ones_like(diagonal))
+    least, most = lowest_start(trace, sizes, torch.finfo(diagonal.dtype).eps), highest_start(trace)
+    inside = torch.minimum(torch.maximum(prior.precision, least.to(prior.precision)), most.to(prior.precision))
+    moved = prior.learnt & (trace > 0) & (inside != prior.precision)
+    return prior.with_precision(torch.where(moved, inside, prior.precision)) if bool(moved.any()) else prior
 
 
 def e_step_of(task: Task, state: EMState) -> EStep:

@@ -10,6 +10,7 @@ Bayesian interpolation, Neural Computation 4(3), 1992. Every fit of this package
 Krylov space or by samples, and linear models in closed form. Numbers and tensors only, no model and no solver.
 """
 
+from collections.abc import Sequence
 from math import inf
 from typing import TypeVar
 
@@ -94,6 +95,17 @@ def updated_alphas(alpha: Tensor, gamma: Tensor, size: Tensor) -> Tensor:
     """
     known = (gamma > 0) & (size > 0)
     return torch.where(known, updated_alpha(gamma, size).clamp(*BOUNDS), alpha)
+
+
+def out_of_bounds(alpha: Sequence[float], gamma: Sequence[float]) -> bool:
+    """Whether an update was stopped at ``BOUNDS``; one that goes to infinity without any data that tell it may be.
+
+    Args:
+        alpha: (G,) updates.
+        gamma: (G,) effective dimensions.
+    """
+    (least, most), groups = BOUNDS, list(zip(alpha, gamma, strict=True))
+    return any(each == least or (each == most and determined > DETERMINED) for each, determined in groups)
 
 
 def accelerated(used: list[Tensor], updates: list[Tensor]) -> Tensor:
@@ -191,6 +203,17 @@ def highest_start(trace: Tensor) -> Tensor:
         trace: (G,) tr M over each group's parameters.
     """
     return trace / _LEAST_AT_START
+
+
+def lowest_start(trace: Tensor, sizes: Tensor, rounding: float) -> Tensor:
+    """(G,) alpha below which EM does not start: beside the mean eigenvalue of M it is lost in rounding.
+
+    Args:
+        trace: (G,) tr M over each group's parameters.
+        sizes: (G,) their number.
+        rounding: of products with M, relative.
+    """
+    return rounding * trace / sizes
 
 
 def has_settled(tolerance: float, ahead: float, error: float = 0.0) -> bool:

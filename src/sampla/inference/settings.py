@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from sampla.core.checks import require, require_count, require_fraction
-from sampla.inference.mackay import has_settled
+from sampla.inference.mackay import has_settled, out_of_bounds
 from sampla.inference.trace import EMStep
 
 CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
@@ -64,7 +64,7 @@ class EM:
         known = self.method in (None, "krylov", "samples", "outputs")
         require(known, "EM method 'krylov', 'samples', 'outputs' or None", f"{self.method!r}", "None chooses.")
 
-    def has_settled(self, trace: list[EMStep], ahead: float, error: float = 0.0) -> bool:  # noqa: ARG002  (for rules of one's own)
+    def has_settled(self, trace: list[EMStep], ahead: float, error: float = 0.0) -> bool:
         """Whether the loop ends with this step, unless the E-step has been too coarse or cannot tell the noise.
 
         Args:
@@ -72,7 +72,9 @@ class EM:
             ahead: largest relative distance of a hyperparameter from its fixed point, as far as steps tell.
             error: relative error of that fixed point as the E-step's Krylov space knows it.
         """
-        return has_settled(self.tolerance, ahead, error)
+        last = trace[-1]
+        stopped = out_of_bounds(last.updated_precision, last.effective_dimension)
+        return has_settled(self.tolerance, ahead, error) and not stopped
 
     @property
     def kind(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from sampla.core.checks import complain
 from sampla.inference.evidence import LogEvidence
 from sampla.inference.krylov import KrylovSpace
+from sampla.inference.mackay import out_of_bounds
 from sampla.inference.quadrature import LogError
 from sampla.inference.route import Route
 from sampla.inference.settings import EM
@@ -202,6 +203,11 @@ def what_is_open(task: Task, state: EMState) -> str:
         return (
             f"the noise is not known, because {state.noise_unknown}: give Gaussian(noise_precision=1 / std**2), fewer "
             f"parameters=[...]{exactly}, or more data"
+        )
+    if out_of_bounds(last.updated_precision, last.effective_dimension):
+        return (
+            "the prior's precision is stopped at 1e-30 or 1e30: give inputs, or targets, in units "
+            "in which their numbers are nearer to one"
         )
     moves = last.change > task.em.tolerance
     if last.moving is not None and 2 * last.moving > task.em.tolerance:
