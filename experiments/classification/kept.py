@@ -8,6 +8,7 @@ from pathlib import Path
 from time import process_time
 from typing import TypeAlias
 
+import torch.distributed as dist
 from torch import nn
 
 import sampla
@@ -22,7 +23,7 @@ class Earlier:
     """What a fit took and said in an earlier process."""
 
     seconds: float = 0.0
-    """Of the CPU."""
+    """Of the CPU, of all processes."""
     peak: int = 0
     """Bytes."""
     warnings: tuple[str, ...] = ()
@@ -48,6 +49,9 @@ def kept(folder: Path | None, network: nn.Module, fit: Fit) -> tuple[sampla.Line
         warnings.simplefilter("always")
         la = fit(folder / "checkpoint")
     said = sorted({str(w.message) for w in caught if "sampla" in str(w.filename)})
-    la.save(posterior)
-    told.write_text(json.dumps(asdict(Earlier(process_time() - start, peak_memory(), tuple(said), continued))))
+    processes, first = (dist.get_world_size(), dist.get_rank() == 0) if dist.is_initialized() else (1, True)
+    if first:
+        la.save(posterior)
+        seconds = processes * (process_time() - start)
+        told.write_text(json.dumps(asdict(Earlier(seconds, peak_memory(), tuple(said), continued))))
     return la, Earlier(warnings=tuple(said), continued=continued)

@@ -3,13 +3,14 @@
 A method is a function Task -> Fitted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -18,6 +19,7 @@ import sampla
 from experiments.classification.experiment import Task
 from experiments.classification.kept import Earlier, kept
 from experiments.common.devices import device_of
+from experiments.common.images import Images
 from experiments.common.metrics import Prediction
 from experiments.common.training import swag_samples
 from sampla.features import NetworkFeatures
@@ -93,7 +95,7 @@ def sampled(
 
         def fresh(checkpoint: Path | None) -> sampla.LinearisedLaplace:
             la = sampla.LinearisedLaplace(task.network, "categorical", **options, progress=False)
-            return la.fit(task.data.train.batches(_ROWS), checkpoint=checkpoint)
+            return la.fit(_part(task.data.train), checkpoint=checkpoint)
 
         folder = task.fits and task.fits / "-".join(str(value) for value in options.values())
         la, earlier = kept(folder, task.network, fresh)
@@ -121,6 +123,14 @@ def sampled(
         return Fitted(predict, facts, earlier=earlier)
 
     return fit
+
+
+def _part(images: Images) -> Iterable[tuple[Tensor, Tensor]]:
+    """The images of this process, where several share them (spread.py)."""
+    if not dist.is_initialized():
+        return images.batches(_ROWS)
+    ends = [len(images) * rank // dist.get_world_size() for rank in (dist.get_rank(), dist.get_rank() + 1)]
+    return sampla.as_shard(images.rows(slice(*ends)).batches(_ROWS))
 
 
 def linearised(

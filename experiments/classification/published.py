@@ -57,8 +57,8 @@ def experiment(depth: int) -> Experiment:
         checkpoint=f"published_resnet{depth}_cifar10.safetensors", load=load, architecture=architecture,
         trained=trained, shifts=shifts, angles=True,
         methods=(
-            "network", "swag", "laplace-last", "laplace-last-kron", "laplace-kron", "sampla-g-auto",
-            "sampla-isotropic-auto",
+            "network", "swag", "laplace-last", "laplace-last-kron", "laplace-kron", "sampla-g-bfloat16",
+            "sampla-isotropic-bfloat16",
         ),
         full=Settings(
             images=50_000, held_out=0, test=10_000, shifted=2_000, foreign=2_000, samples=16, laplace_batch=4,

@@ -33,8 +33,8 @@ _PEERS = {
 _OURS = {
     "sampla-isotropic": ("isotropic", sampled("isotropic")),
     "sampla-g": ("g-prior", sampled("g-prior")),
-    "sampla-isotropic-auto": ("isotropic, precision auto", sampled("isotropic", precision="auto")),
-    "sampla-g-auto": ("g-prior, precision auto", sampled("g-prior", precision="auto")),
+    "sampla-isotropic-bfloat16": ("isotropic, EM in bfloat16", sampled("isotropic", precision="bfloat16")),
+    "sampla-g-bfloat16": ("g-prior, EM in bfloat16", sampled("g-prior", precision="bfloat16")),
     "sampla-g-8": ("g-prior, K = 8", sampled("g-prior", samples=8)),
     "sampla-g-64": ("g-prior, K = 64", sampled("g-prior", samples=64)),
     "sampla-last": ("last layer alone, isotropic", sampled("isotropic", parameters="last-layer")),

@@ -122,20 +122,24 @@ def prepare(case: Case) -> Case:
 
 def run_method(case: Case) -> Case:
     """One method: its facts are returned, its predictions written."""
-    experiment, settings, folder = _given(case)
     torch.set_num_threads(1)
+    with freed_memory_kept():  # for every method: without it page faults cost more than arithmetic
+        facts, arrays = fitted_and_predicted(experiment_of(case["experiment"]), task_of(case), case["key"])
+    if arrays:
+        save_arrays(Path(case["file"]), **arrays)
+    return facts
+
+
+def task_of(case: Case) -> Task:
+    """What ``prepare`` has left in the cache."""
+    experiment, settings, folder = _given(case)
     networks = []
     for member in range(max(1, settings.ensemble)):
         network = experiment.architecture()
         network.load_state_dict(load_file(folder / _weights(member)))
         networks.append(network.eval())
     data = Data.from_tensors(load_file(folder / "data.safetensors"))
-    task = Task(networks[0], tuple(networks), data, settings, folder / FITS / fingerprint())
-    with freed_memory_kept():  # for every method: without it page faults cost more than arithmetic
-        facts, arrays = fitted_and_predicted(experiment, task, case["key"])
-    if arrays:
-        save_arrays(Path(case["file"]), **arrays)
-    return facts
+    return Task(networks[0], tuple(networks), data, settings, folder / FITS / fingerprint())
 
 
 def fitted_and_predicted(
@@ -228,8 +232,13 @@ def _plain(score: Score) -> list[Any]:
 
 
 def _given(case: Case) -> tuple[Experiment, Settings, Path]:
-    found = import_module(f"experiments.classification.{case['experiment']}").EXPERIMENT
-    return found, Settings.from_json(case["settings"]), Path(case["cache"])
+    return experiment_of(case["experiment"]), Settings.from_json(case["settings"]), Path(case["cache"])
+
+
+def experiment_of(name: str) -> Experiment:
+    """That of a module of this package."""
+    found: Experiment = import_module(f"experiments.classification.{name}").EXPERIMENT
+    return found
 
 
 def _weights(member: int) -> str:
