@@ -23,7 +23,8 @@ FLOORS = (
     ),
     (
         "core: alone",
-        "core.allocator core.memory core.typing core.checks core.params core.progress core.rounding core.checkpoint",
+        "core.allocator core.memory core.typing core.checks core.params core.progress core.rounding core.checkpoint "
+        "core.operations",
     ),
     ("sums over processes", "distributed"),
     ("core: stacks of blocks", "core.stack"),

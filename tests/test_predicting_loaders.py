@@ -156,6 +156,25 @@ def test_a_batch_costs_a_forward_and_the_products(
     assert rows == [8, 8, 8]
 
 
+@pytest.mark.parametrize(("width", "largest"), [(4, 2048), (300, 486), (1_000, 128)])
+def test_inputs_go_together_the_more_the_smaller_the_network(width: int, largest: int) -> None:
+    """Of 4 samples and a network of w^2 weights: 512 entries first, then 8,192, or 3.5e8 operations, at most."""
+    torch.manual_seed(0)
+    network, x = nn.Linear(width, width, bias=False), torch.rand(2_500, width)
+    prior = sampla.Isotropic(1.0, learn=False)
+    la = sampla.LinearisedLaplace(
+        network.eval(), sampla.Gaussian(1.0), prior, num_samples=4, progress=False, width="em"
+    )
+    la.fit([(x[:4], torch.zeros(4, width))])
+    rows: list[int] = []
+    network.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    found = la.predict(x)
+    assert (rows[0], max(rows)) == (128, largest)
+    drawn = torch.einsum("kij,nj->kni", la.samples_["weight"], x)
+    torch.testing.assert_close(found.mean, network(x))
+    torch.testing.assert_close(found.std, drawn.square().mean(0).sqrt(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("progress", [True, False])
 def test_a_bar_counts_the_batches(monkeypatch: pytest.MonkeyPatch, progress: bool) -> None:
     shown: list[tuple[Any, Any, Any]] = []

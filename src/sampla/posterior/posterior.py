@@ -1,6 +1,7 @@
 """The posterior over a network's parameters: its samples, what they predict, and their file."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sampla.core import checkpoint
 from sampla.core.checks import require, require_finite
 from sampla.core.chunks import Chunks
 from sampla.core.inputs import as_inputs, input_tensors, moved, num_inputs, pick
+from sampla.core.operations import Operations
 from sampla.core.params import ParameterLayout
 from sampla.core.typing import Inputs
 from sampla.features import (
@@ -52,8 +54,10 @@ _KINDS = (
     FixedNoiseGaussian,
 )
 _BUILT_IN: dict[str, Callable[..., Likelihood]] = {kind.__name__: kind for kind in _KINDS}
-_PIECE = 512
-"""Data times samples in flight when predicting."""
+_PIECE, _LARGEST = 512, 8_192
+"""Data times samples in flight when predicting, and of a small network."""
+_WORK, _INPUTS = 3.5e8, 2**22
+"""Operations of so many forwards, and entries of so many inputs, that a larger piece than the first does not exceed."""
 
 
 @dataclass(frozen=True)
@@ -127,21 +131,30 @@ class Posterior:
         return mean, functions.to(mean.dtype)
 
     def _pushed(self, inputs: Inputs, vectors: Tensor, traced: bool) -> tuple[Tensor, Tensor]:
-        """The same, in parts that become smaller where memory runs out, or with the graph of inputs that have one."""
+        """The same, in parts, or with the graph of inputs that have one.
+
+        Parts become smaller where memory runs out, and larger than the first where that shows a small network.
+        """
         rows, size, chunks = max(1, _PIECE // len(vectors)), num_inputs(inputs), Chunks()
-        parts = [inputs] if size is None else [pick(inputs, slice(a, a + rows)) for a in range(0, size, rows)]
-        means, deviations = [], []
-        for part in parts:
+        means: list[Tensor] = []
+        deviations: list[Tensor] = []
+        done = 0
+        while not means or done < (size or 0):
+            part = inputs if size is None else pick(inputs, slice(done, done + rows))
+            first, count = not means, num_inputs(part) or 1
+            done += count
             if traced:
                 mean, pushed = self.features.traced(part, vectors)
                 means.append(mean)
                 deviations.append(pushed)
                 continue
             deviations.append(Chunked(self.features, part, chunks).jvp(vectors))
-            count = num_inputs(part) or 1
-            most = chunks.possible(count, len(vectors))[0]
+            most, counted = chunks.possible(count, len(vectors))[0], Operations()
             few = [part] if most == count else [pick(part, slice(a, a + most)) for a in range(0, count, most)]
-            means += [self.features.own_outputs(each) for each in few]
+            with counted if first else nullcontext():
+                means += [self.features.own_outputs(each) for each in few]
+            if first:
+                rows = max(rows, _suited(part, counted.count / count) // len(vectors))
         return torch.cat(means), torch.cat(deviations, dim=1)
 
     def to(self, device: torch.device, vectors_on: torch.device | None = None) -> "Posterior":
@@ -242,3 +255,14 @@ def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
             f"{path} was fitted with your own likelihood {config['name']}: pass load(..., likelihood=...)."
         )
     return _BUILT_IN[config["name"]](**{k: v for k, v in config.items() if k != "name"})
+
+
+def _suited(part: Inputs, operations: float) -> int:
+    """Data times samples at once: many where a network is so small that calls cost more than arithmetic.
+
+    Args:
+        part: some inputs.
+        operations: of a forward of one of them; 0 if they are not known.
+    """
+    entries = sum(tensor.numel() for tensor in input_tensors(part)) / (num_inputs(part) or 1)
+    return int(min(_LARGEST, _WORK / operations, _INPUTS / max(1.0, entries))) if operations else 0
