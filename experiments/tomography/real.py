@@ -26,11 +26,15 @@ _PEERS = {"PSNR, dB: FBP": "filtered back-projection", "TV": "total variation"}
 _BESIDE = "VariationalTV"
 
 
-def run_case(predictions: Path, asked: Namespace, case: str, method: str) -> dict[str, Any]:
-    """Reconstruct one case by "network" or "variational"; its pictures and images are kept beside its summary."""
-    of_training = {"steps": asked.steps} if method == "network" else {}
-    result = reconstruct(Settings(quiet=True, method=method, **of_training), load(asked.root, case, asked.factor))
+def run_case(predictions: Path, fits: Path, asked: Namespace, case: str, method: str) -> dict[str, Any]:
+    """Reconstruct one case by "network" or "variational"; its pictures and images are kept beside its summary.
+
+    A fit that was cut off goes on from its folder in ``fits``.
+    """
     name, out = case if method == "network" else f"{case}-{method}", asked.out / "cases"
+    told = {"steps": asked.steps} if method == "network" else {}
+    settings = Settings(quiet=True, method=method, checkpoint=fits / name, **told)
+    result = reconstruct(settings, load(asked.root, case, asked.factor))
     out.mkdir(parents=True, exist_ok=True)
     for picture in pictures(result):
         if picture.name != "samples":
@@ -138,7 +142,7 @@ def main() -> None:
             key = case if method == "network" else f"{case}/{_BESIDE}"
             row: Row = store.once(
                 key,
-                partial(run_case, store.predictions(key), asked, case, method),
+                partial(run_case, store.predictions(key), store.cache / store.source, asked, case, method),
                 measures={TRUTH: beside(asked.root, case, asked.factor)},
             )
             say(f"{case}, {method}: {row['seconds']:.0f} s")
