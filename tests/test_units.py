@@ -65,6 +65,13 @@ def test_a_first_precision_far_from_the_data_leads_where_another_does(prior, str
         torch.testing.assert_close(other.predict(inputs).std / unit, one.predict(inputs).std, rtol=5e-3, atol=0)
 
 
+@pytest.mark.parametrize("precision", [0.1, 1e12, 3e30])
+def test_a_precision_that_is_kept_is_kept_to_the_bit_beside_noise_that_is_learnt(precision):
+    prior = sampla.Isotropic(precision, learn=False)
+    la, _ = fitted("gaussian", prior, torch.float64, solver="block-cg", em=sampla.EM(max_steps=4, tolerance=0.5))
+    assert la.prior_precision_.tolist() == [precision]
+
+
 @pytest.mark.parametrize("units", [(1e6, 1e-10), (1e-8, 1e9)])
 @pytest.mark.parametrize(("structure", "solver"), [("scalar", "dense"), ("diagonal", "block-cg")])
 def test_a_precision_that_is_stopped_is_not_called_settled(structure, solver, units):

@@ -361,7 +361,8 @@ def _proposed(path: Path, updated: BoundPrior, model: LinearModel, follows: bool
     alpha, noise = path.following()
     if noise is not None:
         model = model.replaced(likelihood=model.likelihood.with_noise(noise))
-    return updated.with_precision(alpha.to(updated.precision)), model
+    kept = updated.with_precision(torch.where(updated.learnt, alpha.to(updated.precision), updated.precision))
+    return kept, model
 
 
 def _precision_error(trace: list[EMStep], prior: BoundPrior, ahead: float) -> LogError | None:

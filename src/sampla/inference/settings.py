@@ -72,8 +72,7 @@ class EM:
             ahead: largest relative distance of a hyperparameter from its fixed point, as far as steps tell.
             error: relative error of that fixed point as the E-step's Krylov space knows it.
         """
-        last = trace[-1]
-        stopped = out_of_bounds(last.updated_precision, last.effective_dimension)
+        stopped = any(out_of_bounds(row.updated_precision, row.effective_dimension) for row in trace[-1:])
         return has_settled(self.tolerance, ahead, error) and not stopped
 
     @property
