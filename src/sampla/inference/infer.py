@@ -168,7 +168,7 @@ def prepared(
 
 
 def startable(prior: BoundPrior, diagonal: Tensor) -> BoundPrior:
-    """The prior with every alpha to learn where the data tell it from none and from one that is infinite.
+    """The prior with no alpha to learn that is lost in rounding, or so large that the data determine nothing at all.
 
     Args:
         prior: where EM is to start.
@@ -178,7 +178,7 @@ def startable(prior: BoundPrior, diagonal: Tensor) -> BoundPrior:
     sizes = prior.group_sum(torch.ones_like(diagonal))
     least, most = lowest_start(trace, sizes, torch.finfo(diagonal.dtype).eps), highest_start(trace)
     inside = torch.minimum(torch.maximum(prior.precision, least.to(prior.precision)), most.to(prior.precision))
-    moved = prior.learnt & (trace > 0) & (inside != prior.precision)
+    moved = prior.learnt & (trace > 0) & trace.isfinite() & (inside != prior.precision)
     return prior.with_precision(torch.where(moved, inside, prior.precision)) if bool(moved.any()) else prior
 
 

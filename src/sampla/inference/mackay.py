@@ -23,6 +23,8 @@ BOUNDS = 1e-30, 1e30
 """Where alpha is stopped: inside of float32, and far from what usual units of inputs and targets make of it."""
 LEAST_LEFT = 1e-3
 """Part of N C that N C - gamma is taken to be at least, and must exceed for the noise to be learnt from it."""
+_ROUNDED = 1e-9
+"""Relative distance from a bound at which alpha is there."""
 _SMALLEST = 1e-300
 """Divisor at least."""
 _FEWEST_DEGREES = 4.0
@@ -104,8 +106,9 @@ def out_of_bounds(alpha: Sequence[float], gamma: Sequence[float]) -> bool:
         alpha: (G,) updates.
         gamma: (G,) effective dimensions.
     """
-    (least, most), groups = BOUNDS, list(zip(alpha, gamma, strict=True))
-    return any(each == least or (each == most and determined > DETERMINED) for each, determined in groups)
+    least, most = BOUNDS[0] * (1 + _ROUNDED), BOUNDS[1] * (1 - _ROUNDED)  # steps are taken in logarithms
+    groups = zip(alpha, gamma, strict=True)
+    return any(each <= least or (each >= most and determined > DETERMINED) for each, determined in groups)
 
 
 def accelerated(used: list[Tensor], updates: list[Tensor]) -> Tensor:
@@ -206,7 +209,7 @@ def highest_start(trace: Tensor) -> Tensor:
 
 
 def lowest_start(trace: Tensor, sizes: Tensor, rounding: float) -> Tensor:
-    """(G,) alpha below which EM does not start: beside the mean eigenvalue of M it is lost in rounding.
+    """(G,) alpha below which EM does not start: beside M, by its mean eigenvalue, it is lost in rounding.
 
     Args:
         trace: (G,) tr M over each group's parameters.

@@ -1,6 +1,7 @@
 """What the loop over hyperparameters is asked: when it stops, how accurately and in which way it works."""
 
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -72,7 +73,10 @@ class EM:
             ahead: largest relative distance of a hyperparameter from its fixed point, as far as steps tell.
             error: relative error of that fixed point as the E-step's Krylov space knows it.
         """
-        stopped = any(out_of_bounds(row.updated_precision, row.effective_dimension) for row in trace[-1:])
+        stopped = any(
+            out_of_bounds(row.updated_precision, row.effective_dimension) or not isfinite(row.mode_norm)
+            for row in trace[-1:]
+        )
         return has_settled(self.tolerance, ahead, error) and not stopped
 
     @property

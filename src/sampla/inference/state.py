@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -209,6 +210,8 @@ def what_is_open(task: Task, state: EMState) -> str:
             "the prior's precision is stopped at 1e-30 or 1e30: give inputs, or targets, in units "
             "in which their numbers are nearer to one"
         )
+    if not isfinite(last.mode_norm):
+        return "the mode of the linear model is not finite at its precision: give the prior a larger first precision"
     moves = last.change > task.em.tolerance
     if last.moving is not None and 2 * last.moving > task.em.tolerance:
         return (
