@@ -11,7 +11,7 @@ Krylov space or by samples, and linear models in closed form. Numbers and tensor
 """
 
 from collections.abc import Sequence
-from math import inf
+from math import inf, isclose
 from typing import TypeVar
 
 import torch
@@ -106,9 +106,10 @@ def out_of_bounds(alpha: Sequence[float], gamma: Sequence[float]) -> bool:
         alpha: (G,) updates.
         gamma: (G,) effective dimensions.
     """
-    least, most = BOUNDS[0] * (1 + _ROUNDED), BOUNDS[1] * (1 - _ROUNDED)  # steps are taken in logarithms
-    groups = zip(alpha, gamma, strict=True)
-    return any(each <= least or (each >= most and determined > DETERMINED) for each, determined in groups)
+    least, most = BOUNDS
+    groups = list(zip(alpha, gamma, strict=True))  # steps are taken in logarithms, and some routes have no bounds
+    low = any(isclose(each, least, rel_tol=_ROUNDED) for each, _ in groups)
+    return low or any(isclose(each, most, rel_tol=_ROUNDED) and determined > DETERMINED for each, determined in groups)
 
 
 def accelerated(used: list[Tensor], updates: list[Tensor]) -> Tensor:
