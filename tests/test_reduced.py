@@ -169,15 +169,17 @@ def test_normalisation_whose_input_goes_elsewhere_too_is_not_folded() -> None:
     features = features_of(net, x)
     assert features.folds == ()
     assert [each.products.laid for each in features.alternatives(x)] == [False, True, True]
-    torch.testing.assert_close(LaidNetwork(features, torch.float32, features.layout).call(features.point, x), net(x))
+    torch.testing.assert_close(LaidNetwork(features, torch.float32).call(features.point, x), net(x))
 
 
-@pytest.mark.parametrize("way", ["own", "laid", "reduced"])
+@pytest.mark.parametrize("way", ["own", "laid", "reduced", "laid, of channels last"])
 def test_forward_mode_copies_no_tangent_of_a_parameter(way: str) -> None:
     """Where one lies otherwise than its parameter, torch fills a storage of the parameter's for each: K P, a tensor."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten())
     net, x = net.append(nn.Linear(64, 5)).eval(), torch.rand(2, 3, 8, 8)
+    if "of" in way:
+        net, way = net.to(memory_format=torch.channels_last), "laid"  # type: ignore[call-overload]
     features = features_of(net, x)
     laid = next(each for each in features.alternatives(x) if each.products.laid)
     features = {"own": features, "laid": laid, "reduced": ReducedNetwork(features, torch.bfloat16)}[way]

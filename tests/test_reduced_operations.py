@@ -128,7 +128,7 @@ def test_both_products_are_those_of_the_jacobian(case: str, frozen: str) -> None
     pushed, pulled = torch.einsum("ncp,kp->knc", rows, v), torch.einsum("ncp,knc->kp", rows, u)
     both = torch.einsum("ncp,ncq,kq->kp", rows, rows, v)
 
-    laid = LaidNetwork(features, torch.float64, features.layout).linearise(x)
+    laid = LaidNetwork(features, torch.float64).linearise(x)
     torch.testing.assert_close(laid.outputs, net(x))
     torch.testing.assert_close(laid.jvp(v), pushed)
     torch.testing.assert_close(laid.vjp(u), pulled)

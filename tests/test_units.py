@@ -1,11 +1,18 @@
 """Targets or inputs in other units: the same fit in those units, however small or large they are."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 import sampla
 from cases import batches
+from sampla.core.params import ParameterLayout
+from sampla.inference.infer import startable
+from sampla.inference.state import is_sound
+from sampla.inference.trace import EMStep
 
 ROUTES = [
     ("isotropic", "scalar", {"solver": "dense"}),
@@ -78,6 +85,39 @@ def test_a_precision_that_is_stopped_is_not_called_settled(structure, solver, un
     with pytest.warns(sampla.ConvergenceWarning, match="stopped at 1e-30 or 1e30: give inputs, or targets, in units"):
         la, _ = fitted(sampla.Gaussian(structure=structure), "isotropic", torch.float64, *units, solver=solver)
     assert not la.report_.settled
+
+
+class Whenever(sampla.EM):
+    def has_settled(self, trace, ahead, error=0.0):  # noqa: ARG002
+        return len(trace) > 4
+
+
+def test_a_rule_of_ones_own_does_not_settle_what_is_stopped():
+    em = Whenever(method="samples", max_steps=6)
+    with pytest.warns(sampla.ConvergenceWarning, match="stopped at 1e-30 or 1e30"):
+        la, _ = fitted("gaussian", "isotropic", torch.float64, 1e-8, 1e9, solver="block-cg", em=em)
+    assert not la.report_.settled
+
+
+def test_a_precision_at_the_bound_that_is_kept_is_not_said_to_be_stopped():
+    la, _ = fitted("gaussian", sampla.Isotropic(1e30, learn=False), torch.float64, solver="block-cg")
+    assert la.report_.settled
+    assert la.prior_precision_.tolist() == [1e30]
+
+
+def test_a_mode_that_is_not_finite_is_not_sound():
+    prior = sampla.Isotropic(1.0).bind(ParameterLayout(("w",), ((3,),)), torch.ones(3))
+    step = EMStep([1.0], [1.0], None, [2.0], [0.0], 1.0, 0.0, 1, 0.0)
+    for size, sound in ((1.0, True), (torch.nan, False), (torch.inf, False)):
+        state = SimpleNamespace(trace=[replace(step, mode_norm=size)], prior=prior)
+        assert is_sound(state) is sound
+
+
+def test_a_start_stays_where_the_data_overflow():
+    prior = sampla.Isotropic(1.0).bind(ParameterLayout(("w",), ((3,),)), torch.ones(3))
+    assert startable(prior, torch.full((3,), torch.inf)).precision.tolist() == [1.0]
+    assert startable(prior, torch.full((3,), 1e9)).precision.tolist() == pytest.approx([1e9 * 2**-23])
+    assert startable(prior, torch.full((3,), 1e-9)).precision.tolist() == pytest.approx([3e-5])
 
 
 @pytest.mark.parametrize("unit", [1e-9, 1e9])

@@ -14,7 +14,7 @@ from torch import nn
 from experiments.accelerator.run import opened
 from experiments.accelerator.stage import DONE, FIT, TRAINING, Cost, Place, Stage
 from experiments.accelerator.weights import rounded, split
-from experiments.classification import cifar, cifar10, cifar100
+from experiments.classification import cifar, cifar100, published
 from experiments.classification.experiment import Experiment, Settings, Task
 from experiments.classification.runner import fitted_and_predicted, measures
 from experiments.common.command import say
@@ -56,14 +56,12 @@ def experiment(name: str, tiny: bool) -> Experiment:
         methods = (*(key for _, keys in _METHODS for key in keys), "ensemble")
         found = replace(cifar100.EXPERIMENT, methods=methods, full=settings)
     else:
-        settings = replace(
-            cifar10.EXPERIMENT.full, images=50_000, held_out=1_000, test=10_000, shifted=1_000, foreign=2_000
-        )
-        depth = name.removeprefix("cifar10-")
-        methods = ("network", "sampla-g", "sampla-isotropic")
+        depth = int(name.removeprefix("cifar10-"))
+        whole = published.experiment(depth)
         found = replace(
-            cifar10.EXPERIMENT, name=name, title=f"CIFAR-10, published ResNet-{depth}", methods=methods, full=settings,
-            load=_cifar10, architecture=lambda: ResNet(ProjectedBlock, (16, 32, 64), int(depth) // 6, 10),
+            whole, name=name, title=f"CIFAR-10, published ResNet-{depth}",
+            methods=("network", "sampla-g", "sampla-isotropic"), shifts=cifar.shifts, angles=False,
+            full=replace(whole.full, held_out=1_000, shifted=1_000),
         )  # fmt: skip
     if tiny:
         found = replace(found, load=_made, architecture=_small, shifts=lambda s: corruptions(s.seed)[:1], full=_TINY)
@@ -84,11 +82,6 @@ def shown(made: Experiment) -> Experiment:
     else:
         words += " The held-out images have been seen in training, and nothing is fitted to them. Foreign: CIFAR-100."
     return replace(made, introduction=words, scale_to=None)
-
-
-def _cifar10(root: Path, settings: Settings) -> Data:
-    """All images; the network has seen every training image, so that nothing is fitted to those that are held out."""
-    return cifar.split(root, settings, "cifar10", "train", held_out_from=0)
 
 
 def _made(root: Path, settings: Settings) -> Data:  # noqa: ARG001

@@ -18,6 +18,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bernoulli": binary_cross_entropy_with_logits, "gaussian": mse_loss,
 }  # fmt: skip
 """By likelihood; otherwise cross-entropy."""
+CIFAR_MEAN, CIFAR_DEVIATION = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+"""Of the pixels, as the published ResNets were trained with them."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,17 @@ def own_resnet(checkpoints: Path) -> nn.Module:
     return cifar10_checkpoint(checkpoints / "resnet20_cifar10.safetensors")
 
 
+def projected_resnet(depth: int) -> nn.Sequential:
+    """A ResNet of CIFAR-10 with 6 n + 2 = ``depth`` layers, of pixels in [0, 1]; with whatever weights."""
+    return nn.Sequential(
+        Standardise(CIFAR_MEAN, CIFAR_DEVIATION), ResNet(ProjectedBlock, (16, 32, 64), (depth - 2) // 6, 10)
+    )  # fmt: skip
+
+
 def published_resnet(checkpoints: Path, depth: int) -> nn.Module:
     """A published ResNet of CIFAR-10 with 6 n + 2 = ``depth`` layers, its names those of ``ResNet``."""
-    network, blocks = ResNet(ProjectedBlock, (16, 32, 64), (depth - 2) // 6, 10), (depth - 2) // 6
-    found = {}
+    whole, blocks, found = projected_resnet(depth), (depth - 2) // 6, {}
+    network = whole[1]
     for name, value in load_file(checkpoints / f"published_resnet{depth}_cifar10.safetensors").items():
         head, _, rest = name.partition(".")
         if head.startswith("layer"):
@@ -110,7 +119,7 @@ def published_resnet(checkpoints: Path, depth: int) -> nn.Module:
     missing = network.load_state_dict(found, strict=False)
     assert not missing.unexpected_keys
     assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
-    return nn.Sequential(Standardise((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), network).eval()
+    return whole.eval()
 
 
 def train(network: nn.Module, split: Split, recipe: Recipe, likelihood: str) -> nn.Module:

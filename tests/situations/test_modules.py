@@ -219,6 +219,9 @@ def test_flex_attention_before_the_chosen_parameters_is_part_of_the_function() -
     found = torch.cat([s.flatten(1) for s in la.samples_.values()], 1)
     expected = torch.einsum("ncp,kp->knc", J, found).square().mean(0)
     assert torch.allclose(la.predict(x).variance, expected, rtol=1e-4)
+    in_parts = la.predict(x.repeat(40, 1, 1)).variance  # no counting of operations: it compiles itself
+    assert torch.allclose(in_parts, expected.repeat(40, 1), rtol=1e-4)
+    assert torch.allclose(la.predict(x).variance, expected, rtol=1e-4)
 
 
 def test_a_compiled_network_needs_no_compiler() -> None:

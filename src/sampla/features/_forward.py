@@ -53,14 +53,14 @@ class ForwardAt(Linearisation):
         return self._kept
 
     def _point(self) -> Mapping[str, Tensor]:
-        """The parameters where their tangents lie, if they lie row by row as these do.
+        """The parameters where their tangents lie, but for those that do not lie row by row as these do.
 
         Forward mode copies each of the K tangents that lies otherwise in its storage than its parameter.
         """
         if self._placed is None:
             given = self._features.point
-            alike = all(each.is_contiguous() for each in given.values())
-            self._placed = side_by_side(self._features.layout, given) if alike else given
+            placed = side_by_side(self._features.layout, given)
+            self._placed = {name: placed[name] if each.is_contiguous() else each for name, each in given.items()}
         return self._placed
 
     @property

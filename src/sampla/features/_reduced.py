@@ -68,10 +68,10 @@ class LaidNetwork:
     Args:
         network: the network.
         dtype: of its parameters and products.
-        lying: where the parameters lie, which is where those of the vectors do.
+        lying: where the parameters lie side by side; None: each on its own, row by row.
     """
 
-    def __init__(self, network: Network, dtype: torch.dtype, lying: Lying) -> None:
+    def __init__(self, network: Network, dtype: torch.dtype, lying: Lying | None = None) -> None:
         self.layout, self.products, self.dtype = network.layout, network.products, dtype
         self._network = network
         state = {**network.constants, **network.point}
@@ -84,7 +84,8 @@ class LaidNetwork:
                 tensor = tensor * factors[name].view(-1, *[1] * (tensor.ndim - 1))
             return tensor.to(dtype)
 
-        self.point = side_by_side(lying, {name: taken(name, p) for name, p in network.point.items()})
+        point = {name: taken(name, p).contiguous() for name, p in network.point.items()}
+        self.point = point if lying is None else side_by_side(lying, point)
         cast = network.weights
         self._rest = {name: _last(taken(name, t)) if name in cast else t for name, t in network.constants.items()}
 

@@ -170,7 +170,7 @@ class NetworkFeatures(Features):
     @property
     def _laid(self) -> LaidNetwork:
         if self._kept_laid is None or self._kept_laid[0] is not self.products:
-            self._kept_laid = self.products, LaidNetwork(self, self.like.dtype, self.layout)
+            self._kept_laid = self.products, LaidNetwork(self, self.like.dtype)
         return self._kept_laid[1]
 
     def call(self, point: Mapping[str, Tensor], inputs: Inputs) -> Tensor:

@@ -30,7 +30,7 @@ from sampla.inference.moving_step import MovingEStep
 from sampla.inference.route import choose_route
 from sampla.inference.sampled_step import SampledEStep
 from sampla.inference.settings import EM, CurvatureAt
-from sampla.inference.state import EMState, Inference, Task, complain_unsettled
+from sampla.inference.state import EMState, Inference, Task, complain_unsettled, is_sound
 from sampla.inference.tuning import tune
 from sampla.likelihoods import Likelihood
 from sampla.model import LinearModel, NoiseDraw
@@ -205,7 +205,7 @@ def maximised(e_step: EStep, state: EMState, keep: Callable[[EMState], None] = l
         start, spent = perf_counter(), state.model.ledger.products
         state = e_step.step(state)
         row = replace(state.trace[-1], seconds=perf_counter() - start, products=state.model.ledger.products - spent)
-        state = replace(state, trace=[*state.trace[:-1], row])
+        state = replace(state, trace=[*state.trace[:-1], row], settled=state.settled and is_sound(state))
         keep(state)
     return state
 

@@ -10,8 +10,7 @@ Bayesian interpolation, Neural Computation 4(3), 1992. Every fit of this package
 Krylov space or by samples, and linear models in closed form. Numbers and tensors only, no model and no solver.
 """
 
-from collections.abc import Sequence
-from math import inf, isclose
+from math import inf
 from typing import TypeVar
 
 import torch
@@ -99,17 +98,15 @@ def updated_alphas(alpha: Tensor, gamma: Tensor, size: Tensor) -> Tensor:
     return torch.where(known, updated_alpha(gamma, size).clamp(*BOUNDS), alpha)
 
 
-def out_of_bounds(alpha: Sequence[float], gamma: Sequence[float]) -> bool:
+def out_of_bounds(alpha: Tensor, gamma: Tensor) -> bool:
     """Whether an update was stopped at ``BOUNDS``; one that goes to infinity without any data that tell it may be.
 
     Args:
-        alpha: (G,) updates.
+        alpha: (G,) updates; some routes have no bounds, and steps are taken in logarithms.
         gamma: (G,) effective dimensions.
     """
-    least, most = BOUNDS
-    groups = list(zip(alpha, gamma, strict=True))  # steps are taken in logarithms, and some routes have no bounds
-    low = any(isclose(each, least, rel_tol=_ROUNDED) for each, _ in groups)
-    return low or any(isclose(each, most, rel_tol=_ROUNDED) and determined > DETERMINED for each, determined in groups)
+    low, high = ((alpha / bound - 1).abs() < _ROUNDED for bound in BOUNDS)
+    return bool((low | (high & (gamma > DETERMINED))).any())
 
 
 def accelerated(used: list[Tensor], updates: list[Tensor]) -> Tensor:

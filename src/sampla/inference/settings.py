@@ -1,13 +1,12 @@
 """What the loop over hyperparameters is asked: when it stops, how accurately and in which way it works."""
 
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Literal, TypeAlias
 
 from torch import Tensor
 
 from sampla.core.checks import require, require_count, require_fraction
-from sampla.inference.mackay import has_settled, out_of_bounds
+from sampla.inference.mackay import has_settled
 from sampla.inference.trace import EMStep
 
 CurvatureAt: TypeAlias = Literal["network", "linear-mode"]
@@ -65,7 +64,7 @@ class EM:
         known = self.method in (None, "krylov", "samples", "outputs")
         require(known, "EM method 'krylov', 'samples', 'outputs' or None", f"{self.method!r}", "None chooses.")
 
-    def has_settled(self, trace: list[EMStep], ahead: float, error: float = 0.0) -> bool:
+    def has_settled(self, trace: list[EMStep], ahead: float, error: float = 0.0) -> bool:  # noqa: ARG002  (for rules of one's own)
         """Whether the loop ends with this step, unless the E-step has been too coarse or cannot tell the noise.
 
         Args:
@@ -73,11 +72,7 @@ class EM:
             ahead: largest relative distance of a hyperparameter from its fixed point, as far as steps tell.
             error: relative error of that fixed point as the E-step's Krylov space knows it.
         """
-        stopped = any(
-            out_of_bounds(row.updated_precision, row.effective_dimension) or not isfinite(row.mode_norm)
-            for row in trace[-1:]
-        )
-        return has_settled(self.tolerance, ahead, error) and not stopped
+        return has_settled(self.tolerance, ahead, error)
 
     @property
     def kind(self) -> str:

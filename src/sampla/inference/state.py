@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from sampla.core.checks import complain
@@ -194,6 +195,18 @@ def complain_unsettled(task: Task, state: EMState) -> str:
     return reason
 
 
+def is_stopped(state: EMState) -> bool:
+    """Whether a precision to learn has come to the end of what numbers are taken for."""
+    last, learnt = state.trace[-1], state.prior.learnt.cpu()
+    found = torch.tensor([last.updated_precision, last.effective_dimension], dtype=torch.float64)
+    return out_of_bounds(*found[:, learnt])
+
+
+def is_sound(state: EMState) -> bool:
+    """Whether the last step may be the end of EM, whatever rule says so."""
+    return isfinite(state.trace[-1].mode_norm) and not is_stopped(state)
+
+
 def what_is_open(task: Task, state: EMState) -> str:
     """What keeps EM from having settled, with its number, and what helps: the first thing that applies."""
     last, most, space = state.trace[-1], task.route.max_rows, state.space
@@ -205,7 +218,7 @@ def what_is_open(task: Task, state: EMState) -> str:
             f"the noise is not known, because {state.noise_unknown}: give Gaussian(noise_precision=1 / std**2), fewer "
             f"parameters=[...]{exactly}, or more data"
         )
-    if out_of_bounds(last.updated_precision, last.effective_dimension):
+    if is_stopped(state):
         return (
             "the prior's precision is stopped at 1e-30 or 1e30: give inputs, or targets, in units "
             "in which their numbers are nearer to one"

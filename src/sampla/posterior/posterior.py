@@ -1,8 +1,8 @@
 """The posterior over a network's parameters: its samples, what they predict, and their file."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from sampla.core import checkpoint
 from sampla.core.checks import require, require_finite
 from sampla.core.chunks import Chunks
 from sampla.core.inputs import as_inputs, input_tensors, moved, num_inputs, pick
-from sampla.core.operations import Operations
+from sampla.core.operations import operations_of
 from sampla.core.params import ParameterLayout
 from sampla.core.typing import Inputs
 from sampla.features import (
@@ -149,12 +149,13 @@ class Posterior:
                 deviations.append(pushed)
                 continue
             deviations.append(Chunked(self.features, part, chunks).jvp(vectors))
-            most, counted = chunks.possible(count, len(vectors))[0], Operations()
+            most = chunks.possible(count, len(vectors))[0]
             few = [part] if most == count else [pick(part, slice(a, a + most)) for a in range(0, count, most)]
-            with counted if first else nullcontext():
-                means += [self.features.own_outputs(each) for each in few]
-            if first:
-                rows = max(rows, _suited(part, counted.count / count) // len(vectors))
+            means += [self.features.own_outputs(each) for each in few]
+            if first and done < (size or 0):
+                one = pick(part, slice(0, 1))
+                suited = _suited(one, operations_of(partial(self.features.own_outputs, one)))
+                rows = max(rows, suited // len(vectors))
         return torch.cat(means), torch.cat(deviations, dim=1)
 
     def to(self, device: torch.device, vectors_on: torch.device | None = None) -> "Posterior":
@@ -257,12 +258,12 @@ def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
     return _BUILT_IN[config["name"]](**{k: v for k, v in config.items() if k != "name"})
 
 
-def _suited(part: Inputs, operations: float) -> int:
+def _suited(one: Inputs, operations: int) -> int:
     """Data times samples at once: many where a network is so small that calls cost more than arithmetic.
 
     Args:
-        part: some inputs.
-        operations: of a forward of one of them; 0 if they are not known.
+        one: a single input.
+        operations: of its forward; 0 if they are not known.
     """
-    entries = sum(tensor.numel() for tensor in input_tensors(part)) / (num_inputs(part) or 1)
-    return int(min(_LARGEST, _WORK / operations, _INPUTS / max(1.0, entries))) if operations else 0
+    entries = max(1, sum(tensor.numel() for tensor in input_tensors(one)))
+    return int(min(_LARGEST, _WORK / operations, _INPUTS / entries)) if operations else 0
