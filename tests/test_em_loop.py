@@ -1,10 +1,12 @@
 """The loop of EM by itself, with an E-step that is made up: when it ends, and what is kept."""
 
 from dataclasses import replace
+from math import nan
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import sampla
 from cases import build_tiny
@@ -41,7 +43,7 @@ class Scripted(EStep):
 
 def fresh(**changes: Any) -> EMState:
     model: Any = SimpleNamespace(ledger=SimpleNamespace(products=7.0))
-    prior: Any = None
+    prior: Any = SimpleNamespace(learnt=torch.tensor([True]))
     return EMState(prior, model, **changes)
 
 
@@ -60,6 +62,18 @@ def test_the_loop_ends_and_keeps_every_state(script: dict[int, dict[str, bool]],
     assert [each.products for each in found.trace] == [2.0] * steps
     assert all(each.seconds > 0 for each in found.trace)
     assert e_step.started == 1
+
+
+@pytest.mark.parametrize("wrong", [{"mode_norm": nan}, {"updated_precision": [1e-30]}])
+def test_no_loop_settles_where_numbers_end(wrong: dict[str, Any]) -> None:
+    class Wrong(Scripted):
+        def step(self, state: EMState) -> EMState:
+            found = super().step(state)
+            return replace(found, trace=[*state.trace, replace(found.trace[-1], **wrong)])
+
+    found = maximised(Wrong({2: {"settled": True}}, max_steps=3), fresh())
+    assert len(found.trace) == 3
+    assert not found.settled
 
 
 @pytest.mark.parametrize("ended", ["settled", "stuck"])
