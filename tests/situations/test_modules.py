@@ -69,7 +69,7 @@ def test_an_exported_module_serves_like_the_one_it_was_made_from() -> None:
 EXPORTED: dict[str, Refusal] = {
     "one batch size": (
         lambda: _exported(classifier(), dynamic=False),
-        r"Guard failed(.|\n)*takes the sizes it was exported for: export it with dynamic_shapes",
+        r"(Guard failed|Expected input at)(.|\n)*takes the sizes it was exported for: export it with dynamic_shapes",
     ),
     "random": (
         lambda: _exported(nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5)).train(), dynamic=True),
@@ -101,6 +101,7 @@ def one_process() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
+@pytest.mark.filterwarnings("ignore:DTensor random operators")
 def test_sharded_weights_are_refused_by_type() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import distribute_tensor

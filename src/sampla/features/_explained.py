@@ -16,6 +16,10 @@ _NO_FORWARD_MODE = (
     "mode: write it with ordinary torch operations, or give the autograd.Function setup_context, jvp and "
     "generate_vmap_rule = True."
 )
+_EXPORTED = (
+    "An exported program takes the sizes it was exported for: export it with dynamic_shapes for the first axis, or pass "
+    "the nn.Module it was made from."
+)
 _REMEDIES = {
     "not implemented for '": "This device does not have that operation in that type: model.float(), or model.cpu().",
     "must have the same dtype": "Convert the inputs to the dtype of the network, x.to(next(model.parameters()).dtype).",
@@ -27,8 +31,8 @@ _REMEDIES = {
     "called random operation": "The network must be deterministic in evaluation mode: take the random operation out.",
     "FlexAttention": "Use torch.nn.functional.scaled_dot_product_attention with attn_mask=... in its place "
     "(the same numbers; in Hugging Face attn_implementation='sdpa'), or choose parameters that come after it.",
-    "Guard failed": "An exported program takes the sizes it was exported for: export it with dynamic_shapes for the "
-    "first axis, or pass the nn.Module it was made from.",
+    "Guard failed": _EXPORTED,
+    "Expected input at *args": _EXPORTED,  # what torch 2.6 says of it
 }
 """What torch's message contains -> what to do."""
 
