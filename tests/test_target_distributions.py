@@ -177,8 +177,6 @@ def test_moments_are_those_of_quadrature_over_the_function(name: str) -> None:
         noise = (weights * torch.from_numpy(np.broadcast_to(frozen.var(), frozen.mean().shape).copy())).sum(0)
         moved_mean = (weights * (torch.from_numpy(frozen.mean()) - mean).square()).sum(0)
         square = moved_mean if first == 0 else square
-    if name == "student-t":  # functions have a width of their own, as of Gaussian noise
-        square = pred.variance
     torch.testing.assert_close(pred.mean_total, mean)
     torch.testing.assert_close(pred.variance_total, noise + square)
     torch.testing.assert_close(pred.std_total.square(), pred.variance_total)
@@ -281,3 +279,53 @@ def test_bad_settings() -> None:
         sampla.HeteroscedasticGaussian().check_targets(randn(4, 3), randn(4, 3))
     with pytest.raises(TypeError, match="Categorical has no distribution of numbers"):
         sampla.Categorical().cdf(randn(4, 3), randn(4))
+
+
+@pytest.mark.parametrize("rate", [7.0, 1e4, 1e6, 1e7])
+@pytest.mark.parametrize(
+    ("likelihood", "scipy"),
+    [
+        (sampla.Poisson(), stats.poisson),
+        (sampla.NegativeBinomial(10.0), lambda mu: stats.nbinom(10.0, 10.0 / (10.0 + mu))),
+        (sampla.NegativeBinomial(1e6), lambda mu: stats.nbinom(1e6, 1e6 / (1e6 + mu))),
+    ],
+)
+def test_densities_of_large_counts_in_float32(
+    likelihood: sampla.Likelihood, scipy: Callable[..., Any], rate: float
+) -> None:
+    """Their terms are as large as y log y, and they themselves about ten."""
+    outputs = torch.tensor([[rate]]).log()
+    counts = torch.tensor([[rate * 1.001]]).round()
+    expected = scipy(outputs.double().exp().numpy()).logpmf(counts.double().numpy()).sum()
+    found = likelihood.log_prob(outputs, counts)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(expected, abs=1e-4)
+    pred = sampla.Predictive(outputs, 1e-3 * torch.ones(2, 1, 1), likelihood, num_draws=64)
+    torch.testing.assert_close(
+        pred.log_prob(counts).double(), pred.to(torch.float64).log_prob(counts.double()), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_the_spread_of_student_targets_is_that_of_their_distribution() -> None:
+    """At the width of single labels, whatever the width of functions is."""
+    deviations = randn(6, 5, 2, seed=3)
+    for width in (0.0, 1.5):
+        pred = sampla.Predictive(
+            randn(5, 2, seed=4), deviations, sampla.StudentT(5.0, 0.3), width=width, joint_width=3.0, num_draws=20_000
+        )
+        expected = width**2 * deviations.square().mean(0) + 0.3**2 * 5 / 3
+        torch.testing.assert_close(pred.variance_total, expected)
+        torch.testing.assert_close(pred.distribution().variance, expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::sampla.ConvergenceWarning")
+def test_a_mode_that_is_not_found_among_large_counts_is_no_crash() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.linspace(-1, 1, 100, dtype=torch.float64)[:, None]
+    y = (1e6 * (1 + 0.3 * torch.sin(3 * x)) * (1 + 0.3 * torch.rand(100, 1, generator=generator))).round()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)).double().eval()
+    with torch.no_grad():
+        model[2].bias.fill_(14.0)
+    la = sampla.LinearisedLaplace(model, sampla.NegativeBinomial(10.0), "isotropic", num_samples=4, progress=False)
+    assert torch.isfinite(la.fit([(x, y)]).predict(x).deviations).all()

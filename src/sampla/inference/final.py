@@ -177,7 +177,7 @@ def _excess(state: EMState, solution: Solution, mean: Tensor, error: float) -> f
     size = float((state.prior.diagonal * mean.square()).double().sum())
     if state.model.likelihood.is_quadratic:
         size += float(mean.double() @ solution.curvature_value[-1].double())
-    return error**2 * size / 2
+    return error * error * size / 2  # a product of floats is infinite where a power raises
 
 
 def _away(state: EMState, mean: Tensor) -> float:

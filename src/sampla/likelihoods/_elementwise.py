@@ -30,7 +30,7 @@ class Elementwise(Likelihood):
 
     @abstractmethod
     def log_density(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Log p(y | f) of each output in nats."""
+        """Log p(y | f) of each output in nats. Both are in float64: its terms may be far larger than it, as counts."""
 
     @abstractmethod
     def information(self, outputs: Tensor) -> Tensor:
@@ -40,11 +40,10 @@ class Elementwise(Likelihood):
         return self.observation_log_prob(outputs, targets).reshape(outputs.shape[0], -1).sum(1)
 
     def observation_log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        known = self.counted(targets)
-        if known is None:
-            return self.log_density(outputs, targets.to(outputs))
-        filled = targets.where(known, 1.0).to(outputs)  # any value will do, but a NaN would stay one
-        return self.log_density(outputs, filled) * known
+        known, wide = self.counted(targets), outputs.double()
+        filled = targets if known is None else targets.where(known, 1.0)  # any value will do, but a NaN would stay one
+        density = self.log_density(wide, filled.to(wide)).to(outputs)
+        return density if known is None else density * known
 
     def counted(self, targets: Tensor) -> Tensor | None:
         return ~targets.isnan() if self.ignore_nan else None

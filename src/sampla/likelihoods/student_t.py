@@ -46,6 +46,10 @@ class StudentT(Elementwise):
         variance = self.scale**2 * self.df / (self.df - 2) if self.df > 2 else torch.inf
         return outputs.new_tensor(variance)
 
+    def target_moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of f plus noise; taken at the width of single labels, as all that is said of a target is."""
+        return mean, variance + self.noise_covariance(mean)
+
     def distribution(self, outputs: Tensor) -> Targets:
         return Targets(self.df, outputs, self.scale, validate_args=False)
 
