@@ -339,3 +339,28 @@ def test_secants_are_the_bfgs_update_and_stay_positive():
     torch.testing.assert_close(secants.solve(steps[-1] @ hessian), steps[-1])
     assert secants.taught(steps[0], -steps[0]) is secants
     assert secants.cautious().scale == max(1.0, secants.scale)
+
+
+@pytest.mark.filterwarnings("error::sampla.ConvergenceWarning")
+@pytest.mark.parametrize("level", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("likelihood", [sampla.Poisson(), sampla.NegativeBinomial(10.0)])
+def test_counts_far_above_those_at_zero(likelihood, level):
+    """At theta = 0, where the search begins, the rate is one: a Newton step there is 10^6 times too long or too short.
+
+    A few columns, as of a network's last layer, whose sum is nearly the logarithm of the rate.
+    """
+    rows = torch.cat([torch.ones(60, 1), 0.3 * randn(60, 3, seed=5)], 1).double()
+    counts = torch.poisson((rows[:, 1:2] * 0.3).exp() * level, torch.Generator().manual_seed(0)).double()
+    data = linear_model(sampla.DesignMatrix(4, dtype=torch.float64), likelihood, [(rows, counts)])
+    found = linear_mode(data, torch.ones(4).double(), Jacobi(rows.square().sum(0) + 1), tolerance=1e-6)
+    theta = torch.zeros(4, dtype=torch.float64)
+    theta[0] = torch.tensor(level).double().log()  # Newton's method is at home there
+    for _ in range(50):
+        free = theta.clone().requires_grad_()
+
+        def objective(at):
+            return -likelihood.log_prob((rows @ at)[:, None], counts).sum() + at.square().sum() / 2
+
+        (gradient,) = torch.autograd.grad(objective(free), free)
+        theta = theta - torch.linalg.solve(torch.autograd.functional.hessian(objective, theta), gradient)
+    assert relative_error(found.value[0], theta, torch.ones(4)) < 1e-5

@@ -20,6 +20,8 @@ _ARMIJO = 1e-4
 """Share of the decrease promised by the slope that a step must keep."""
 _TRIALS = 12
 """Lengths tried for one direction."""
+_STEEP, _STRETCH = 0.9, 4.0
+"""Share of its slope that a step too short leaves at its end; by which factor it is made longer then."""
 _FORCING = 0.1
 """Relative residual at which a truncated Newton step is solved well enough."""
 _IDLE = 20
@@ -166,19 +168,37 @@ class _Search:
         else:
             direction = (yield from self._newton_step()) if self.newton else -self.secants.solve(point.gradient)
         length, trial = 1.0, point
-        for _ in range(_TRIALS):
+        for tried in range(_TRIALS):
             trial = yield from self.objective.at(point.theta + length * direction)
             if self._accepts(trial, length, direction):
-                self._learn(trial)
+                self._learn((yield from self._longer(trial, length, direction)))
                 return _End.STAGNATED if self.idle >= _IDLE else None
             if not self.newton:  # the secants promised too much: ask the curvature here
                 self.newton, direction = True, (yield from self._newton_step())
             else:
-                length *= _shorter(dot(point.gradient, direction) * length, dot(trial.gradient, direction) * length)
+                length *= _shorter(dot(point.gradient, direction), dot(trial.gradient, direction), tried)
         if not trial.finite:
             return _End.NOT_FINITE
         resolved = -dot(point.gradient, direction) > point.resolution
         return _End.NO_DECREASE if resolved else _End.STAGNATED
+
+    def _longer(self, trial: _Point, length: float, direction: Tensor) -> Steps[_Point]:
+        """A longer step where the slope has not changed over this one: what it was measured by says nothing here.
+
+        So it is far from the mode of counts, where a truncated Newton step sees the curvature of few directions.
+        """
+        before = dot(self.point.gradient, direction)
+        for _ in range(_TRIALS):
+            if dot(trial.gradient, direction) > _STEEP * before:
+                break
+            length *= _STRETCH
+            further = yield from self.objective.at(self.point.theta + length * direction)
+            if not self._accepts(further, length, direction) or further.objective > trial.objective:
+                break
+            for start, end in ((self.point, trial), (trial, further)):
+                self._watch(start, end)
+            trial = further
+        return trial
 
     def _accepts(self, trial: _Point, length: float, direction: Tensor) -> bool:
         """Enough decrease (Armijo); where rounding hides it, a smaller slope (Hager and Zhang 2005)."""
@@ -190,10 +210,13 @@ class _Search:
         return trial.objective <= self.point.objective + self.point.resolution and abs(after) <= abs(before)
 
     def _learn(self, trial: _Point) -> None:
-        step, change = trial.theta - self.point.theta, trial.gradient - self.point.gradient
-        self.log_concave = self.log_concave and not self.objective.negative_curvature(self.point, step, change)
-        self.secants = self.secants.taught(step, change)
+        self._watch(self.point, trial)
+        self.secants = self.secants.taught(trial.theta - self.point.theta, trial.gradient - self.point.gradient)
         self.point, self.newton = trial, False
+
+    def _watch(self, start: _Point, end: _Point) -> None:
+        bends = self.objective.negative_curvature(start, end.theta - start.theta, end.gradient - start.gradient)
+        self.log_concave = self.log_concave and not bends
 
     def _newton_step(self) -> Steps[Tensor]:
         """As many conjugate gradient steps on the Newton system as 1.5 products pay; the secants learn each of them."""
@@ -216,11 +239,14 @@ class _Search:
         return step if bool(step.any()) else -solver.solve(point.gradient)
 
 
-def _shorter(before: float, after: float) -> float:
-    """The factor by which to shorten a step, from the slopes at its two ends (secant, kept within limits)."""
+def _shorter(before: float, after: float, tried: int) -> float:
+    """The factor by which to shorten a step, from the slopes at its two ends (secant, kept within limits).
+
+    The limits tighten with each length tried: a slope that jumps looks the same from any length far beyond the jump.
+    """
     if not isfinite(after) or after <= before:
         return 0.1
-    return min(0.7, max(0.1, before / (before - after)))
+    return max(0.1, min(0.7 ** (tried + 1), before / (before - after)))
 
 
 def _begun(objective: _Objective, inverse: Preconditioner, guess: Tensor | Mode | None) -> Steps[_Search]:
