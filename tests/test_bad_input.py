@@ -382,3 +382,11 @@ def test_prediction_needs_evaluation_mode_too() -> None:
     with pytest.raises(ValueError, match="expected a model in evaluation mode"):
         la.predict(inputs())
     assert la.model.training
+
+
+def test_one_input_without_the_axis_of_the_data_is_refused() -> None:
+    """Outputs have none either then, and their numbers would pass for as many data."""
+    la = laplace(classifier()).fit(class_batches())
+    with pytest.raises(ValueError, match=r"one row per datum, got \(3,\). Inputs have the data on their first axis"):
+        la.predict(inputs()[0])
+    assert len(la.predict(inputs()[0][None])) == 1

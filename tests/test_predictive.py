@@ -151,6 +151,12 @@ def test_a_saved_posterior_predicts_the_same(problems, likelihood, tmp_path):
     assert torch.equal(one.log_prob(problem.test_targets), other.log_prob(problem.test_targets))
     assert torch.equal(la.prior_precision_, loaded.prior_precision_)
     assert str(la.report_) == str(loaded.report_)
+    with pytest.raises(
+        ValueError, match=r"expected likelihood \w+, that of the fit, got StudentT. Leave likelihood out"
+    ):
+        sampla.LinearisedLaplace.load(
+            tmp_path / "posterior.safetensors", problem.model, likelihood=sampla.StudentT(3.0)
+        )
 
 
 class InterruptedFitError(Exception):

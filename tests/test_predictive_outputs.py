@@ -96,6 +96,8 @@ INDICES = [
     np.array([2]),
     torch.arange(NUM_DATA) % 2 == 0,
     -2,
+    np.int64(3),
+    torch.tensor(-1),
     [],
     slice(5, 9),
 ]
@@ -104,7 +106,8 @@ INDICES = [
 @pytest.mark.parametrize("index", INDICES)
 def test_parts_are_the_predictive_at_these_inputs(index):
     pred = predictive(sampla.Categorical(), solve_error=randn(NUM_DATA), targets=torch.arange(NUM_DATA) % 3)
-    taken = np.array([index] if isinstance(index, int) else index, int) if isinstance(index, (int, list)) else index
+    taken = index if isinstance(index, slice) or len(np.shape(index)) else [int(index)]
+    taken = np.array(taken, int) if isinstance(taken, list) else taken
     part, rows = pred[index], torch.from_numpy(np.arange(NUM_DATA)[taken])
     assert len(part) == len(rows)
     for name in ("mean", "probs", "std", "mutual_information", "solve_error", "targets"):
@@ -121,6 +124,9 @@ def test_a_predictive_goes_through_its_data_and_ends():
         pred[NUM_DATA]
     with pytest.raises(TypeError, match="expected a slice, list or mask of data, got several"):
         pred[0, 1]
+    for nothing in (torch.tensor(True), torch.zeros(2, 2, dtype=torch.long), 1.0):
+        with pytest.raises(TypeError, match="expected one number, or a slice, list or mask of data on one axis"):
+            pred[nothing]
 
 
 def test_parts_put_together_are_the_whole():
@@ -135,6 +141,10 @@ def test_parts_put_together_are_the_whole():
     for other in (pred.scaled(2.0), predictive(shape=(4,)), predictive(seed=3)):
         with pytest.raises(ValueError, match="Predictions of one posterior go together"):
             sampla.Predictive.cat([pred, other])
+    noises = predictive(sampla.Gaussian(1.0)), predictive(sampla.Gaussian(100.0))
+    for together in (sampla.Predictive.cat, lambda both: both[0].covariance_with(both[1])):
+        with pytest.raises(ValueError, match="Predictions of one posterior go together"):
+            together(noises)
 
 
 def test_types_and_devices_are_asked_for_as_of_tensors():
@@ -180,3 +190,27 @@ def test_the_distribution_of_classes():
     yes = predictive(sampla.Bernoulli())
     assert isinstance(yes.distribution(), Bernoulli)
     torch.testing.assert_close(yes.distribution().mean, yes.probs)
+
+
+@pytest.mark.parametrize("width", [0.0, 2.0])
+def test_the_derivative_of_a_deviation_is_finite_where_there_is_none(width):
+    """Of functions without width, and of outputs that the posterior says nothing of: zero, as of what is constant."""
+    deviations = randn(NUM_FUNCTIONS, NUM_DATA, 3, seed=2)
+    deviations[:, 0] = 0
+    deviations.requires_grad_()
+    pred = sampla.Predictive(randn(NUM_DATA, 3), deviations, sampla.Gaussian(3.0), joint_width=width)
+    (gradient,) = torch.autograd.grad(pred.std.sum(), deviations)
+    root = deviations.detach().square().mean(0).sqrt()
+    expected = width * deviations.detach() / (NUM_FUNCTIONS * root.where(root > 0, 1))
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(pred.std.detach(), width * root)
+
+
+@pytest.mark.parametrize("group", [[-1] * NUM_DATA, [0, 0, -1, 1, 1]])
+def test_groups_begin_at_zero(group):
+    pred, targets = predictive(), randn(NUM_DATA, 3)
+    with pytest.raises(ValueError, match=r"expected group numbers 0 .. G - 1, got -1. Leave out data of no group"):
+        pred.joint_log_prob(targets, torch.tensor(group))
+    kept = torch.tensor([0, 0, 1, 1, 1])
+    small = kept.to(torch.int8)
+    assert torch.equal(pred.joint_log_prob(targets, small), pred.joint_log_prob(targets, kept))

@@ -26,6 +26,20 @@ def check_average(method: str, num_draws: int) -> None:
     require_count(num_draws, "num_draws", 1, "The default is 512; method='probit' draws nothing.")
 
 
+def _numbers(rows: Any, count: int) -> Tensor:
+    """Numbers of some of so many data, or a mask of them; one number alone as a list of it."""
+    if isinstance(rows, tuple):
+        raise TypeError("expected a slice, list or mask of data, got several: outputs are chosen of mean, std, ...")
+    found = torch.as_tensor(rows)
+    mask, empty = found.dtype == torch.bool, found.numel() == 0
+    if found.ndim > 1 or (found.is_floating_point() and not empty) or (mask and found.ndim == 0):
+        got = f"{tuple(found.shape)} {found.dtype}"
+        raise TypeError(f"expected one number, or a slice, list or mask of data on one axis, got {got}")
+    if found.ndim == 0 and not -count <= int(found) < count:
+        raise IndexError(f"datum {int(found)} of {count}")
+    return found if mask else found.reshape(-1).long()
+
+
 @dataclass(frozen=True)
 class Outputs:
     """The Gaussian N(mean, s^2 (1/K) sum_k d_k d_k') over the outputs at n inputs."""
@@ -71,7 +85,8 @@ class Outputs:
     @property
     def std(self) -> Tensor:
         """(n, *out) square root of ``variance``."""
-        return self.variance.sqrt()
+        spread = self._variance  # a root's derivative is infinite at zero: what does not vary has none
+        return self.joint_width * torch.where(spread == 0, 1, spread).sqrt() * (spread != 0)
 
     @property
     def mean_total(self) -> Tensor:
@@ -89,9 +104,9 @@ class Outputs:
 
     @property
     def variance_total(self) -> Tensor:
-        """(n, ...) variance of a new target: ``variance`` plus that of the noise of each output.
+        """(n, ...) variance of a new target: with Gaussian noise ``variance`` plus that of the noise of each output.
 
-        Where targets are no sum of the two, as counts, it is their variance at the width for single labels.
+        Of other targets, as counts or those with outliers, it is their variance at the width for single labels.
 
         Raises:
             TypeError: where targets are no numbers, as of classes.
@@ -126,11 +141,12 @@ class Outputs:
             other: of the same posterior, with all of its samples.
 
         Raises:
-            ValueError: for another number of samples.
+            ValueError: for another number of samples, or another likelihood.
         """
         count, theirs = len(self.deviations), len(other.deviations)
         fix = "Both must be of one posterior, for whose samples the covariance is."
         require(count == theirs, f"predictions with {count} samples", f"{theirs}", fix)
+        self._require_likelihood(other)
         product = self.deviations.flatten(1).mT @ other.deviations.flatten(1)
         scale = self.joint_width * other.joint_width / count
         return product.mul(scale).view(*self.mean.shape, *other.mean.shape)
@@ -158,7 +174,8 @@ class Outputs:
         Args:
             q: one probability in (0, 1), or Q of them.
             total: of new targets, with noise (``std_total``), instead of the function's. Where that is not Gaussian,
-                they are those of p(y | f) averaged over ``num_draws`` draws of f; of counts the least that will do.
+                they are those of p(y | f) averaged over ``num_draws`` draws of f, without a graph; of counts the least
+                that will do.
 
         Returns:
             (n, *out) or (Q, n, *out); of new targets, their shape.
@@ -182,16 +199,13 @@ class Outputs:
         return len(self.mean)
 
     def __getitem__(self, rows: Rows) -> Self:
-        """Return the predictive at some of the inputs: a slice, list or mask; of one number that datum alone, n = 1."""
-        if isinstance(rows, int):
-            if not -len(self) <= rows < len(self):
-                raise IndexError(f"datum {rows} of {len(self)}")
-            rows = [rows]
-        if isinstance(rows, tuple):
-            raise TypeError("expected a slice, list or mask of data, got several: outputs are chosen of mean, std, ...")
-        if not isinstance(rows, slice):
-            rows = torch.as_tensor(rows, device=self.mean.device)
-            rows = rows.long() if rows.numel() == 0 and rows.dtype != torch.bool else rows
+        """Return the predictive at some of the inputs: a slice, list or mask; of one number that datum alone, n = 1.
+
+        Raises:
+            IndexError: for a datum that there is not.
+            TypeError: for what chooses no data, as several axes.
+        """
+        rows = rows if isinstance(rows, slice) else _numbers(rows, len(self)).to(self.mean.device)
         chosen: dict[str, Any] = {name: each[rows] for name, each in self._each_datum().items() if name != "deviations"}
         return replace(self, deviations=self.deviations[:, rows], **chosen)
 
@@ -204,7 +218,8 @@ class Outputs:
         """The predictive at the inputs of several, one after the other, on the device of the first.
 
         Raises:
-            ValueError: for none, or for parts of other posteriors or settings.
+            ValueError: for none, or for parts of other settings, likelihoods or numbers of samples. Posteriors that
+                differ in nothing of this cannot be told apart.
         """
         require(len(parts) > 0, "predictions to put together", "none", "Give a list of at least one.")
         first, joined = parts[0], dict[str, Any](solve_error=None, targets=None)
@@ -232,6 +247,11 @@ class Outputs:
         every = {name: getattr(self, name) for name in ("mean", "deviations", "solve_error", "targets")}
         return {name: each for name, each in every.items() if each is not None}
 
+    def _require_likelihood(self, other: "Outputs") -> None:
+        own, theirs = self.likelihood.config(), other.likelihood.config()
+        fix = "Predictions of one posterior go together."
+        require(self.likelihood is other.likelihood or own == theirs, f"predictions with {own}", f"{theirs}", fix)
+
     def _require_like(self, other: "Outputs") -> None:
         def facts(of: "Outputs") -> tuple[Any, ...]:
             return (
@@ -247,6 +267,7 @@ class Outputs:
             f"{facts(other)}",
             fix,
         )
+        self._require_likelihood(other)
 
     @property
     def _flat(self) -> Tensor:

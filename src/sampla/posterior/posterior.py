@@ -145,13 +145,15 @@ class Posterior:
             done += count
             if traced:
                 mean, pushed = self.features.traced(part, vectors)
-                means.append(mean)
-                deviations.append(pushed)
-                continue
-            deviations.append(Chunked(self.features, part, chunks).jvp(vectors))
-            most = chunks.possible(count, len(vectors))[0]
-            few = [part] if most == count else [pick(part, slice(a, a + most)) for a in range(0, count, most)]
-            means += [self.features.own_outputs(each) for each in few]
+            else:
+                pushed = Chunked(self.features, part, chunks).jvp(vectors)
+                most = chunks.possible(count, len(vectors))[0]
+                few = [part] if most == count else [pick(part, slice(a, a + most)) for a in range(0, count, most)]
+                mean = torch.cat([self.features.own_outputs(each) for each in few])
+            if size is not None:
+                _require_one_each(mean, count)
+            means.append(mean)
+            deviations.append(pushed)
             if first and done < (size or 0):
                 one = pick(part, slice(0, 1))
                 suited = _suited(one, operations_of(partial(self.features.own_outputs, one)))
@@ -218,6 +220,10 @@ def load_posterior(
     products = Products(**facts.get("products", {}))
     features = NetworkFeatures(network, names, facts.get("output"), products, vectors_on=vectors_on, call=call)
     samples = tensors["samples"].to(features.like)
+    if likelihood is not None:
+        kind, own_kind = facts["likelihood"]["name"], likelihood.config()["name"]
+        fix = "Leave likelihood out: the file has it, unless it is of a class of your own."
+        require(kind == own_kind, f"likelihood {kind}, that of the fit", own_kind, fix)
     noise = facts["fit"].get("noise_precision")
     if likelihood is not None and likelihood.learns_noise and noise is not None:
         likelihood = likelihood.with_noise(torch.tensor(noise, dtype=torch.float64))
@@ -256,6 +262,13 @@ def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
             f"{path} was fitted with your own likelihood {config['name']}: pass load(..., likelihood=...)."
         )
     return _BUILT_IN[config["name"]](**{k: v for k, v in config.items() if k != "name"})
+
+
+def _require_one_each(outputs: Tensor, count: int) -> None:
+    require(
+        len(outputs) == count, f"outputs with first axis {count}, one row per datum", f"{tuple(outputs.shape)}",
+        "Inputs have the data on their first axis: of one datum x[None].",
+    )  # fmt: skip
 
 
 def _suited(one: Inputs, operations: int) -> int:

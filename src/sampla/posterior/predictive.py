@@ -129,6 +129,9 @@ class Predictive(Outputs):
             f"{tuple(group.shape)} {group.dtype}",
             "Give one number per datum.",
         )
+        group = group.long()
+        lowest = int(group.min()) if len(group) else 0
+        require(lowest >= 0, "group numbers 0 .. G - 1", f"{lowest}", "Leave out data of no group: pred[group >= 0].")
         likelihood, mean, deviations, width = self.likelihood, self.mean, self.deviations, self.joint_width
         log_det = likelihood.log_determinant(mean)
         if log_det is not None:
