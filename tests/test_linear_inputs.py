@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
@@ -56,6 +57,8 @@ def inputs(kind, x, y, make):
         return make(np.ascontiguousarray(x.T)).T, y
     if kind == "chunks":
         return Chunks(x, y), None
+    if kind == "chunks of frames":
+        return [(pd.DataFrame(x[part]), pd.DataFrame(y[part])) for part in (slice(0, 40), slice(40, None))], None
     if kind == "list of chunks":
         return [(x[:40], y[:40]), (sparse.csr_array(x[40:]), y[40:])], None
     convert = {
@@ -67,7 +70,7 @@ def inputs(kind, x, y, make):
 
 KINDS = (
     "fortran", "reversed", "csr", "csc array", "coo", "torch", "list", "memmap", "memmap-slice", "memmap-columns",
-    "chunks", "list of chunks",
+    "chunks", "chunks of frames", "list of chunks",
 )  # fmt: skip
 
 

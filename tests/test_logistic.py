@@ -153,3 +153,24 @@ def test_bad_settings_are_refused():
         sampla.BayesianLogisticRegression().predict_proba(x)
     with pytest.raises(ValueError, match="at most num_samples = 64 draws, got 65"):
         sampla.BayesianLogisticRegression().fit(x, y).sample_coef(65)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_probabilities_in_closed_form_depend_on_no_samples(classes):
+    """Averaged over N(mode, H^-1) as the dense reference has it, by draws of its own that are many."""
+    x, y = problem(classes)
+    mode, covariance, _, _ = logistic_reference(x, y, 0.7)
+    new = np.random.default_rng(5).standard_normal((6, 4))
+    settings = {"fit_intercept": False, "prior_precision": 0.7, "random_state": 0}
+    few, many = (sampla.BayesianLogisticRegression(num_samples=k, **settings).fit(x, y) for k in (2, 50))
+    np.testing.assert_array_equal(few.predict_proba(new), many.predict_proba(new))
+    rng = np.random.default_rng(6)
+    draws = rng.multivariate_normal(mode.ravel(), covariance, 200_000).reshape(200_000, 4, -1)
+    logits = np.einsum("nd,sdc->snc", new, draws)
+    if classes == 2:
+        expected = (1 / (1 + np.exp(-logits[..., 0]))).mean(0)
+        np.testing.assert_allclose(few.predict_proba(new)[:, 1], expected, atol=2e-3)
+    else:
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
+        expected = (shares / shares.sum(-1, keepdims=True)).mean(0)
+        np.testing.assert_allclose(few.predict_proba(new), expected, atol=0.02)

@@ -1,7 +1,7 @@
 """Bayesian logistic regression, binary and multi-class, as a scikit-learn estimator."""
 
 from dataclasses import dataclass, replace
-from math import log, pi
+from math import log, pi, sqrt
 from time import perf_counter
 from typing import Any
 
@@ -43,6 +43,8 @@ from sampla.solvers import BlockCG
 
 _EXACT_UP_TO = 1000
 """P at which solver="auto" changes from the closed form to block conjugate gradients."""
+_AT_ONCE = 2**22
+"""Entries of rows and of what is made of them that a prediction holds together."""
 _INTERCEPT = 1e-6
 """Prior precision of the constants: next to none."""
 _WIDE = 3.0
@@ -288,6 +290,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         )
         samples = found.samples(settings.num_samples, seed_of(self.random_state))
         self._set_fitted(found.prior.precision, found.effective_dimension, found.mode, samples, found.steps)
+        self._root = found.covariance_root().to(self._design.like)
         self._set_evidence(found.log_evidence)
         dimension = float(found.effective_dimension.sum())
         return LinearReport(found.passes, found.settled, found.steps, dimension, found.log_evidence)
@@ -321,6 +324,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         self.prior_precision_ = float(alpha[0]) if groups == 1 else alpha
         self.effective_dimension_ = float(determined[0]) if groups == 1 else determined
         self._mean, self._samples = mode.to(self._design.like), samples.to(self._design.like)
+        self._root = self._samples / len(samples) ** 0.5
         coefficients, intercepts = self._in_users_units(self._mean[None])
         self.coef_, self.intercept_ = coefficients[0], intercepts[0]
         self.n_iter_ = max(1, steps)
@@ -350,11 +354,11 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
     def _predictives(self, X: Any) -> list[Predictive]:
         check_is_fitted(self)
         source = array_source(checked_rows(self, X, reset=False), device=self._columns.power.device)
-        both = torch.cat([self._mean[None], self._samples])
+        both, outputs = torch.cat([self._mean[None], self._root]), self._design.shape[1]
         found = []
-        for rows, _, _ in source.chunks():
+        for rows, _, _ in source.chunks(max(1, _AT_ONCE // (self._design.shape[0] + len(both) * outputs))):
             pushed = self._design.linearise((rows,)).jvp(both)
-            found.append(Predictive(pushed[0], pushed[1:], self._likelihood, self.predictive))
+            found.append(Predictive(pushed[0], _deviations(pushed[1:]), self._likelihood, self.predictive))
         return found
 
     def _averaged(self, predictive: Predictive) -> Tensor:
@@ -374,6 +378,17 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _deviations(root: Tensor) -> Tensor:
+    """Deviations that have each row's covariance, sum_k r_k r_k' of (k, n, C): C of them will do, for few classes."""
+    number, outputs = len(root), root.shape[-1]
+    if outputs**2 > number:
+        return root * sqrt(number)
+    each = root.movedim(0, -1)
+    values, vectors = torch.linalg.eigh(each @ each.mT)
+    deviations: Tensor = (vectors * (outputs * values.clamp_min(0)).sqrt().unsqueeze(-2)).movedim(-1, 0)
+    return deviations
 
 
 def _constants(outputs: int) -> Tensor:

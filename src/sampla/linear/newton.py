@@ -48,6 +48,12 @@ class ClosedLaplace:
         drawn: Tensor = torch.linalg.solve_triangular(self.root.mT, xi.mT, upper=True).mT
         return drawn
 
+    def covariance_root(self) -> Tensor:
+        """(P, P) rows r_k with sum_k r_k r_k' = H^-1."""
+        eye = torch.eye(len(self.root), dtype=self.root.dtype, device=self.root.device)
+        inverse: Tensor = torch.linalg.solve_triangular(self.root, eye, upper=False)
+        return inverse
+
 
 @dataclass(frozen=True)
 class _Point:

@@ -243,6 +243,8 @@ class ChunkSource(Source):
             if not (isinstance(item, (tuple, list)) and len(item) in (2, 3)):
                 raise TypeError(f"chunk {index}: expected (X, Y) or (X, Y, weights), got {type(item).__name__}.")
             rows, targets = as_scipy(item[0]), item[1]
+            if not hasattr(rows, "dtype"):  # a list, or a frame, which has a type for each column
+                rows = np.asarray(rows)
             weights = item[2] if len(item) == 3 else None
             shape: tuple[int, ...] = tuple(getattr(rows, "shape", ()))
             expected = f"X of shape (n, {columns or 'D'})"
