@@ -97,10 +97,9 @@ def updated(
     count = len(inference.samples)
     em = replace(em, num_samples=count, method="samples", solve_tolerance=min(em.solve_tolerance, tolerance))
     route = choose_route(model, prior, solver, em, survey.numbers, log_evidence=bool(log_evidence))
-    route = replace(route, exact_traces=False)
     task = Task(
         solver, em, seed, count, survey, draw, tolerance, max_passes, route, say, keeps=True, seeds=kept.seeds,
-        sketch=kept.sketch, gamma_factor=_gamma_factor(inference),
+        sketch=kept.sketch, gamma_factor=None if route.exact_traces else _gamma_factor(inference),
     )  # fmt: skip
     state = EMState(replace(prior, guessed=False), model, start, followed)
     e_step = SampledEStep(task, model)
