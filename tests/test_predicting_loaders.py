@@ -93,6 +93,9 @@ def test_batches_are_taken_apart_as_the_fit_was_told() -> None:
     without = la.predict({"tokens": x} for x, _ in class_batches())
     assert without.targets is None
     torch.testing.assert_close(without.probs, expected.probs)
+    one, other = la.leave_one_out(given), la.leave_one_out(given, labels="labels")
+    assert torch.equal(one.leverage, other.leverage)
+    assert torch.equal(la.influence(given, given[0]).change, la.influence(given, given[0], labels="labels").change)
     triples = [(y, 0, x) for x, y in class_batches()]
     plain = laplace(classifier()).fit(triples, unpack=lambda batch: (batch[2], batch[0]))
     torch.testing.assert_close(plain.predict(iter(triples)).probs, expected.probs)

@@ -33,8 +33,6 @@ class Predicts(AboutTrainingData):
     def __init__(self) -> None:
         super().__init__()
         self._error: Tensor | None = None
-        self._labels: str | None = None
-        self._unpack: Unpack | None = None
         self._takes_lists = False
 
     def predict(
@@ -92,8 +90,7 @@ class Predicts(AboutTrainingData):
             A Predictive for each batch, with its targets where the loader has some.
         """
         self._fitted()
-        if labels is None and unpack is None:
-            labels, unpack = self._labels, self._unpack
+        labels, unpack = self._told(labels, unpack)
         self._progress.enter("predicting")
         shown = self._progress.sweep(loader, _length(loader))
         for inputs, targets in batches(shown, labels, unpack):

@@ -99,6 +99,12 @@ class AboutTrainingData(Fitted):
     def __init__(self) -> None:
         super().__init__()
         self._mode: Tensor | None = None
+        self._labels: str | None = None
+        self._unpack: Unpack | None = None
+
+    def _told(self, labels: str | None, unpack: Unpack | None) -> tuple[str | None, Unpack | None]:
+        """How batches are taken apart: as here, or else as the fit was told."""
+        return (self._labels, self._unpack) if labels is None and unpack is None else (labels, unpack)
 
     def _ranks_with(self, loader: Loader) -> Ranks | None:
         """The processes of the fit, which answer together; the loader must be of this one's part, as the fit's was.
@@ -123,14 +129,14 @@ class AboutTrainingData(Fitted):
 
         Args:
             loader: the data of the fit, in an order that stays.
-            labels: as for ``fit``.
+            labels: as for ``fit``; None: as the fit was told.
             unpack: as for ``fit``.
 
         Raises:
             RuntimeError: before fit.
             ValueError: for a posterior from a file, for other data, or for a shuffled loader.
         """
-        posterior, unpacked, asked = self._fitted(), unpacking(labels, unpack), self._asked
+        posterior, unpacked, asked = self._fitted(), unpacking(*self._told(labels, unpack)), self._asked
         ranks = self._ranks_with(loader)
         with (
             deferred_interrupts(), together(ranks, "leave-one-out"), apart(asked.model, said=True), freed_memory_kept(),
@@ -161,7 +167,7 @@ class AboutTrainingData(Fitted):
                 told, or (x, None), of whose outputs. Each number asked about costs about as much as one sample.
             measure: of outputs and targets, (n,) numbers to be told of in their place, such as margins.
             at: where gradients are taken: at the outputs of the "network", or of the linear model at its mode.
-            labels: as for ``fit``, for both.
+            labels: as for ``fit``, for both; None: as the fit was told.
             unpack: as for ``fit``, for both.
 
         Returns:
@@ -172,7 +178,7 @@ class AboutTrainingData(Fitted):
             ValueError: for a posterior from a file, training data that the fit has not had or that are shuffled, test
                 data that do not fit.
         """
-        posterior, unpacked, asked = self._fitted(), unpacking(labels, unpack), self._asked
+        posterior, unpacked, asked = self._fitted(), unpacking(*self._told(labels, unpack)), self._asked
         ranks = self._ranks_with(train)
         with (
             deferred_interrupts(), together(ranks, "influence"), apart(asked.model, said=True), freed_memory_kept(),
