@@ -17,8 +17,8 @@ _NO_FORWARD_MODE = (
     "generate_vmap_rule = True."
 )
 _EXPORTED = (
-    "An exported program takes the sizes it was exported for: export it with dynamic_shapes for the first axis, or pass "
-    "the nn.Module it was made from."
+    "An exported program takes the sizes it was exported for: export it with dynamic_shapes for the first axis, or "
+    "pass the nn.Module it was made from."
 )
 _REMEDIES = {
     "not implemented for '": "This device does not have that operation in that type: model.float(), or model.cpu().",

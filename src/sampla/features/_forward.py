@@ -60,7 +60,7 @@ class ForwardAt(Linearisation):
         if self._placed is None:
             given = self._features.point
             placed = side_by_side(self._features.layout, given)
-            self._placed = {name: placed[name] if each.is_contiguous() else each for name, each in given.items()}
+            self._placed = {n: placed[n] if _lies_by_rows(each) else each for n, each in given.items()}
         return self._placed
 
     @property
@@ -105,6 +105,11 @@ def recorded() -> Iterator[None]:
         disable_saved_tensors_hooks("a graph in forward mode does not go with saved tensor hooks"),
     ):
         yield
+
+
+def _lies_by_rows(tensor: Tensor) -> bool:
+    """Whether it does, or must: derivatives of convolutions in float64, which are torch's own, know nothing else."""
+    return tensor.is_contiguous() or tensor.dtype == torch.float64
 
 
 def from_the_start(vectors: Tensor) -> Tensor:
