@@ -146,6 +146,6 @@ def _require_finite_data(batch: Batch, likelihood: Likelihood) -> None:
     for tensor in input_tensors(batch.inputs):
         require_finite(tensor, f"inputs (data from {batch.position})", "Remove or impute them.")
     asked, counted = batch.targets, likelihood.counted(batch.targets)
-    if counted is not None and asked.is_floating_point():  # those left out may be NaN: its own check knows which may not
+    if counted is not None and asked.is_floating_point():  # those left out may be NaN: its own check knows of others
         asked = asked[~asked.isnan()]
     require_finite(asked, f"targets (data from {batch.position})", "Remove or impute them.")
