@@ -18,6 +18,7 @@ from helpers import class_batches, classifier, laplace, regression_batches, regr
 from sampla.core import checkpoint
 from sampla.features import NetworkFeatures
 from sampla.inference.report import FitReport
+from sampla.laplace import training_data
 from sampla.posterior.predictive import Predictive
 from sampla.posterior.width import FACTORS, Width, leave_one_out_width
 from sampla.posterior.width import _chosen as chosen_of
@@ -373,3 +374,14 @@ def test_a_quadratic_likelihood_keeps_ems_width_unless_the_data_tell_another(bes
     assert chosen_of(gaussian_scores(best, 1e-3), 0.1) == pytest.approx(
         min(best, 0.1), rel=0.01
     )  # others have a cover, and take the best
+
+
+@pytest.mark.parametrize("error", [2.0, float("inf"), float("nan")])
+def test_a_mode_that_was_not_found_decides_no_width(error, monkeypatch):
+    found = training_data.mode_of
+    monkeypatch.setattr(training_data, "mode_of", lambda *args: (1e3 * found(*args)[0], error))
+    la = laplace(classifier(), width="loo")
+    with pytest.warns(sampla.ConvergenceWarning, match=r"leave-one-out needs the linear model's mode.*width 1"):
+        la.fit(class_batches())
+    assert la.report_.width == Width().to_dict()
+    assert la.predict(class_batches()[0][0]).width == 1

@@ -128,7 +128,7 @@ def influence(
     say("checking the training data")
     _check_train(train, model)
     with one_of_each(stacklevel=5), model.data.kept_meanwhile():
-        asked = replace(asked, theta=None if at == "network" else mode_of(inference, _MODE_TOLERANCE, say)[None])
+        asked = replace(asked, theta=None if at == "network" else mode_of(inference, _MODE_TOLERANCE, say)[0][None])
         rows, solved = [], []
         for columns in asked.blocks(len(inference.samples)):
             solved.append(_solved(inference, model, columns, tolerance, max_passes, seed, say))

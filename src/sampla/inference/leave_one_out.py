@@ -144,7 +144,7 @@ def leave_one_out(
     )  # fmt: skip
     model = LinearModel(posterior.features, posterior.likelihood, data, chunks=inference.model.chunks)
     samples, width = posterior.samples, posterior.width
-    mean = mode_of(inference, tolerance, say) if mode is None else mode
+    mean = mode_of(inference, tolerance, say)[0] if mode is None else mode
     scale = width.scale if width.rule == "loo" or not at_mode else outputs_scale(model, mean)
     mix = mixing(seed, len(samples), torch.empty(0, dtype=torch.float32, device=model.features.device))
     parts: list[tuple[Tensor, Tensor, Tensor]] = []

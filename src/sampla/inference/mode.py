@@ -8,8 +8,8 @@ from sampla.inference.state import Inference
 from sampla.solvers import Jacobi, linear_mode
 
 
-def mode_of(inference: Inference, tolerance: float, say: Callable[[str], None]) -> Tensor:
-    """(P,) the mode of the linear model at the fit's hyperparameters, less the prior's mean.
+def mode_of(inference: Inference, tolerance: float, say: Callable[[str], None]) -> tuple[Tensor, float]:
+    """(P,) the mode of the linear model at the fit's hyperparameters, less the prior's mean, and its relative error.
 
     Args:
         inference: what the fit has left behind.
@@ -18,8 +18,8 @@ def mode_of(inference: Inference, tolerance: float, say: Callable[[str], None]) 
     """
     known = inference.mean_from_prior
     if known is not None:
-        return known
+        return known, inference.mean_error
     precision = inference.prior.diagonal
     near = Jacobi(inference.posed.diagonal + precision)
     found = linear_mode(inference.model, precision, near, tolerance=tolerance, check=True, say=say)
-    return found.value[0] * inference.prior.scale
+    return found.value[0] * inference.prior.scale, found.error

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from sampla.core.allocator import freed_memory_kept
-from sampla.core.checks import require
+from sampla.core.checks import complain, require
 from sampla.core.data import CheckedLoader
 from sampla.core.interrupts import deferred_interrupts
 from sampla.core.items import asked_about
@@ -40,6 +41,8 @@ TOO_MANY_SAMPLES = (
     "outputs for each input: predict fewer inputs at a time, or fit with a smaller num_samples."
 )
 """The same in predicting."""
+_KNOWN = 1.0
+"""Relative error of the linear mode above which nothing is made of it."""
 SAVED = "The posterior is lost with it, unless la.save(path) has written it: LinearisedLaplace.load(path, model)."
 """What there is to go on from where a fit is over."""
 
@@ -86,7 +89,14 @@ def found_width(
     if asked.width == "em":
         return Width(), None
     say("leave-one-out")
-    mode = mode_of(inference, asked.em.mode_tolerance, say)
+    mode, error = mode_of(inference, asked.em.mode_tolerance, say)
+    if not error <= _KNOWN:
+        complain(
+            "width", 0.0 if isnan(error) else error,
+            "width='loo' was asked for, and leave-one-out needs the linear model's mode, which was not found: "
+            "error bars are as wide as the posterior itself, width 1.",
+        )  # fmt: skip
+        return Width(), mode
     return leave_one_out_width(model, inference.samples, mode, asked.at_mode(model.likelihood), asked.seed), mode
 
 
