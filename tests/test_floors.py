@@ -80,7 +80,7 @@ FLOORS = (
     ("linear models: rows that Dask holds", "linear.dask_source"),
     ("linear models: what a first pass says of the columns, and what is taken off them", "linear.columns"),
     ("linear models: regression in closed form", "linear.closed_form"),
-    ("linear models: the other ways to answer", "linear.coefficients linear.newton linear.iterative"),
+    ("linear models: the other ways to answer", "linear.coefficients linear.logits linear.newton linear.iterative"),
     ("linear models: what scikit-learn passes, what is asked, what a fit says", "linear.inputs linear.settings"),
     (
         "what is asked of the types in it; attributes of its modules",

@@ -1,7 +1,7 @@
 """Bayesian logistic regression, binary and multi-class, as a scikit-learn estimator."""
 
 from dataclasses import dataclass, replace
-from math import log, pi, sqrt
+from math import log, pi
 from time import perf_counter
 from typing import Any
 
@@ -33,6 +33,7 @@ from sampla.linear.inputs import (
     is_chunks,
     seed_of,
 )
+from sampla.linear.logits import expected_sigmoid, logit_deviations
 from sampla.linear.newton import closed_laplace
 from sampla.linear.settings import LinearReport, Settings, SolverChoice, in_users_units
 from sampla.linear.sources import Source
@@ -47,8 +48,6 @@ _AT_ONCE = 2**22
 """Entries of rows and of what is made of them that a prediction holds together."""
 _INTERCEPT = 1e-6
 """Prior precision of the constants: next to none."""
-_WIDE = 3.0
-"""Standard deviation of a logit from which its average is taken over levels instead of deviations."""
 
 
 @dataclass(frozen=True)
@@ -358,7 +357,7 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         found = []
         for rows, _, _ in source.chunks(max(1, _AT_ONCE // (self._design.shape[0] + len(both) * outputs))):
             pushed = self._design.linearise((rows,)).jvp(both)
-            found.append(Predictive(pushed[0], _deviations(pushed[1:]), self._likelihood, self.predictive))
+            found.append(Predictive(pushed[0], logit_deviations(pushed[1:]), self._likelihood, self.predictive))
         return found
 
     def _averaged(self, predictive: Predictive) -> Tensor:
@@ -380,33 +379,6 @@ class BayesianLogisticRegression(ClassifierMixin, BaseEstimator):
         return tags
 
 
-def _deviations(root: Tensor) -> Tensor:
-    """Deviations that have each row's covariance, sum_k r_k r_k' of (k, n, C): C of them will do, for few classes."""
-    number, outputs = len(root), root.shape[-1]
-    if outputs**2 > number:
-        return root * sqrt(number)
-    each = root.movedim(0, -1)
-    values, vectors = torch.linalg.eigh(each @ each.mT)
-    deviations: Tensor = (vectors * (outputs * values.clamp_min(0)).sqrt().unsqueeze(-2)).movedim(-1, 0)
-    return deviations
-
-
 def _constants(outputs: int) -> Tensor:
     """(J, C): the one logit's own, or orthonormal contrasts, which is all that a softmax sees of C constants."""
     return torch.ones(1, 1) if outputs == 1 else torch.from_numpy(helmert(outputs))
-
-
-def expected_sigmoid(mean: Tensor, std: Tensor) -> Tensor:
-    """E sigmoid(mean + std z), z standard normal, to eleven digits and on the mean's side of a half.
-
-    By the trapezoidal rule, which converges exponentially for integrands that are analytic in a strip (Trefethen and
-    Weideman 2014): over z where std is small; else over l with the logistic density of Phi((mean - l) / std).
-    """
-    z = torch.linspace(-9.0, 9.0, 101, dtype=mean.dtype, device=mean.device)
-    weights = (-0.5 * z.square()).exp()
-    narrow = torch.tensordot((mean[..., None] + std[..., None].clamp_max(_WIDE) * z).sigmoid(), weights, dims=1)
-    level = torch.linspace(-39.0, 39.0, 131, dtype=mean.dtype, device=mean.device)
-    density = level.sigmoid() * (-level).sigmoid()
-    inside = torch.special.ndtr((mean[..., None] - level) / std[..., None].clamp_min(_WIDE))
-    wide = torch.tensordot(inside, density, dims=1)
-    return torch.where(std > _WIDE, wide / density.sum(), narrow / weights.sum())
