@@ -390,3 +390,16 @@ def test_one_input_without_the_axis_of_the_data_is_refused() -> None:
     with pytest.raises(ValueError, match=r"one row per datum, got \(3,\). Inputs have the data on their first axis"):
         la.predict(inputs()[0])
     assert len(la.predict(inputs()[0][None])) == 1
+
+
+@pytest.mark.parametrize("prior", [sampla.Isotropic(1.0, learn=False), "isotropic"])
+@pytest.mark.parametrize(
+    ("likelihood", "missing"),
+    [(sampla.Categorical(ignore_index=-1), -torch.ones(24, dtype=torch.long)),
+     (sampla.Gaussian(2.0, ignore_nan=True), torch.full((24, 3), float("nan"))),
+     (sampla.Poisson(ignore_nan=True), torch.full((24, 3), float("nan")))],
+)  # fmt: skip
+def test_targets_of_which_none_counts_are_refused(likelihood: Any, missing: Tensor, prior: Any) -> None:
+    """With a given prior the posterior would be that prior, and nothing would say so."""
+    with pytest.raises(ValueError, match=r"expected targets of which at least one counts, got none: all are left out"):
+        sampla.LinearisedLaplace(classifier(), likelihood, prior, progress=False).fit([(inputs(), missing)])

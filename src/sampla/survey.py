@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sampla.core.batch import Batch
-from sampla.core.checks import require_finite
+from sampla.core.checks import require, require_finite
 from sampla.core.chunks import Chunks
 from sampla.core.data import Data
 from sampla.core.inputs import describe_inputs, input_tensors
@@ -50,7 +50,7 @@ class FirstLook:
 
     def __init__(self, features: Features, likelihood: Likelihood, chunks: Chunks, *, unchecked: bool) -> None:
         self._features, self._likelihood, self._chunks, self._unchecked = features, likelihood, chunks, unchecked
-        self._outputs, self._numbers = 0.0, 0
+        self._outputs, self._numbers, self._targets = 0.0, 0, 0
         self._watch, self._copies = OutputWatch(likelihood), CopyWatch(likelihood)
         self._moments: list[Tensor] = []
         check_settings(likelihood)
@@ -79,6 +79,7 @@ class FirstLook:
         counted = batch.size if batch.weights is None else float(batch.weights.double().sum())
         self._numbers += outputs.numel()
         left, known = likelihood.residuals(outputs, batch.targets), likelihood.counted(batch.targets)
+        self._targets += batch.size if known is None else int(known.sum())
         if left is None or known is None:
             self._outputs += outputs[0].numel() * counted
         else:
@@ -96,13 +97,20 @@ class FirstLook:
         Args:
             data: whose minibatches these were.
             whole: whether these are all data; what the outputs of a few of them look like says nothing.
+
+        Raises:
+            ValueError: for targets that are all left out.
         """
         if whole:
             self._watch.warn()
             self._copies.warn()
         numbers = data.count_outputs(self._numbers)
-        (outputs,) = data.summed("outputs, weighted", torch.tensor(self._outputs, dtype=torch.float64))
-        self._outputs = float(outputs)
+        (sums,) = data.summed("outputs, weighted", torch.tensor([self._outputs, self._targets], dtype=torch.float64))
+        self._outputs = float(sums[0])
+        require(
+            float(sums[1]) > 0 or not whole, "targets of which at least one counts", "none: all are left out",
+            f"{type(self._likelihood).__name__} does so by NaN or ignore_index: check what stands for a missing one.",
+        )  # fmt: skip
         moments = self._all_moments(data)
         residual, target = data.summed("residuals", *moments) if moments else (None, None)
         entries = self._outputs - self._features.absorbed
