@@ -95,7 +95,11 @@ def test_batches_are_taken_apart_as_the_fit_was_told() -> None:
     torch.testing.assert_close(without.probs, expected.probs)
     one, other = la.leave_one_out(given), la.leave_one_out(given, labels="labels")
     assert torch.equal(one.leverage, other.leverage)
-    assert torch.equal(la.influence(given, given[0]).change, la.influence(given, given[0], labels="labels").change)
+    pair = {"tokens": given[0]["tokens"]}, given[0]["labels"]
+    expected_change = la.influence(given, given[0], labels="labels").change
+    for test in (given[0], pair):
+        assert torch.equal(la.influence(given, test).change, expected_change)
+    assert la.influence(given, (pair[0], None)).change.shape == (*expected_change.shape[:1], 3, len(labels()))
     triples = [(y, 0, x) for x, y in class_batches()]
     plain = laplace(classifier()).fit(triples, unpack=lambda batch: (batch[2], batch[0]))
     torch.testing.assert_close(plain.predict(iter(triples)).probs, expected.probs)

@@ -174,7 +174,8 @@ class AboutTrainingData(Fitted):
         Args:
             train: data of the fit, all or some (on each process of its part), not shuffled.
             test: one batch of test data as the loader has them: (x, y), of whose losses -log p(y | f) the change is
-                told, or (x, None), of whose outputs. Each number asked about costs about as much as one sample.
+                told, or (x, None), of whose outputs; pairs also where batches are mappings. Each number asked about
+                costs about as much as one sample.
             measure: of outputs and targets, (n,) numbers to be told of in their place, such as margins.
             at: where gradients are taken: at the outputs of the "network", or of the linear model at its mode.
             labels: as for ``fit``, for both; None: as the fit was told.
@@ -188,7 +189,9 @@ class AboutTrainingData(Fitted):
             ValueError: for a posterior from a file, training data that the fit has not had or that are shuffled, test
                 data that do not fit.
         """
-        posterior, unpacked, asked = self._fitted(), unpacking(*self._told(labels, unpack)), self._asked
+        posterior, asked, (labels, unpack) = self._fitted(), self._asked, self._told(labels, unpack)
+        unpacked = unpacking(labels, unpack)
+        of_test = None if labels is not None and isinstance(test, tuple) else unpacked  # named batches are no tuples
         ranks = self._ranks_with(train)
         with (
             deferred_interrupts(), together(ranks, "influence"), apart(asked.model, said=True), freed_memory_kept(),
@@ -199,6 +202,6 @@ class AboutTrainingData(Fitted):
             features, device = posterior.features, posterior.features.device
             data = CheckedLoader(train, device, self._progress, unpacked, posterior.likelihood.counted, ranks)
             return influence(
-                self._inference, features, data, asked_about(test, device, unpacked), measure=measure, at=at,
+                self._inference, features, data, asked_about(test, device, of_test), measure=measure, at=at,
                 tolerance=asked.tolerance, max_passes=asked.max_passes, seed=asked.seed, say=self._progress.enter,
             )  # fmt: skip
