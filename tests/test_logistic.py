@@ -164,6 +164,9 @@ def test_probabilities_in_closed_form_depend_on_no_samples(classes):
     settings = {"fit_intercept": False, "prior_precision": 0.7, "random_state": 0}
     few, many = (sampla.BayesianLogisticRegression(num_samples=k, **settings).fit(x, y) for k in (2, 50))
     np.testing.assert_array_equal(few.predict_proba(new), many.predict_proba(new))
+    # practically the same inputs have practically the same probabilities, though their average is over draws
+    beside = few.predict_proba(np.array([[t, 0.0, 1.0, 0.5] for t in np.linspace(-2e-3, 2e-3, 50)]))
+    assert np.abs(np.diff(beside, axis=0)).max() < 1e-3
     rng = np.random.default_rng(6)
     draws = rng.multivariate_normal(mode.ravel(), covariance, 200_000).reshape(200_000, 4, -1)
     logits = np.einsum("nd,sdc->snc", new, draws)

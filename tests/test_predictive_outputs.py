@@ -95,6 +95,7 @@ INDICES = [
     torch.tensor([3, 3]),
     np.array([2]),
     torch.arange(NUM_DATA) % 2 == 0,
+    (torch.arange(NUM_DATA) % 2).byte(),
     -2,
     np.int64(3),
     torch.tensor(-1),
@@ -108,6 +109,7 @@ def test_parts_are_the_predictive_at_these_inputs(index):
     pred = predictive(sampla.Categorical(), solve_error=randn(NUM_DATA), targets=torch.arange(NUM_DATA) % 3)
     taken = index if isinstance(index, slice) or len(np.shape(index)) else [int(index)]
     taken = np.array(taken, int) if isinstance(taken, list) else taken
+    taken = taken.bool() if isinstance(taken, torch.Tensor) and taken.dtype == torch.uint8 else taken  # a mask of old
     part, rows = pred[index], torch.from_numpy(np.arange(NUM_DATA)[taken])
     assert len(part) == len(rows)
     for name in ("mean", "probs", "std", "mutual_information", "solve_error", "targets"):

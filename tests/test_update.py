@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import sampla
 from cases import Problem, batches, small_network
 from dense import assert_covariance
-from helpers import class_batches, classifier, inputs, labels, laplace
+from helpers import class_batches, classifier, inputs, labels, laplace, regressor
 
 FIXED = sampla.Isotropic(30.0, learn=False)
 OLD = 128
@@ -218,3 +218,13 @@ def test_parameters_that_only_new_data_inform_are_refused() -> None:
     assert la.report_.dead_parameters
     with pytest.raises(ValueError, match=r"inform 'rarely\.weight' too, which the g-prior has taken out"):
         la.update([(inputs(8, 5) + 5, labels(8, 5))])
+
+
+def test_new_data_without_a_target_change_nothing() -> None:
+    """One batch of a stream may be such; all data of a fit may not."""
+    net, x, y = regressor(), inputs(24), torch.randn(24, 1, generator=torch.Generator().manual_seed(0))
+    options = {"prior": FIXED, "progress": False, "solver": "block-cg"}
+    la = sampla.LinearisedLaplace(net, sampla.Gaussian(2.0, ignore_nan=True), **options).fit([(x, y)])
+    before = flat(la)
+    la.update([(inputs(8, 5), torch.full((8, 1), float("nan")))])
+    torch.testing.assert_close(flat(la), before, rtol=1e-3, atol=1e-5)

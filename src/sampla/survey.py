@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
 
 from sampla.core.batch import Batch
-from sampla.core.checks import require, require_finite
+from sampla.core.checks import require_finite
 from sampla.core.chunks import Chunks
 from sampla.core.data import Data
 from sampla.core.inputs import describe_inputs, input_tensors
@@ -33,6 +34,8 @@ class Survey:
     where theta counts from that."""
     numbers: int = 0
     """N C, every datum counted once: at least the rank of M."""
+    targets: float = inf
+    """How many targets count (data, where the likelihood leaves none out); infinity where nobody has counted."""
 
 
 class FirstLook:
@@ -97,9 +100,6 @@ class FirstLook:
         Args:
             data: whose minibatches these were.
             whole: whether these are all data; what the outputs of a few of them look like says nothing.
-
-        Raises:
-            ValueError: for targets that are all left out.
         """
         if whole:
             self._watch.warn()
@@ -107,14 +107,10 @@ class FirstLook:
         numbers = data.count_outputs(self._numbers)
         (sums,) = data.summed("outputs, weighted", torch.tensor([self._outputs, self._targets], dtype=torch.float64))
         self._outputs = float(sums[0])
-        require(
-            float(sums[1]) > 0 or not whole, "targets of which at least one counts", "none: all are left out",
-            f"{type(self._likelihood).__name__} does so by NaN or ignore_index: check what stands for a missing one.",
-        )  # fmt: skip
         moments = self._all_moments(data)
         residual, target = data.summed("residuals", *moments) if moments else (None, None)
         entries = self._outputs - self._features.absorbed
-        return Survey(data.num_data, self._outputs, entries, residual, target, numbers)
+        return Survey(data.num_data, self._outputs, entries, residual, target, numbers, float(sums[1]))
 
     def _all_moments(self, data: Data) -> Sequence[Tensor]:
         """Those of the data on this process, or something in their place where only others have data."""

@@ -149,6 +149,10 @@ def prepared(
 
     Args: as for ``infer``, and survey: of the model.
     """
+    require(
+        survey.targets > 0, "targets of which at least one counts", "none: all are left out",
+        f"{type(model.likelihood).__name__} does so by NaN or ignore_index: check what stands for a missing one.",
+    )  # fmt: skip
     if survey.residual is not None:
         _require_informative(model.likelihood, survey, prior.learn, model.features.like.dtype)
         model = model.replaced(likelihood=model.likelihood.started(survey.residual, survey.entries))

@@ -138,6 +138,7 @@ def _both(old: Survey, new: Survey) -> Survey:
     return Survey(
         old.num_data + new.num_data, old.outputs + new.outputs, old.entries + new.outputs,
         total(old.residual, new.residual), total(old.target, new.target), old.numbers + new.numbers,
+        old.targets + new.targets,
     )  # fmt: skip
 
 

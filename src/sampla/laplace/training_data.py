@@ -41,8 +41,8 @@ TOO_MANY_SAMPLES = (
     "outputs for each input: predict fewer inputs at a time, or fit with a smaller num_samples."
 )
 """The same in predicting."""
-_KNOWN = 1.0
-"""Relative error of the linear mode above which nothing is made of it."""
+_KNOWN = 10.0
+"""Relative error of the linear mode above which nothing is made of it; of a mode of nearly nothing it is a few."""
 SAVED = "The posterior is lost with it, unless la.save(path) has written it: LinearisedLaplace.load(path, model)."
 """What there is to go on from where a fit is over."""
 
@@ -116,6 +116,18 @@ class AboutTrainingData(Fitted):
         """How batches are taken apart: as here, or else as the fit was told."""
         return (self._labels, self._unpack) if labels is None and unpack is None else (labels, unpack)
 
+    def _apart(self, labels: str | None, unpack: Unpack | None) -> Unpack | None:
+        """The same as a function, which leaves pairs as they are where nothing is said here."""
+        told, here = unpacking(*self._told(labels, unpack)), labels is not None or unpack is not None
+        if told is None or here:
+            return told
+
+        def apart(batch: Any) -> tuple[Any, Any]:
+            pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+            return (batch[0], batch[1]) if pair else told(batch)
+
+        return apart
+
     def _ranks_with(self, loader: Loader) -> Ranks | None:
         """The processes of the fit, which answer together; the loader must be of this one's part, as the fit's was.
 
@@ -139,14 +151,14 @@ class AboutTrainingData(Fitted):
 
         Args:
             loader: the data of the fit, in an order that stays.
-            labels: as for ``fit``; None: as the fit was told.
+            labels: as for ``fit``; None: as the fit was told, and pairs as they are.
             unpack: as for ``fit``.
 
         Raises:
             RuntimeError: before fit.
             ValueError: for a posterior from a file, for other data, or for a shuffled loader.
         """
-        posterior, unpacked, asked = self._fitted(), unpacking(*self._told(labels, unpack)), self._asked
+        posterior, unpacked, asked = self._fitted(), self._apart(labels, unpack), self._asked
         ranks = self._ranks_with(loader)
         with (
             deferred_interrupts(), together(ranks, "leave-one-out"), apart(asked.model, said=True), freed_memory_kept(),
@@ -174,11 +186,10 @@ class AboutTrainingData(Fitted):
         Args:
             train: data of the fit, all or some (on each process of its part), not shuffled.
             test: one batch of test data as the loader has them: (x, y), of whose losses -log p(y | f) the change is
-                told, or (x, None), of whose outputs; pairs also where batches are mappings. Each number asked about
-                costs about as much as one sample.
+                told, or (x, None), of whose outputs. Each number asked about costs about as much as one sample.
             measure: of outputs and targets, (n,) numbers to be told of in their place, such as margins.
             at: where gradients are taken: at the outputs of the "network", or of the linear model at its mode.
-            labels: as for ``fit``, for both; None: as the fit was told.
+            labels: as for ``fit``, for both; None: as the fit was told, and pairs as they are.
             unpack: as for ``fit``, for both.
 
         Returns:
@@ -189,9 +200,7 @@ class AboutTrainingData(Fitted):
             ValueError: for a posterior from a file, training data that the fit has not had or that are shuffled, test
                 data that do not fit.
         """
-        posterior, asked, (labels, unpack) = self._fitted(), self._asked, self._told(labels, unpack)
-        unpacked = unpacking(labels, unpack)
-        of_test = None if labels is not None and isinstance(test, tuple) else unpacked  # named batches are no tuples
+        posterior, unpacked, asked = self._fitted(), self._apart(labels, unpack), self._asked
         ranks = self._ranks_with(train)
         with (
             deferred_interrupts(), together(ranks, "influence"), apart(asked.model, said=True), freed_memory_kept(),
@@ -202,6 +211,6 @@ class AboutTrainingData(Fitted):
             features, device = posterior.features, posterior.features.device
             data = CheckedLoader(train, device, self._progress, unpacked, posterior.likelihood.counted, ranks)
             return influence(
-                self._inference, features, data, asked_about(test, device, of_test), measure=measure, at=at,
+                self._inference, features, data, asked_about(test, device, unpacked), measure=measure, at=at,
                 tolerance=asked.tolerance, max_passes=asked.max_passes, seed=asked.seed, say=self._progress.enter,
             )  # fmt: skip

@@ -16,7 +16,8 @@ def logit_deviations(root: Tensor) -> Tensor:
         return root * sqrt(number)
     each = root.movedim(0, -1)
     values, vectors = torch.linalg.eigh(each @ each.mT)
-    deviations: Tensor = (vectors * (outputs * values.clamp_min(0)).sqrt().unsqueeze(-2)).movedim(-1, 0)
+    half = vectors * (outputs * values.clamp_min(0)).sqrt().unsqueeze(-2)
+    deviations: Tensor = (half @ vectors.mT).movedim(-1, 0)  # the symmetric root, which is continuous in the row
     return deviations
 
 

@@ -31,6 +31,7 @@ def _numbers(rows: Any, count: int) -> Tensor:
     if isinstance(rows, tuple):
         raise TypeError("expected a slice, list or mask of data, got several: outputs are chosen of mean, std, ...")
     found = torch.as_tensor(rows)
+    found = found.bool() if found.dtype == torch.uint8 and found.ndim else found  # as torch takes it
     mask, empty = found.dtype == torch.bool, found.numel() == 0
     if found.ndim > 1 or (found.is_floating_point() and not empty) or (mask and found.ndim == 0):
         got = f"{tuple(found.shape)} {found.dtype}"

@@ -221,9 +221,7 @@ def load_posterior(
     features = NetworkFeatures(network, names, facts.get("output"), products, vectors_on=vectors_on, call=call)
     samples = tensors["samples"].to(features.like)
     if likelihood is not None:
-        kind, own_kind = facts["likelihood"]["name"], likelihood.config()["name"]
-        fix = "Leave likelihood out: the file has it, unless it is of a class of your own."
-        require(kind == own_kind, f"likelihood {kind}, that of the fit", own_kind, fix)
+        _require_kind(likelihood, facts["likelihood"].get("name"))
     noise = facts["fit"].get("noise_precision")
     if likelihood is not None and likelihood.learns_noise and noise is not None:
         likelihood = likelihood.with_noise(torch.tensor(noise, dtype=torch.float64))
@@ -249,6 +247,14 @@ def _require_weights(path: str | Path, network: nn.Module, expected: str, dtypes
         "Load the network's own state_dict first: a posterior is about one set of trained weights"
         + (", and a type with fewer digits rounds them." if other else "."),
     )
+
+
+def _require_kind(likelihood: Likelihood, name: str | None) -> None:
+    """Refuse another likelihood than a built-in one that the file names; one of its subclasses will do."""
+    kinds = {kind.__name__ for kind in type(likelihood).__mro__}
+    known = name in (*_BUILT_IN, "Gaussian", "Heads")
+    fix = "Leave likelihood out: the file has it, unless it is of a class of your own."
+    require(not known or name in kinds, f"likelihood {name}, that of the fit", type(likelihood).__name__, fix)
 
 
 def _rebuilt(config: dict[str, Any], path: str | Path) -> Likelihood:
