@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from math import log
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import dense
 import sampla
 from cases import FULL_NOISE, LIKELIHOODS, Problem, build_tiny
 from dense import Evidence, Hyper
-from sampla.inference import e_step
+from sampla.inference import e_step, final
 from sampla.inference.checkpointing import save_state
 from sampla.inference.report import FitReport
 from sampla.laplace import linearised as front_door
@@ -435,3 +436,12 @@ def test_the_report_of_a_fit_has_its_lines_and_survives_json(tiny):
     assert la.report_.mean_error < 0.02
     assert len(la.report_.sample_errors) == 16
     assert la.report_.noise_error[0] > 0
+
+
+def test_an_error_of_the_mode_that_overflows_leaves_the_evidence_open():
+    """It is measured in floats of Python, whose power raises where a product is infinite."""
+    state = SimpleNamespace(
+        prior=SimpleNamespace(diagonal=torch.ones(3)), model=SimpleNamespace(likelihood=sampla.Poisson())
+    )
+    assert final._excess(state, None, torch.ones(3), 1e200) == float("inf")
+    assert final._excess(state, None, torch.ones(3), 0.1) == pytest.approx(0.015)

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 import sampla
 from dense_linear import logistic_reference
+from sampla.linear.logits import logit_deviations
 
 
 def problem(classes, rows=120, columns=4, seed=0):
@@ -164,9 +165,6 @@ def test_probabilities_in_closed_form_depend_on_no_samples(classes):
     settings = {"fit_intercept": False, "prior_precision": 0.7, "random_state": 0}
     few, many = (sampla.BayesianLogisticRegression(num_samples=k, **settings).fit(x, y) for k in (2, 50))
     np.testing.assert_array_equal(few.predict_proba(new), many.predict_proba(new))
-    # practically the same inputs have practically the same probabilities, though their average is over draws
-    beside = few.predict_proba(np.array([[t, 0.0, 1.0, 0.5] for t in np.linspace(-2e-3, 2e-3, 50)]))
-    assert np.abs(np.diff(beside, axis=0)).max() < 1e-3
     rng = np.random.default_rng(6)
     draws = rng.multivariate_normal(mode.ravel(), covariance, 200_000).reshape(200_000, 4, -1)
     logits = np.einsum("nd,sdc->snc", new, draws)
@@ -177,3 +175,14 @@ def test_probabilities_in_closed_form_depend_on_no_samples(classes):
         shares = np.exp(logits - logits.max(-1, keepdims=True))
         expected = (shares / shares.sum(-1, keepdims=True)).mean(0)
         np.testing.assert_allclose(few.predict_proba(new), expected, atol=0.02)
+
+
+def test_the_root_of_a_covariance_is_continuous():
+    """Averages over the same draws are alike for inputs that are: eigenvectors of equal variances turn at random."""
+    root = torch.zeros(9, 2, 3, dtype=torch.float64)
+    root[:3] = torch.eye(3).double()[:, None]  # variances of one for all classes
+    root[3] = 1e-6 * torch.tensor([[1.0, -2.0, 0.5], [-1.0, 0.3, 2.0]])
+    deviations = logit_deviations(root)
+    covariance = torch.einsum("knc,knd->ncd", root, root)
+    torch.testing.assert_close(torch.einsum("knc,knd->ncd", deviations, deviations) / 3, covariance)
+    assert float((deviations[:, 0] - deviations[:, 1]).abs().max()) < 1e-9

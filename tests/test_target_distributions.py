@@ -316,16 +316,3 @@ def test_the_spread_of_student_targets_is_that_of_their_distribution() -> None:
         expected = width**2 * deviations.square().mean(0) + 0.3**2 * 5 / 3
         torch.testing.assert_close(pred.variance_total, expected)
         torch.testing.assert_close(pred.distribution().variance, expected, rtol=0.05, atol=0)
-
-
-@pytest.mark.filterwarnings("ignore::sampla.ConvergenceWarning")
-def test_a_mode_that_is_not_found_among_large_counts_is_no_crash() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.linspace(-1, 1, 100, dtype=torch.float64)[:, None]
-    y = (1e6 * (1 + 0.3 * torch.sin(3 * x)) * (1 + 0.3 * torch.rand(100, 1, generator=generator))).round()
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)).double().eval()
-    with torch.no_grad():
-        model[2].bias.fill_(14.0)
-    la = sampla.LinearisedLaplace(model, sampla.NegativeBinomial(10.0), "isotropic", num_samples=4, progress=False)
-    assert torch.isfinite(la.fit([(x, y)]).predict(x).deviations).all()

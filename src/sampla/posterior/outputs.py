@@ -249,9 +249,10 @@ class Outputs:
         return {name: each for name, each in every.items() if each is not None}
 
     def _require_likelihood(self, other: "Outputs") -> None:
+        if self.likelihood is other.likelihood:  # as of a loader's batches, thousands perhaps
+            return
         own, theirs = self.likelihood.config(), other.likelihood.config()
-        fix = "Predictions of one posterior go together."
-        require(self.likelihood is other.likelihood or own == theirs, f"predictions with {own}", f"{theirs}", fix)
+        require(own == theirs, f"predictions with {own}", f"{theirs}", "Predictions of one posterior go together.")
 
     def _require_like(self, other: "Outputs") -> None:
         def facts(of: "Outputs") -> tuple[Any, ...]:
