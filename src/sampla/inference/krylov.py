@@ -9,6 +9,7 @@ with one start vector only: a block can be on the wrong side, by little. V with 
 V' (T + alpha)^-1 V b starts a solve.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, Self
@@ -202,7 +203,7 @@ class KrylovSpace:
         """
         values, vectors = self.spectrum
         level = 0.0 if self.exact or not len(values) else float(values.quantile(_TAIL))
-        return Sketch(self.basis, (vectors * values) @ vectors.mT, level)
+        return Sketch(self.basis, (vectors * values) @ vectors.mT, level, bool(self.exact))
 
     def determined(self, ratio: float) -> Tensor:
         """(P,) the diagonal of (M + ratio)^-1 M, where the space holds the whole range of M."""
@@ -222,26 +223,48 @@ class KrylovSpace:
 
     def grown(self, model: Multiplies) -> Self:
         """One more application of M, for as many products as there are following rows."""
-        slices = self.basis.slices
-        rest = model.curvature_product(slices.whole(self.following))
-        lengths, rest = dots(rest, rest).sqrt(), slices.own(rest)
         basis = self.basis.added(self.following)
         added, size = len(self.following), len(basis)
-        inner = gram(basis, rest).cpu()  # (m, j)
-        basis.add_to(rest, -inner.mT)
-        basis.add_to(rest, -gram(basis, rest).mT)
-        following, coupling = orthonormal(rest, lengths, slices)
-        del rest
-        basis.add_to(following, -gram(basis, following).mT)  # short remainders are mostly rounding otherwise,
-        following, again = orthonormal(following, slices=slices)  # and have become shorter now
+        inner, following, coupling = _continued(basis, [self.following], model)
         whole = pad(self.gram, (0, added, 0, added))
         whole[:, size - added :] = inner
         whole[size - added :, :] = inner.mT
         start = self.start if self.iterations == 0 else pad(self.start, (0, 0, 0, added))
         return replace(
-            self, basis=basis, gram=(whole + whole.mT) / 2, following=following, coupling=(again @ coupling).mT.cpu(),
+            self, basis=basis, gram=(whole + whole.mT) / 2, following=following, coupling=coupling,
             start=start, widths=(*self.widths, added),
         )  # fmt: skip
+
+
+def _continued(basis: Stack, rows: Sequence[Tensor], model: Multiplies) -> tuple[Tensor, Tensor, Tensor]:
+    """What M makes of some rows W of a basis V: V M W', what V lacks of it as the next rows, and W M on these."""
+    slices = basis.slices
+    products = [model.curvature_product(slices.whole(part)) for part in rows]
+    rest = products[0] if len(products) == 1 else torch.cat(products)
+    del products
+    lengths, rest = dots(rest, rest).sqrt(), slices.own(rest)
+    inner = gram(basis, rest).cpu()  # (m, j)
+    basis.add_to(rest, -inner.mT)
+    basis.add_to(rest, -gram(basis, rest).mT)
+    following, coupling = orthonormal(rest, lengths, slices)
+    del rest
+    basis.add_to(following, -gram(basis, following).mT)  # short remainders are mostly rounding otherwise,
+    following, again = orthonormal(following, slices=slices)  # and have become shorter now
+    return inner, following, (again @ coupling).mT.cpu()
+
+
+def krylov_space_beside(known: Sketch, added: Multiplies, draws: int) -> KrylovSpace:
+    """The space of M + N begun from the whole range of M, where M is known: no product but those with N.
+
+    Args:
+        known: M, with all of its range.
+        added: N.
+        draws: how many start vectors there are to be, of which it says nothing: the space serves once it is ``exact``.
+    """
+    basis, size = known.basis, len(known.basis)
+    inner, following, coupling = _continued(basis, [part for part in basis.parts if len(part)], added)
+    whole = known.gram.cpu() + (inner + inner.mT) / 2
+    return KrylovSpace(basis, whole, following, coupling, whole.new_zeros(size, draws), (size,))
 
 
 def krylov_space(start: Tensor, slices: Slices | None = None) -> KrylovSpace:

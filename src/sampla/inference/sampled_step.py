@@ -158,9 +158,18 @@ class SampledEStep(EStep):
         )  # fmt: skip
 
     def _sketch(self, state: EMState) -> Sketch | None:
-        """What an earlier fit has seen of M, in the present noise, where the solver has a use for it."""
+        """M itself where EM has found its range, or what an earlier fit has seen of it, in the present noise.
+
+        None where the solver has no use for it.
+        """
         sketch, likelihood = self.task.sketch, state.model.likelihood
-        if sketch is None or not self.task.route.solver_uses_space:
+        if not self.task.route.solver_uses_space:
+            return None
+        if self._range is not None and not self.task.route.moves_curvature:
+            factor = likelihood.factor_over(self._first)
+            if factor is not None or self._range[0] is state.model:
+                return self._range[1].sketch().times(1.0 if factor is None else factor)
+        if sketch is None:
             return None
         return sketch if likelihood is self._first else sketch.times(likelihood.factor_over(self._first) or 1.0)
 
@@ -198,7 +207,8 @@ class SampledEStep(EStep):
         draw = self._draw if factor is None else self.task.draw
         if self._range is None or (factor is None and self._range[0] is not state.model):
             start, unseen = draw.data_part.tensor_split([self.task.em_samples])
-            space = krylov_space(start, model.slices)
+            known = self.task.space if self._range is None else None
+            space, unseen = (krylov_space(start, model.slices), unseen) if known is None else (known, draw.data_part)
             self._range = state.model, grown_to_range(self.task, model, space, unseen, label)
         space = self._range[1]
         return ExactPosterior(space if factor is None else space.times(factor), state.prior.diagonal)

@@ -94,6 +94,8 @@ class Task:
     """Of the prior's noise, where the samples have been drawn at several times; empty: ``seed`` is of all."""
     sketch: Sketch | None = None
     """Of M, from before new data were added to them."""
+    space: KrylovSpace | None = None
+    """Of M, where the range of what it was before is in it already: to be grown to the whole range."""
     gamma_factor: Tensor | None = None
     """(G,) what the samples' gamma is multiplied by: a better estimate of the old data's over what the samples told of
     it, whose errors are the same."""

@@ -23,6 +23,7 @@ from sampla.core.checks import one_of_each, require
 from sampla.core.data import CheckedLoader
 from sampla.inference.evidence import effective_dimension
 from sampla.inference.infer import finished, maximised, solved
+from sampla.inference.krylov import krylov_space_beside
 from sampla.inference.route import choose_route
 from sampla.inference.sampled_step import SampledEStep
 from sampla.inference.settings import EM
@@ -89,17 +90,21 @@ def updated(
     data = old.joined(new)
     share = new.num_data / data.num_data
     start, followed = _start(inference, fresh), _mode(inference, fresh, mode, share)
+    count = len(inference.samples)
+    em = replace(em, num_samples=count, method="samples", solve_tolerance=min(em.solve_tolerance, tolerance))
+    route = choose_route(fresh, prior, solver, em, survey.numbers, log_evidence=bool(log_evidence))
+    space = None
+    if route.exact_traces and route.learns and kept.sketch is not None and kept.sketch.whole:
+        say("what the new data add to the range of the old")
+        space = krylov_space_beside(kept.sketch, fresh, count)
     ledger = Ledger(own.ledger.products + share * fresh.ledger.products)
     model = LinearModel(own.features, own.likelihood, data, ledger, own.chunks, exact=True)
     draw = NoiseDraw(
         kept.data_part + data_part * prior.scale, inference.posed.diagonal + diagonal * prior.scale.square()
     )
-    count = len(inference.samples)
-    em = replace(em, num_samples=count, method="samples", solve_tolerance=min(em.solve_tolerance, tolerance))
-    route = choose_route(model, prior, solver, em, survey.numbers, log_evidence=bool(log_evidence))
     task = Task(
         solver, em, seed, count, survey, draw, tolerance, max_passes, route, say, keeps=True, seeds=kept.seeds,
-        sketch=kept.sketch, gamma_factor=None if route.exact_traces else _gamma_factor(inference),
+        sketch=kept.sketch, space=space, gamma_factor=None if route.exact_traces else _gamma_factor(inference),
     )  # fmt: skip
     state = EMState(replace(prior, guessed=False), model, start, followed)
     e_step = SampledEStep(task, model)

@@ -46,10 +46,12 @@ class Sketch:
     """(m, m) T = V M V', float64, positive semi-definite."""
     tail: float
     """c, the level of M outside the basis."""
+    whole: bool = False
+    """Whether this is M itself, because the basis holds the whole of its range."""
 
     def times(self, factor: float) -> "Sketch":
         """Of M times a factor."""
-        return Sketch(self.basis, self.gram * factor, self.tail * factor)
+        return Sketch(self.basis, self.gram * factor, self.tail * factor, self.whole)
 
     def at(self, precision: Tensor) -> "LowRank":
         """The preconditioner for H = M + diag(precision)."""

@@ -51,6 +51,8 @@ class Seen:
         """
         if not self.vectors and known is None:
             return None
+        if known is not None and known.whole and scale is None:  # nothing is left to be learnt
+            return known
         rows = Stack([*(known.basis.parts if known is not None else ()), *self.vectors], self.slices)
         count = 0 if known is None else len(known.basis)
         core = torch.zeros(len(rows), len(rows), dtype=torch.float64)
